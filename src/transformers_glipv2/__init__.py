@@ -1,0 +1,1 @@
+"""Open GLIPv2 for Hugging Face transformers."""

@@ -1,0 +1,712 @@
+"""
+GLIPv2 models.
+
+From the paper ("GLIPv2: Unifying Localization and Vision-Language Understanding", Zhang et al., NeurIPS 2022) to the code:
+
+| paper                                                     | here                                                 |
+|-----------------------------------------------------------|------------------------------------------------------|
+| Enc_V, the picture's features O0 (section 3.1)            | `GLIPv2Model.get_image_features`, `GLIPv2FeaturePyramid` |
+| Enc_L, the words' features P0 (section 3.1)               | `GLIPv2Model.get_text_features`                      |
+| Enc_VL, deep fusion (section 3.1; GLIP section 3.2)       | `GLIPv2TowerLayer` (`fusion.py`, `dyhead.py`)        |
+| S = O P^T, boxes, centerness (equation 2)                 | `GLIPv2DetectionHead`                                |
+| L_loc + L_intra (equations 1 and 2)                       | `GLIPv2ForObjectDetection.detection_loss`            |
+| L_inter, region-word contrast over the batch (section 3.2) | `GLIPv2ContrastiveHead`                             |
+| L_mlm (section 3.2)                                       | `GLIPv2MaskedLMHead`                                 |
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import drop_block2d
+from transformers import AutoBackbone, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
+from .configuration_glipv2 import GLIPv2Config
+from .dyhead import GLIPv2DyConv, init_dyconv
+from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
+from .losses import detection_losses, detection_targets, inter_image_contrastive_loss, masked_lm_loss
+from .text_cache import TextFeatureCache
+
+
+FeatureMaps = tuple[torch.Tensor, ...]
+
+
+# Outputs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class GLIPv2ImageFeatures(ModelOutput):
+    """
+    What `get_image_features` gives and the `image_features` argument takes.
+
+    Args:
+        feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
+            P3..P7 before fusion.
+        image_sizes (`torch.LongTensor` of shape `(batch, 2)`):
+            Height and width in pixels of each un-padded (resized) picture.
+    """
+
+    feature_maps: FeatureMaps | None = None
+    image_sizes: torch.LongTensor | None = None
+
+
+@dataclass
+class GLIPv2ModelOutput(ModelOutput):
+    """
+    Output of `GLIPv2Model`.
+
+    Args:
+        fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
+            P3..P7 after fusion.
+        fused_text (`torch.FloatTensor` of shape `(batch, tokens, text_dim)`):
+            Words after fusion.
+        feature_maps (as `fused_feature_maps`), text_features (as `fused_text`):
+            The same before fusion.
+        image_sizes (`torch.LongTensor` of shape `(batch, 2)`):
+            Height and width in pixels of each un-padded (resized) picture.
+        attention_mask (`torch.LongTensor` of shape `(batch, tokens)`):
+            1 for words, 0 for padding.
+        hidden_states (`tuple` of `torch.FloatTensor` of shape `(batch, tokens, text_dim)`, with `output_hidden_states`):
+            The words before the first and after each tower layer.
+        vision_hidden_states (`tuple` of tuples as `feature_maps`, with `output_hidden_states`):
+            The maps before the first and after each tower layer.
+        attentions (`tuple` of pairs of `torch.FloatTensor` of shape `(batch, heads, locations, tokens)` and
+            `(batch, heads, tokens, locations)`, with `output_attentions`):
+            What each location attends to in the text and each word in the picture, one pair a fusion.
+    """
+
+    fused_feature_maps: FeatureMaps | None = None
+    fused_text: torch.FloatTensor | None = None
+    feature_maps: FeatureMaps | None = None
+    text_features: torch.FloatTensor | None = None
+    image_sizes: torch.LongTensor | None = None
+    attention_mask: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    vision_hidden_states: tuple[FeatureMaps, ...] | None = None
+    attentions: tuple[tuple[torch.FloatTensor, torch.FloatTensor], ...] | None = None
+
+
+# A dataclass lists the fields of its last base first, so heads put their own fields (the loss first of all) before those
+# of the model by naming `GLIPv2ModelOutput` as the first base.
+
+
+@dataclass
+class GLIPv2DetectionFields(ModelOutput):
+    """
+    What the detection head adds.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `labels`):
+            Weighted sum of `loss_dict`.
+        loss_dict (`dict[str, torch.FloatTensor]`, with `labels`):
+            The unweighted losses by name.
+        logits (`torch.FloatTensor` of shape `(batch, anchors, tokens)`):
+            S = O P^T before the sigmoid. Anchors run over all levels, P3 first, row-major.
+        centerness (`torch.FloatTensor` of shape `(batch, anchors)`):
+            Before the sigmoid.
+        box_deltas (`torch.FloatTensor` of shape `(batch, anchors, 4)`):
+            Boxes coded against the anchors.
+        pred_boxes (`torch.FloatTensor` of shape `(batch, anchors, 4)`):
+            Centre x, centre y, width, height in [0, 1] of each un-padded picture.
+        level_shapes (`torch.LongTensor` of shape `(5, 2)`):
+            Height and width of each level's map.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_dict: dict[str, torch.FloatTensor] | None = None
+    logits: torch.FloatTensor | None = None
+    centerness: torch.FloatTensor | None = None
+    box_deltas: torch.FloatTensor | None = None
+    pred_boxes: torch.FloatTensor | None = None
+    level_shapes: torch.LongTensor | None = None
+
+
+@dataclass
+class GLIPv2ObjectDetectionOutput(GLIPv2ModelOutput, GLIPv2DetectionFields):
+    """Output of `GLIPv2ForObjectDetection`: `GLIPv2DetectionFields`, then `GLIPv2ModelOutput`."""
+
+
+@dataclass
+class GLIPv2PreTrainingOutput(GLIPv2ObjectDetectionOutput):
+    """
+    Output of `GLIPv2ForPreTraining`: as `GLIPv2ObjectDetectionOutput`, and
+
+    Args:
+        mlm_logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`):
+            Scores of every word of the vocabulary at every place.
+    """
+
+    mlm_logits: torch.FloatTensor | None = None
+
+
+@dataclass
+class GLIPv2MaskedLMFields(ModelOutput):
+    """
+    What the masked-word head adds.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `labels`):
+            Cross entropy over the masked words.
+        logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`):
+            Scores of every word of the vocabulary at every place.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+@dataclass
+class GLIPv2MaskedLMOutput(GLIPv2ModelOutput, GLIPv2MaskedLMFields):
+    """Output of `GLIPv2ForMaskedLM`: `GLIPv2MaskedLMFields`, then `GLIPv2ModelOutput`."""
+
+
+# Blocks --------------------------------------------------------------------------------------------------------------
+
+
+def flatten_levels(feature_maps: FeatureMaps) -> torch.Tensor:
+    """Maps `(batch, channels, H_l, W_l)` to one sequence `(batch, locations, channels)`, P3 first, row-major."""
+    return torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in feature_maps], dim=1)
+
+
+def split_levels(sequence: torch.Tensor, level_shapes: list[tuple[int, int]]) -> FeatureMaps:
+    """The inverse of `flatten_levels`: `(batch, locations, channels)` to maps `(batch, channels, H_l, W_l)`."""
+    levels = sequence.split([height * width for height, width in level_shapes], dim=1)
+    return tuple(
+        level.unflatten(1, shape).permute(0, 3, 1, 2) for level, shape in zip(levels, level_shapes, strict=True)
+    )
+
+
+def padding_masks(
+    image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
+) -> tuple[torch.Tensor, ...]:
+    """
+    Where each level's map lies in the picture rather than in its padding.
+
+    Args:
+        image_sizes: `(batch, 2)`, height and width in pixels of each un-padded picture.
+        level_shapes: height and width of each level's map.
+        strides: pixels between locations of each level.
+
+    Returns:
+        One boolean tensor `(batch, H_l, W_l)` a level.
+    """
+    masks = []
+    for (height, width), stride in zip(level_shapes, strides, strict=True):
+        rows = torch.arange(height, device=image_sizes.device) * stride < image_sizes[:, :1]
+        columns = torch.arange(width, device=image_sizes.device) * stride < image_sizes[:, 1:]
+        masks.append(rows[:, :, None] & columns[:, None, :])
+    return tuple(masks)
+
+
+def zero_padding(feature_maps: FeatureMaps, masks: tuple[torch.Tensor, ...] | None) -> FeatureMaps:
+    """Sets the padding of each map to zero; `masks` as `padding_masks` gives them, `None` leaves the maps alone."""
+    if masks is None:
+        return feature_maps
+    return tuple(feature_map * mask[:, None] for feature_map, mask in zip(feature_maps, masks, strict=True))
+
+
+class GLIPv2FeaturePyramid(nn.Module):
+    """The backbone's three maps to P3..P7: lateral 1x1, nearest upsampling, 3x3 outputs, two strided convolutions."""
+
+    def __init__(self, config: GLIPv2Config, in_channels: list[int]):
+        super().__init__()
+        self.drop_block_prob = config.drop_block_prob
+        self.drop_block_size = config.drop_block_size
+        self.lateral_convs = nn.ModuleList(nn.Conv2d(channels, config.d_model, 1) for channels in in_channels)
+        self.output_convs = nn.ModuleList(nn.Conv2d(config.d_model, config.d_model, 3, padding=1) for _ in in_channels)
+        self.p6 = nn.Conv2d(config.d_model, config.d_model, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(config.d_model, config.d_model, 3, stride=2, padding=1)
+
+    def forward(self, backbone_maps: FeatureMaps) -> FeatureMaps:
+        """`(batch, channels_l, H_l, W_l)` at strides 8, 16, 32 to `(batch, d_model, H_l, W_l)` at strides 8..128."""
+        laterals = [conv(feature_map) for conv, feature_map in zip(self.lateral_convs, backbone_maps, strict=True)]
+        merged = [laterals[-1]]
+        for lateral in reversed(laterals[:-1]):
+            merged.insert(0, lateral + F.interpolate(merged[0], size=lateral.shape[-2:], mode="nearest"))
+        # The top level is never dropped.
+        merged[:-1] = [
+            drop_block2d(level, self.drop_block_prob, self.drop_block_size, training=self.training)
+            for level in merged[:-1]
+        ]
+        p3, p4, p5 = (conv(level) for conv, level in zip(self.output_convs, merged, strict=True))
+        p6 = self.p6(p5)
+        return p3, p4, p5, p6, self.p7(F.relu(p6))
+
+
+class GLIPv2TowerLayer(GradientCheckpointingLayer):
+    """One block of Enc_VL: fusion of maps and words, a text layer, a dynamic convolution over the levels."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.fusion = GLIPv2BiAttention(config) if config.use_fusion else None
+        self.text_layer = GLIPv2FusedTextLayer(config) if config.use_fusion else None
+        self.dyconv = GLIPv2DyConv(config)
+
+    def forward(
+        self,
+        feature_maps: FeatureMaps,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None = None,
+        masks: tuple[torch.Tensor, ...] | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[FeatureMaps, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """
+        Args:
+            feature_maps: 5 x `(batch, d_model, H_l, W_l)`.
+            text: `(batch, tokens, text_dim)`.
+            text_mask: boolean `(batch, tokens)`, `False` at padding; `None` when there is none.
+            masks: as `padding_masks` gives them, to keep padded pixels out; `None` lets them take part.
+            output_attentions: also return the fusion's attention maps.
+
+        Returns:
+            The new maps, the new text and the attention maps (or `None`).
+        """
+        attentions = None
+        if self.fusion is not None:
+            level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
+            vision_mask = None if masks is None else torch.cat([mask.flatten(1) for mask in masks], dim=1)
+            vision, text, attentions = self.fusion(
+                flatten_levels(feature_maps), text, text_mask, vision_mask, output_attentions=output_attentions
+            )
+            feature_maps = zero_padding(split_levels(vision, level_shapes), masks)
+            text = self.text_layer(text, None if text_mask is None else text_mask[:, None, None, :])
+        return zero_padding(self.dyconv(feature_maps), masks), text, attentions
+
+
+# Heads ---------------------------------------------------------------------------------------------------------------
+
+
+class GLIPv2DetectionHead(nn.Module):
+    """Boxes, centerness and S = O P^T for every location of every level (equation 2 of the paper)."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.use_fusion = config.use_fusion
+        self.prior_prob = config.prior_prob
+        text_dim = config.text_config.hidden_size
+        self.box_predictor = nn.Conv2d(config.d_model, 4, 1)
+        self.centerness_predictor = nn.Conv2d(config.d_model, 1, 1)
+        self.level_scales = nn.Parameter(torch.ones(len(config.anchor_strides)))
+        self.token_projection = nn.Linear(text_dim, config.d_model)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.text_bias = nn.Parameter(torch.zeros(text_dim))
+        self.bias = nn.Parameter(torch.full((1,), -math.log((1 - config.prior_prob) / config.prior_prob)))
+
+    def forward(
+        self, feature_maps: FeatureMaps, text: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            feature_maps: fused maps, 5 x `(batch, d_model, H_l, W_l)`.
+            text: fused words `(batch, tokens, text_dim)`.
+
+        Returns:
+            logits `(batch, anchors, tokens)`, centerness `(batch, anchors)`, box_deltas `(batch, anchors, 4)`; float32.
+        """
+        deltas = [
+            self.box_predictor(feature_map) * scale
+            for feature_map, scale in zip(feature_maps, self.level_scales, strict=True)
+        ]
+        centerness = [self.centerness_predictor(feature_map) for feature_map in feature_maps]
+        logits = self.word_logits(flatten_levels(feature_maps), text)
+        return logits, flatten_levels(centerness).squeeze(-1).float(), flatten_levels(deltas).float()
+
+    def word_logits(self, regions: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Dot products of regions `(batch, regions, d_model)` and words `(batch, tokens, text_dim)`, in float32."""
+        words = F.normalize(text, dim=-1)
+        tokens = self.token_projection(words / 2)
+        # Half precision would lose the difference of nearby scores.
+        bias = words.float() @ self.text_bias.float() + self.bias.float()
+        similarity = (regions @ (tokens / self.log_scale.exp()).transpose(1, 2)).float()
+        return (similarity + bias[:, None, :]).clamp(-50000, 50000)
+
+
+class GLIPv2MaskedLMHead(nn.Module):
+    """Scores of every word of the vocabulary from fused words (section 3.2 of the paper)."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        text_config = config.text_config
+        self.dense = nn.Linear(text_config.hidden_size, text_config.hidden_size)
+        self.norm = nn.LayerNorm(text_config.hidden_size, eps=text_config.layer_norm_eps)
+        self.decoder = nn.Linear(text_config.hidden_size, text_config.vocab_size)
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        """`(..., text_dim)` to `(..., vocabulary)`."""
+        return self.decoder(self.norm(F.gelu(self.dense(text))))
+
+
+class GLIPv2ContrastiveHead(nn.Module):
+    """Projections into the space in which regions meet the words of all pictures of a batch (section 3.2)."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.image_projection = nn.Linear(config.d_model, config.contrastive_dim)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.contrastive_dim)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, regions: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            regions: features before fusion `(..., d_model)`.
+            text: words before fusion `(..., text_dim)`.
+
+        Returns:
+            Both as unit vectors `(..., contrastive_dim)`.
+        """
+        return (
+            F.normalize(self.image_projection(regions), dim=-1),
+            F.normalize(self.text_projection(text), dim=-1),
+        )
+
+
+# Input checks --------------------------------------------------------------------------------------------------------
+
+
+def check_pixels(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
+    """Raises `TypeError` or `ValueError` for pixels that no picture has, before they fail deep inside the backbone."""
+    if not torch.is_floating_point(pixel_values):
+        raise TypeError(
+            f"`pixel_values` must be floating point, not {pixel_values.dtype}; pass pictures through the processor, "
+            "which rescales and normalises them."
+        )
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"`pixel_values` must have shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
+        )
+    if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
+        raise ValueError(
+            f"`pixel_mask` must have shape {tuple(pixel_values[:, 0].shape)} (batch, height, width), "
+            f"not {tuple(pixel_mask.shape)}."
+        )
+
+
+def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, config: GLIPv2Config) -> None:
+    """Raises `ValueError` unless exactly one form of text is given and fits the text encoder."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds` (or `text_features`).")
+    tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+    limit = getattr(config.text_config, "max_position_embeddings", tokens)
+    if tokens > limit:
+        raise ValueError(
+            f"The text has {tokens} tokens and the text encoder {limit} positions; shorten the sentence, or split a long "
+            "list of labels with `processor.split_labels`."
+        )
+
+
+def match_batches(
+    image_features: GLIPv2ImageFeatures, text_features: torch.Tensor, attention_mask: torch.Tensor | None
+) -> tuple[FeatureMaps, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """
+    Expands the side with a batch of 1 to the batch of the other.
+
+    Returns:
+        feature_maps, image_sizes, text_features and attention_mask with equal batches.
+
+    Raises:
+        ValueError: when neither batch is 1 and they differ.
+    """
+    feature_maps, image_sizes = image_features.feature_maps, image_features.image_sizes
+    pictures, texts = image_sizes.shape[0], text_features.shape[0]
+    if pictures != texts and 1 not in (pictures, texts):
+        raise ValueError(
+            f"There are {pictures} pictures and {texts} texts; pass one text a picture, or one of either for all."
+        )
+    if attention_mask is not None and attention_mask.shape != text_features.shape[:2]:
+        raise ValueError(
+            f"`attention_mask` must have shape {tuple(text_features.shape[:2])} (batch, tokens), "
+            f"not {tuple(attention_mask.shape)}."
+        )
+    if pictures < texts:
+        feature_maps = tuple(feature_map.expand(texts, -1, -1, -1) for feature_map in feature_maps)
+        image_sizes = image_sizes.expand(texts, 2)
+    elif texts < pictures:
+        text_features = text_features.expand(pictures, -1, -1)
+        attention_mask = None if attention_mask is None else attention_mask.expand(pictures, -1)
+    return feature_maps, image_sizes, text_features, attention_mask
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+class GLIPv2PreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation of every GLIPv2 model."""
+
+    config: GLIPv2Config
+    config_class = GLIPv2Config
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["GLIPv2TowerLayer", "GLIPv2FeaturePyramid", "SwinStage", "BertLayer"]
+    # One checkpoint may hold every head; each class takes its part.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(detection_head|mlm_head|contrastive_head|mask_head|answer_head|caption_head)\."
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, GLIPv2BiAttention):
+            init_bi_attention(module, self.config)
+        elif isinstance(module, GLIPv2DyConv):
+            init_dyconv(module, self.config)
+        elif isinstance(module, GLIPv2FeaturePyramid):
+            for conv in module.modules():
+                if isinstance(conv, nn.Conv2d):
+                    init.kaiming_uniform_(conv.weight, a=1)
+                    init.zeros_(conv.bias)
+        elif isinstance(module, GLIPv2DetectionHead):
+            for conv in (module.box_predictor, module.centerness_predictor):
+                init.normal_(conv.weight, std=0.01)
+                init.zeros_(conv.bias)
+            init.ones_(module.level_scales)
+            init.zeros_(module.log_scale)
+            init.zeros_(module.text_bias)
+            init.constant_(module.bias, -math.log((1 - module.prior_prob) / module.prior_prob))
+        elif isinstance(module, GLIPv2ContrastiveHead):
+            # The usual start of a learned temperature, that of CLIP.
+            init.constant_(module.log_scale, math.log(0.07))
+
+
+class GLIPv2Model(GLIPv2PreTrainedModel):
+    """
+    The dual encoder and the fusion encoder: (O0, P0) = (Enc_V(picture), Enc_L(text)); (O, P) = Enc_VL(O0, P0).
+
+    Args:
+        config: sizes and options.
+    """
+
+    base_model_prefix = ""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__(config)
+        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.neck = GLIPv2FeaturePyramid(config, self.backbone.channels)
+        self.text_encoder = AutoModel.from_config(config.text_config, add_pooling_layer=False)
+        self.layers = nn.ModuleList(GLIPv2TowerLayer(config) for _ in range(config.num_fusion_layers))
+        self.text_cache = TextFeatureCache(config.text_cache_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_encoder.set_input_embeddings(value)
+
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, pixel_mask: torch.LongTensor | None = None
+    ) -> GLIPv2ImageFeatures:
+        """
+        Enc_V: the picture's pyramid, which any number of prompts can share.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`, as the processor gives them.
+            pixel_mask: `(batch, height, width)`, 1 for the picture and 0 for padding to its right and below; `None` when
+                nothing is padded.
+
+        Returns:
+            What the `image_features` argument of `forward` takes.
+
+        Raises:
+            TypeError: when `pixel_values` are not floating point.
+            ValueError: when a shape does not fit.
+        """
+        check_pixels(pixel_values, pixel_mask)
+        batch, _, height, width = pixel_values.shape
+        if pixel_mask is None:
+            image_sizes = torch.tensor([[height, width]], device=pixel_values.device).expand(batch, 2)
+        else:
+            mask = pixel_mask.to(torch.long)
+            image_sizes = torch.stack([mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)], dim=1)
+        maps = self.backbone(pixel_values.to(self.dtype)).feature_maps
+        if self.config.mask_padded_pixels:
+            level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in maps]
+            maps = zero_padding(maps, padding_masks(image_sizes, level_shapes, self.config.anchor_strides[: len(maps)]))
+        feature_maps = self.neck(maps)
+        return GLIPv2ImageFeatures(
+            feature_maps=zero_padding(feature_maps, self._padding_masks(feature_maps, image_sizes)),
+            image_sizes=image_sizes,
+        )
+
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+    ) -> torch.FloatTensor:
+        """
+        Enc_L: the words' features, which any number of pictures can share.
+
+        At inference the last `config.text_cache_size` prompts are kept and not encoded again.
+
+        Args:
+            input_ids: `(batch, tokens)`.
+            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding; `None` when nothing is padded.
+            token_type_ids: `(batch, tokens)`, zeros unless the text encoder wants otherwise.
+            inputs_embeds: `(batch, tokens, text_dim)` in place of `input_ids`.
+
+        Returns:
+            `(batch, tokens, text_dim)`, what the `text_features` argument of `forward` takes.
+
+        Raises:
+            ValueError: for a text longer than the text encoder's positions.
+        """
+        check_text(input_ids, inputs_embeds, self.config)
+        inputs = {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        cached = self.config.text_cache_size > 0 and inputs_embeds is None and not self.training
+        if not cached or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._encode_text(inputs)
+        key = (input_ids.device, *((name, value.shape, value.cpu().numpy().tobytes()) for name, value in inputs.items()))
+        features = self.text_cache.get(key, self.text_encoder)
+        if features is None:
+            features = self._encode_text(inputs)
+            self.text_cache.put(key, features)
+        return features
+
+    def _encode_text(self, inputs: dict[str, torch.Tensor]) -> torch.FloatTensor:
+        if self.config.use_fusion:
+            return self.text_encoder(**inputs).last_hidden_state
+        hidden_states = self.text_encoder(**inputs, output_hidden_states=True).hidden_states
+        # The original divides the mean by the number of layers once more, and hides padding.
+        layers = self.config.num_text_layers
+        features = torch.stack(hidden_states[-layers:]).mean(0) / layers
+        mask = inputs.get("attention_mask")
+        return features if mask is None else features * mask.unsqueeze(-1).to(features.dtype)
+
+    def _padding_masks(self, feature_maps: FeatureMaps, image_sizes: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        if not self.config.mask_padded_pixels:
+            return None
+        level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
+        return padding_masks(image_sizes, level_shapes, self.config.anchor_strides)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_mask: torch.LongTensor | None = None,
+        image_features: GLIPv2ImageFeatures | None = None,
+        text_features: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> GLIPv2ModelOutput:
+        """
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            input_ids: `(batch, tokens)`.
+            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding.
+            pixel_mask: `(batch, height, width)`, 1 for the picture and 0 for padding.
+            image_features: from `get_image_features`, in place of `pixel_values` and `pixel_mask`.
+            text_features: `(batch, tokens, text_dim)` from `get_text_features`, in place of `input_ids`; the
+                `attention_mask` still says what is padding.
+            token_type_ids: `(batch, tokens)`.
+            inputs_embeds: `(batch, tokens, text_dim)` in place of `input_ids`.
+            output_hidden_states: also return the maps and words after each layer.
+            output_attentions: also return what words and locations attend to.
+
+        One picture meets many prompts and one prompt many pictures: either side may have a batch of 1.
+
+        Raises:
+            ValueError: when a side is missing or the two batches do not fit.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if image_features is None:
+            if pixel_values is None:
+                raise ValueError("Pass `pixel_values`, or `image_features` from `get_image_features`.")
+            image_features = self.get_image_features(pixel_values, pixel_mask)
+        if text_features is None:
+            text_features = self.get_text_features(input_ids, attention_mask, token_type_ids, inputs_embeds)
+        feature_maps, image_sizes, text_features, attention_mask = match_batches(
+            image_features, text_features, attention_mask
+        )
+
+        maps, text = feature_maps, text_features
+        text_mask = None if attention_mask is None else attention_mask.bool()
+        masks = self._padding_masks(feature_maps, image_sizes)
+        text_states, vision_states, attentions = (text,), (maps,), ()
+        for layer in self.layers:
+            maps, text, layer_attentions = layer(maps, text, text_mask, masks, output_attentions)
+            text_states, vision_states = (*text_states, text), (*vision_states, maps)
+            attentions = (*attentions, layer_attentions)
+
+        return GLIPv2ModelOutput(
+            fused_feature_maps=maps,
+            fused_text=text,
+            feature_maps=feature_maps,
+            text_features=text_features,
+            image_sizes=image_sizes,
+            attention_mask=attention_mask,
+            hidden_states=text_states if output_hidden_states else None,
+            vision_hidden_states=vision_states if output_hidden_states else None,
+            attentions=attentions if output_attentions and self.config.use_fusion else None,
+        )
+
+
+class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
+    """
+    Detection of what a text names: boxes, centerness, and the similarity of every location with every word.
+
+    Args:
+        config: sizes and options.
+    """
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__(config)
+        self.model = GLIPv2Model(config)
+        self.detection_head = GLIPv2DetectionHead(config)
+        self.post_init()
+
+    def get_image_features(self, *args, **kwargs) -> GLIPv2ImageFeatures:
+        """As `GLIPv2Model.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs) -> torch.FloatTensor:
+        """As `GLIPv2Model.get_text_features`."""
+        return self.model.get_text_features(*args, **kwargs)
+
+    def detect(self, model_output: GLIPv2ModelOutput) -> dict[str, torch.Tensor]:
+        """The detection head on the output of `GLIPv2Model`: the fields of `GLIPv2DetectionFields` but the losses."""
+        maps = model_output.fused_feature_maps
+        logits, centerness, box_deltas = self.detection_head(maps, model_output.fused_text)
+        level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in maps]
+        image_sizes = model_output.image_sizes
+        boxes_xyxy = decode_boxes(box_deltas, self.anchors(level_shapes, box_deltas.device))
+        height, width = image_sizes[:, None, 0], image_sizes[:, None, 1]
+        return {
+            "logits": logits,
+            "centerness": centerness,
+            "box_deltas": box_deltas,
+            "pred_boxes": normalize_boxes(clip_boxes(boxes_xyxy, height, width), image_sizes),
+            "level_shapes": torch.tensor(level_shapes, device=logits.device),
+        }
+
+    def anchors(self, level_shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
+        """`(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized picture, for maps of these heights and widths."""
+        return anchor_grid(level_shapes, self.config.anchor_strides, self.config.anchor_sizes, device=device)
+
+    def detection_loss(
+        self, output: GLIPv2DetectionFields, labels: list[dict], attention_mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        pass
