@@ -1,0 +1,176 @@
+"""COCO-format detection data: COCO, LVIS, Objects365, Roboflow and ODinW folders, with masks."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers_glipv2.data.dataset import PictureDataset
+from transformers_glipv2.data.schema import BoxReport, checked_objects
+
+ROBOFLOW_FILE = "_annotations.coco.json"
+
+
+def load_coco(
+    annotation_file: str | Path,
+    image_folder: str | Path | None = None,
+    *,
+    split: str | None = None,
+    policy: str | Mapping[str, str] = "skip",
+    with_masks: bool = False,
+    keep_empty: bool = True,
+) -> PictureDataset:
+    """
+    Detection rows of a COCO-format file or folder.
+
+    Args:
+        annotation_file (`str` or `Path`): the json, or a folder: one with `_annotations.coco.json` inside (Roboflow,
+            ODinW), one with `SPLIT/_annotations.coco.json`, or one with `SPLIT.json` beside `SPLIT/`.
+        image_folder (`str` or `Path`, *optional*): where `file_name` points from; the json's folder by default.
+        split (`str`, *optional*): needed where a folder holds several.
+        policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`. Crowd boxes are skipped unless
+            `{"crowd": "keep"}`.
+        with_masks (`bool`, *optional*, defaults to `False`): keep `segmentation`.
+        keep_empty (`bool`, *optional*, defaults to `True`): keep pictures without objects, as negatives.
+
+    Returns:
+        `PictureDataset`: rows of kind "detection" with `width`, `height`, and `objects` of bbox, category, area,
+        iscrowd and, on request, segmentation. `class_names` follow the file's order of categories;
+        `category_ids` are the file's ids in the same order.
+
+    Raises:
+        FileNotFoundError: when there is no annotation file.
+        ValueError: when the file is not COCO format, or the policy refuses.
+    """
+    path = find_annotation_file(annotation_file, split)
+    content = read_coco_json(path)
+    report = BoxReport(policy, path.name)
+    categories = used_categories(content["categories"], content["annotations"])
+    annotations = _by_picture(content, report)
+    records = []
+    folder = Path(image_folder) if image_folder is not None else path.parent
+    find = PictureFinder(folder)
+    for image in content["images"]:
+        record = coco_record(image, annotations.get(image["id"], ()), categories, report, with_masks)
+        record["image_path"] = find(image["file_name"])
+        if keep_empty or record["objects"]["bbox"]:
+            records.append(record)
+    report.warn_once()
+    dataset = PictureDataset(records, list(categories.values()), report)
+    dataset.category_ids = list(categories)
+    return dataset
+
+
+def coco_record(
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    categories: Mapping[int, str],
+    report: BoxReport,
+    with_masks: bool = False,
+) -> dict[str, Any]:
+    """
+    One picture of a COCO file as a record of `PictureDataset`, without `image_path`.
+
+    Args:
+        image (`Mapping`): an entry of `images`.
+        annotations (`Sequence[Mapping]`): its entries of `annotations`.
+        categories (`Mapping[int, str]`): names by category id.
+        report (`BoxReport`): counts problems.
+        with_masks (`bool`, *optional*, defaults to `False`): keep `segmentation` (`None` where there is none).
+    """
+    objects: dict[str, list[Any]] = {
+        "bbox": [entry.get("bbox", ()) for entry in annotations],
+        "category": [categories.get(entry["category_id"], f"id {entry['category_id']}") for entry in annotations],
+        "area": [float(entry.get("area", 0.0)) for entry in annotations],
+        "iscrowd": [int(entry.get("iscrowd", 0)) for entry in annotations],
+    }
+    if with_masks:
+        objects["segmentation"] = [entry.get("segmentation") or None for entry in annotations]
+    width, height = image["width"], image["height"]
+    where = f"picture {image['id']!r} ({image.get('file_name', image.get('coco_url'))})"
+    objects = checked_objects(objects, width, height, report, where, list(categories.values()))
+    return {"image_id": image["id"], "width": width, "height": height, "objects": objects, "kind": "detection"}
+
+
+def find_annotation_file(path: str | Path, split: str | None = None) -> Path:
+    """The json that `load_coco` means, from a file or a folder and a split; raises FileNotFoundError."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    candidates = [path / ROBOFLOW_FILE] if split is None else [path / f"{split}.json", path / split / ROBOFLOW_FILE]
+    # Roboflow says "valid" where others say "val".
+    if split in ("val", "valid"):
+        other = "valid" if split == "val" else "val"
+        candidates += [path / f"{other}.json", path / other / ROBOFLOW_FILE]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    splits = sorted(p.stem for p in path.glob("*.json")) + sorted(p.parent.name for p in path.glob(f"*/{ROBOFLOW_FILE}"))
+    hint = f"; splits found: {', '.join(splits)}, pass one as `split`" if splits else ""
+    raise FileNotFoundError(f"no COCO annotations at {', '.join(map(str, candidates))}{hint}.")
+
+
+def read_coco_json(path: Path) -> dict[str, Any]:
+    """The content of a COCO file; raises ValueError where it is none."""
+    with open(path, encoding="utf-8") as file:
+        content = json.load(file)
+    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+    if missing:
+        raise ValueError(f"{path} is not a COCO detection file: it lacks {', '.join(missing)}.")
+    return content
+
+
+def used_categories(
+    categories: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]]
+) -> dict[int, str]:
+    """
+    Names by category id, in the file's order.
+
+    Roboflow writes the group of all classes as a category 0 of its own; it is left out where it is the supercategory
+    of every other class and no box has it.
+    """
+    names = {entry["id"]: entry["name"] for entry in categories}
+    others = [entry for entry in categories if entry["id"] != 0]
+    group = names.get(0)
+    is_group = group is not None and bool(others) and all(entry.get("supercategory") == group for entry in others)
+    if is_group and all(entry["category_id"] != 0 for entry in annotations):
+        del names[0]
+    return names
+
+
+class PictureFinder:
+    """
+    Where the picture of a `file_name` lies: under the folder, or under it without the leading folders of the name.
+
+    Publishers write "train/1.jpg", "images/v1/patch0/1.jpg" or "1.jpg" for pictures that users keep in one folder;
+    how much of the name counts is decided by the first file that exists.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.skipped_parts: int | None = None
+
+    def __call__(self, file_name: str) -> str:
+        parts = Path(file_name).parts
+        if self.skipped_parts is not None:
+            path = self.folder.joinpath(*parts[min(self.skipped_parts, len(parts) - 1) :])
+            if path.is_file():
+                return str(path)
+        for skipped in range(len(parts)):
+            path = self.folder.joinpath(*parts[skipped:])
+            if path.is_file():
+                self.skipped_parts = skipped
+                return str(path)
+        return str(self.folder / file_name)
+
+
+def _by_picture(content: Mapping[str, Any], report: BoxReport) -> dict[Any, list[Mapping[str, Any]]]:
+    known = {image["id"] for image in content["images"]}
+    groups: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in content["annotations"]:
+        if entry["image_id"] in known:
+            groups[entry["image_id"]].append(entry)
+        else:
+            report.add("unknown_picture", f"annotation {entry.get('id')!r} of picture {entry['image_id']!r}")
+    return groups
