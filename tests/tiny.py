@@ -1,6 +1,7 @@
 """Small models made in the test: seconds, offline."""
 
 import torch
+
 from transformers_glipv2 import GLIPv2Config
 
 

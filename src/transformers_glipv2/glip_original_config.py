@@ -281,7 +281,9 @@ def translate_config(tree: dict[str, Any]) -> GLIPConfig:
         )
     refusals = _refusals(given)
     if refusals:
-        raise ValueError("The model cannot reproduce these options of the original config:\n  " + "\n  ".join(refusals))
+        raise ValueError(
+            "The model cannot reproduce these options of the original config:\n  " + "\n  ".join(refusals)
+        )
     value = {**_DEFAULTS, **given}
     fields = {ours: value[theirs] for theirs, ours in _FIELDS.items()}
     fields["drop_block_prob"] = value["MODEL.FPN.DROP_PROB"] if value["MODEL.FPN.DROP_BLOCK"] else 0.0

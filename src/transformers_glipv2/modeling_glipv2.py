@@ -9,9 +9,6 @@ From the paper ("GLIPv2: Unifying Localization and Vision-Language Understanding
 | Enc_L, the words' features P0 (section 3.1)               | `GLIPv2Model.get_text_features`                      |
 | Enc_VL, deep fusion (section 3.1; GLIP section 3.2)       | `GLIPv2TowerLayer` (`fusion.py`, `dyhead.py`)        |
 | S = O P^T, boxes, centerness (equation 2)                 | `GLIPv2DetectionHead`                                |
-| L_loc + L_intra (equations 1 and 2)                       | `GLIPv2ForObjectDetection.detection_loss`            |
-| L_inter, region-word contrast over the batch (section 3.2) | `GLIPv2ContrastiveHead`                             |
-| L_mlm (section 3.2)                                       | `GLIPv2MaskedLMHead`                                 |
 """
 
 import math
@@ -30,9 +27,7 @@ from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
 from .configuration_glipv2 import GLIPv2Config
 from .dyhead import GLIPv2DyConv, init_dyconv
 from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
-from .losses import detection_losses, detection_targets, inter_image_contrastive_loss, masked_lm_loss
 from .text_cache import TextFeatureCache
-
 
 FeatureMaps = tuple[torch.Tensor, ...]
 
@@ -92,7 +87,7 @@ class GLIPv2ModelOutput(ModelOutput):
     attentions: tuple[tuple[torch.FloatTensor, torch.FloatTensor], ...] | None = None
 
 
-# A dataclass lists the fields of its last base first, so heads put their own fields (the loss first of all) before those
+# A dataclass lists the fields of its last base first, so heads put their own fields before those
 # of the model by naming `GLIPv2ModelOutput` as the first base.
 
 
@@ -102,10 +97,6 @@ class GLIPv2DetectionFields(ModelOutput):
     What the detection head adds.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, with `labels`):
-            Weighted sum of `loss_dict`.
-        loss_dict (`dict[str, torch.FloatTensor]`, with `labels`):
-            The unweighted losses by name.
         logits (`torch.FloatTensor` of shape `(batch, anchors, tokens)`):
             S = O P^T before the sigmoid. Anchors run over all levels, P3 first, row-major.
         centerness (`torch.FloatTensor` of shape `(batch, anchors)`):
@@ -118,8 +109,6 @@ class GLIPv2DetectionFields(ModelOutput):
             Height and width of each level's map.
     """
 
-    loss: torch.FloatTensor | None = None
-    loss_dict: dict[str, torch.FloatTensor] | None = None
     logits: torch.FloatTensor | None = None
     centerness: torch.FloatTensor | None = None
     box_deltas: torch.FloatTensor | None = None
@@ -130,40 +119,6 @@ class GLIPv2DetectionFields(ModelOutput):
 @dataclass
 class GLIPv2ObjectDetectionOutput(GLIPv2ModelOutput, GLIPv2DetectionFields):
     """Output of `GLIPv2ForObjectDetection`: `GLIPv2DetectionFields`, then `GLIPv2ModelOutput`."""
-
-
-@dataclass
-class GLIPv2PreTrainingOutput(GLIPv2ObjectDetectionOutput):
-    """
-    Output of `GLIPv2ForPreTraining`: as `GLIPv2ObjectDetectionOutput`, and
-
-    Args:
-        mlm_logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`):
-            Scores of every word of the vocabulary at every place.
-    """
-
-    mlm_logits: torch.FloatTensor | None = None
-
-
-@dataclass
-class GLIPv2MaskedLMFields(ModelOutput):
-    """
-    What the masked-word head adds.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, with `labels`):
-            Cross entropy over the masked words.
-        logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`):
-            Scores of every word of the vocabulary at every place.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-
-
-@dataclass
-class GLIPv2MaskedLMOutput(GLIPv2ModelOutput, GLIPv2MaskedLMFields):
-    """Output of `GLIPv2ForMaskedLM`: `GLIPv2MaskedLMFields`, then `GLIPv2ModelOutput`."""
 
 
 # Blocks --------------------------------------------------------------------------------------------------------------
@@ -327,45 +282,6 @@ class GLIPv2DetectionHead(nn.Module):
         return (similarity + bias[:, None, :]).clamp(-50000, 50000)
 
 
-class GLIPv2MaskedLMHead(nn.Module):
-    """Scores of every word of the vocabulary from fused words (section 3.2 of the paper)."""
-
-    def __init__(self, config: GLIPv2Config):
-        super().__init__()
-        text_config = config.text_config
-        self.dense = nn.Linear(text_config.hidden_size, text_config.hidden_size)
-        self.norm = nn.LayerNorm(text_config.hidden_size, eps=text_config.layer_norm_eps)
-        self.decoder = nn.Linear(text_config.hidden_size, text_config.vocab_size)
-
-    def forward(self, text: torch.Tensor) -> torch.Tensor:
-        """`(..., text_dim)` to `(..., vocabulary)`."""
-        return self.decoder(self.norm(F.gelu(self.dense(text))))
-
-
-class GLIPv2ContrastiveHead(nn.Module):
-    """Projections into the space in which regions meet the words of all pictures of a batch (section 3.2)."""
-
-    def __init__(self, config: GLIPv2Config):
-        super().__init__()
-        self.image_projection = nn.Linear(config.d_model, config.contrastive_dim)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.contrastive_dim)
-        self.log_scale = nn.Parameter(torch.zeros(1))
-
-    def forward(self, regions: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            regions: features before fusion `(..., d_model)`.
-            text: words before fusion `(..., text_dim)`.
-
-        Returns:
-            Both as unit vectors `(..., contrastive_dim)`.
-        """
-        return (
-            F.normalize(self.image_projection(regions), dim=-1),
-            F.normalize(self.text_projection(text), dim=-1),
-        )
-
-
 # Input checks --------------------------------------------------------------------------------------------------------
 
 
@@ -396,7 +312,7 @@ def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | Non
     if tokens > limit:
         raise ValueError(
             f"The text has {tokens} tokens and the text encoder {limit} positions; shorten the sentence, or split a long "
-            "list of labels with `processor.split_labels`."
+            "list of labels over several prompts."
         )
 
 
@@ -471,9 +387,6 @@ class GLIPv2PreTrainedModel(PreTrainedModel):
             init.zeros_(module.log_scale)
             init.zeros_(module.text_bias)
             init.constant_(module.bias, -math.log((1 - module.prior_prob) / module.prior_prob))
-        elif isinstance(module, GLIPv2ContrastiveHead):
-            # The usual start of a learned temperature, that of CLIP.
-            init.constant_(module.log_scale, math.log(0.07))
 
 
 class GLIPv2Model(GLIPv2PreTrainedModel):
@@ -529,7 +442,9 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         maps = self.backbone(pixel_values.to(self.dtype)).feature_maps
         if self.config.mask_padded_pixels:
             level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in maps]
-            maps = zero_padding(maps, padding_masks(image_sizes, level_shapes, self.config.anchor_strides[: len(maps)]))
+            maps = zero_padding(
+                maps, padding_masks(image_sizes, level_shapes, self.config.anchor_strides[: len(maps)])
+            )
         feature_maps = self.neck(maps)
         return GLIPv2ImageFeatures(
             feature_maps=zero_padding(feature_maps, self._padding_masks(feature_maps, image_sizes)),
@@ -571,7 +486,10 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         cached = self.config.text_cache_size > 0 and inputs_embeds is None and not self.training
         if not cached or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._encode_text(inputs)
-        key = (input_ids.device, *((name, value.shape, value.cpu().numpy().tobytes()) for name, value in inputs.items()))
+        key = (
+            input_ids.device,
+            *((name, value.shape, value.cpu().numpy().tobytes()) for name, value in inputs.items()),
+        )
         features = self.text_cache.get(key, self.text_encoder)
         if features is None:
             features = self._encode_text(inputs)
@@ -687,7 +605,7 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         return self.model.get_text_features(*args, **kwargs)
 
     def detect(self, model_output: GLIPv2ModelOutput) -> dict[str, torch.Tensor]:
-        """The detection head on the output of `GLIPv2Model`: the fields of `GLIPv2DetectionFields` but the losses."""
+        """The detection head on the output of `GLIPv2Model`: the fields of `GLIPv2DetectionFields`."""
         maps = model_output.fused_feature_maps
         logits, centerness, box_deltas = self.detection_head(maps, model_output.fused_text)
         level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in maps]
@@ -706,7 +624,43 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         """`(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized picture, for maps of these heights and widths."""
         return anchor_grid(level_shapes, self.config.anchor_strides, self.config.anchor_sizes, device=device)
 
-    def detection_loss(
-        self, output: GLIPv2DetectionFields, labels: list[dict], attention_mask: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
-        pass
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_mask: torch.LongTensor | None = None,
+        image_features: GLIPv2ImageFeatures | None = None,
+        text_features: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> GLIPv2ObjectDetectionOutput:
+        """As `GLIPv2Model.forward`; the output adds the fields of `GLIPv2DetectionFields`."""
+        model_output = self.model(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_mask=pixel_mask,
+            image_features=image_features,
+            text_features=text_features,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        return GLIPv2ObjectDetectionOutput(**self.detect(model_output), **model_output)
+
+
+__all__ = [
+    "GLIPv2ForObjectDetection",
+    "GLIPv2ImageFeatures",
+    "GLIPv2Model",
+    "GLIPv2ModelOutput",
+    "GLIPv2ObjectDetectionOutput",
+    "GLIPv2PreTrainedModel",
+]

@@ -106,7 +106,9 @@ def find_annotation_file(path: str | Path, split: str | None = None) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    splits = sorted(p.stem for p in path.glob("*.json")) + sorted(p.parent.name for p in path.glob(f"*/{ROBOFLOW_FILE}"))
+    splits = sorted(p.stem for p in path.glob("*.json")) + sorted(
+        p.parent.name for p in path.glob(f"*/{ROBOFLOW_FILE}")
+    )
     hint = f"; splits found: {', '.join(splits)}, pass one as `split`" if splits else ""
     raise FileNotFoundError(f"no COCO annotations at {', '.join(map(str, candidates))}{hint}.")
 
