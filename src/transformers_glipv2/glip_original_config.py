@@ -1,7 +1,8 @@
 """
 Reads the configs of microsoft/GLIP (yacs YAML, or the same as JSON) for the checkpoint converter.
 
-A config says three kinds of things: fields that GLIPv2Config has too (`GLIPConfig.fields`), sizes that the weights show
+A config says three kinds of things: fields that GLIPv2Config has too (`GLIPConfig.fields`), sizes that the weights
+show
 as well and that must agree with them (`GLIPConfig.sizes`), and switches of which the model knows only one position. A
 switch in another position is refused by name, because the converted model would silently give other numbers.
 """
@@ -14,7 +15,8 @@ from typing import Any
 
 import yaml
 
-# Position of each switch that the model reproduces, and what it cannot do otherwise. Read only where a config gives it.
+# Position of each switch that the model reproduces, and what it cannot do otherwise. Read only where a config gives
+# it.
 _SWITCHES: dict[str, tuple[tuple[Any, ...], str]] = {
     "MODEL.META_ARCHITECTURE": (("GeneralizedVLRCNN",), "only the vision-language detector is known"),
     "MODEL.RPN_ARCHITECTURE": (("VLDYHEAD",), "only the dynamic head with language is known"),

@@ -1,11 +1,12 @@
 """
 GLIPv2 models.
 
-From the paper ("GLIPv2: Unifying Localization and Vision-Language Understanding", Zhang et al., NeurIPS 2022) to the code:
+From the paper ("GLIPv2: Unifying Localization and Vision-Language Understanding", Zhang et al., NeurIPS 2022) to the
+code:
 
 | paper                                                     | here                                                 |
 |-----------------------------------------------------------|------------------------------------------------------|
-| Enc_V, the picture's features O0 (section 3.1)            | `GLIPv2Model.get_image_features`, `GLIPv2FeaturePyramid` |
+| Enc_V, the picture's features O0 (section 3.1) | `GLIPv2Model.get_image_features`, `GLIPv2FeaturePyramid` |
 | Enc_L, the words' features P0 (section 3.1)               | `GLIPv2Model.get_text_features`                      |
 | Enc_VL, deep fusion (section 3.1; GLIP section 3.2)       | `GLIPv2TowerLayer` (`fusion.py`, `dyhead.py`)        |
 | S = O P^T, boxes, centerness (equation 2)                 | `GLIPv2DetectionHead`                                |
@@ -67,7 +68,8 @@ class GLIPv2ModelOutput(ModelOutput):
             Height and width in pixels of each un-padded (resized) picture.
         attention_mask (`torch.LongTensor` of shape `(batch, tokens)`):
             1 for words, 0 for padding.
-        hidden_states (`tuple` of `torch.FloatTensor` of shape `(batch, tokens, text_dim)`, with `output_hidden_states`):
+        hidden_states (`tuple` of `torch.FloatTensor` of shape `(batch, tokens, text_dim)`, with
+        `output_hidden_states`):
             The words before the first and after each tower layer.
         vision_hidden_states (`tuple` of tuples as `feature_maps`, with `output_hidden_states`):
             The maps before the first and after each tower layer.
@@ -262,7 +264,8 @@ class GLIPv2DetectionHead(nn.Module):
             text: fused words `(batch, tokens, text_dim)`.
 
         Returns:
-            logits `(batch, anchors, tokens)`, centerness `(batch, anchors)`, box_deltas `(batch, anchors, 4)`; float32.
+            logits `(batch, anchors, tokens)`, centerness `(batch, anchors)`, box_deltas `(batch, anchors, 4)`;
+            float32.
         """
         deltas = [
             self.box_predictor(feature_map) * scale
@@ -422,7 +425,8 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
 
         Args:
             pixel_values: `(batch, 3, height, width)`, as the processor gives them.
-            pixel_mask: `(batch, height, width)`, 1 for the picture and 0 for padding to its right and below; `None` when
+            pixel_mask: `(batch, height, width)`, 1 for the picture and 0 for padding to its right and below; `None`
+            when
                 nothing is padded.
 
         Returns:

@@ -42,8 +42,11 @@ PROBLEMS = {
     "wrong_size": "a picture of another size than its annotations say",
 }
 _ACTIONS = {
-    problem: ("skip", "refuse")
-    + {"out_of_picture": ("clip", "keep"), "crowd": ("keep",), "wrong_size": ("keep",)}.get(problem, ())
+    problem: (
+        "skip",
+        "refuse",
+        *{"out_of_picture": ("clip", "keep"), "crowd": ("keep",), "wrong_size": ("keep",)}.get(problem, ()),
+    )
     for problem in PROBLEMS
 }
 
