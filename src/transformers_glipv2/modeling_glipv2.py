@@ -314,7 +314,8 @@ def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | Non
     limit = getattr(config.text_config, "max_position_embeddings", tokens)
     if tokens > limit:
         raise ValueError(
-            f"The text has {tokens} tokens and the text encoder {limit} positions; shorten the sentence, or split a long "
+            f"The text has {tokens} tokens and the text encoder "
+            f"{limit} positions; shorten the sentence, or split a long "
             "list of labels over several prompts."
         )
 
