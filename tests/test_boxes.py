@@ -1,0 +1,48 @@
+"""Box arithmetic: round trips, suppression and pictures without boxes."""
+
+import torch
+
+from transformers_glipv2.boxes import (
+    anchor_grid,
+    assign_atss,
+    batched_nms_inclusive,
+    box_iou_inclusive,
+    decode_boxes,
+    denormalize_boxes,
+    encode_boxes,
+    normalize_boxes,
+)
+
+
+def random_boxes(count: int) -> torch.Tensor:
+    corners = torch.rand(count, 2, generator=torch.Generator().manual_seed(0)) * 50
+    return torch.cat([corners, corners + 5 + corners.flip(1)], dim=1)
+
+
+def test_coding_and_normalising_are_undone():
+    boxes, anchors = random_boxes(20), random_boxes(20).flip(0)
+    torch.testing.assert_close(decode_boxes(encode_boxes(boxes, anchors), anchors), boxes, atol=1e-3, rtol=0)
+    size = torch.tensor([120, 200])
+    torch.testing.assert_close(denormalize_boxes(normalize_boxes(boxes, size), size), boxes, atol=1e-3, rtol=0)
+
+
+def test_suppression_keeps_other_labels_and_equals_a_loop():
+    boxes = random_boxes(40)
+    scores = torch.rand(40, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(40) % 3
+    overlaps = box_iou_inclusive(boxes, boxes)
+    expected = []
+    for index in scores.argsort(descending=True).tolist():
+        if all(labels[index] != labels[kept] or overlaps[index, kept] <= 0.3 for kept in expected):
+            expected.append(index)
+    assert len(expected) < 40
+    assert batched_nms_inclusive(boxes, scores, labels, 0.3).tolist() == expected
+
+
+def test_assignment_takes_a_picture_without_boxes():
+    shapes = [(8, 8), (4, 4)]
+    anchors = anchor_grid(shapes, (8, 16), (64, 128))
+    counts = [64, 16]
+    assert (assign_atss(anchors, counts, torch.empty(0, 4)) == -1).all()
+    matched = assign_atss(anchors, counts, torch.tensor([[0.0, 0.0, 62.0, 62.0]]))
+    assert set(matched.unique().tolist()) == {-1, 0}
