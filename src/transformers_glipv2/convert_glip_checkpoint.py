@@ -1,0 +1,450 @@
+"""
+Turns checkpoints of microsoft/GLIP into folders that `from_pretrained` reads.
+
+    python -m transformers_glipv2.convert_glip_checkpoint --checkpoint glip_tiny_model_o365_goldg_cc_sbu.pth \
+        --original-config glip_Swin_T_O365_GoldG.yaml --output glip-tiny
+
+Sizes are read off the tensors' shapes; a config of the original adds what shapes cannot show and must agree with them.
+Nothing may be missing, and a tensor is left out only where `_EXTRAS` says why.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from transformers_glipv2.configuration_glipv2 import GLIPv2Config
+from transformers_glipv2.glip_original_config import GLIPConfig, translate_config
+from transformers_glipv2.modeling_glipv2 import GLIPv2ForObjectDetection
+
+StateDict = dict[str, torch.Tensor]
+Replacement = str | Callable[[re.Match], str]
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+_SWIN = r"model.backbone.swin.encoder.layers.\1.blocks.\2."
+_TOWER = "rpn.head.dyhead_tower."
+
+
+def _shifted(template: str, shift: int) -> Replacement:
+    """A replacement that writes the first group, a number, plus `shift` into `template`; then the second group."""
+    return lambda match: template.format(int(match[1]) + shift) + match[2]
+
+
+def _block(name: str) -> Replacement:
+    """Modules of the tower are numbered singly; with fusion three make a block."""
+    return lambda match: f"model.layers.{int(match[1]) // 3}.{name}" + match[2]
+
+
+# Original name (a regular expression that matches the whole) -> our name.
+_NAMES: list[tuple[str, Replacement]] = [
+    (r"backbone\.body\.patch_embed\.proj\.(.+)", r"model.backbone.swin.embeddings.patch_embeddings.projection.\1"),
+    (r"backbone\.body\.patch_embed\.norm\.(.+)", r"model.backbone.swin.embeddings.norm.\1"),
+    (r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.norm1\.(.+)", _SWIN + r"layernorm_before.\3"),
+    (r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.norm2\.(.+)", _SWIN + r"layernorm_after.\3"),
+    (r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.attn\.proj\.(.+)", _SWIN + r"attention.o_proj.\3"),
+    (
+        r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.attn\.(relative_position_bias_table)",
+        _SWIN + r"attention.relative_position_bias.\3",
+    ),
+    (r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.(mlp\.fc[12]\..+)", _SWIN + r"\3"),
+    (r"backbone\.body\.layers\.(\d+)\.(downsample\..+)", r"model.backbone.swin.encoder.layers.\1.\2"),
+    (r"backbone\.body\.norm(\d+)(\..+)", _shifted("model.backbone.hidden_states_norms.stage{}", 1)),
+    (r"backbone\.fpn\.fpn_inner(\d+)(\..+)", _shifted("model.neck.lateral_convs.{}", -2)),
+    (r"backbone\.fpn\.fpn_layer(\d+)(\..+)", _shifted("model.neck.output_convs.{}", -2)),
+    (r"backbone\.fpn\.top_blocks\.(p[67]\..+)", r"model.neck.\1"),
+    (r"language_backbone\.body\.model\.((?:embeddings|encoder)\..+)", r"model.text_encoder.\1"),
+    (r"rpn\.head\.bbox_pred\.(.+)", r"detection_head.box_predictor.\1"),
+    (r"rpn\.head\.centerness\.(.+)", r"detection_head.centerness_predictor.\1"),
+    (r"rpn\.head\.dot_product_projection_text\.(.+)", r"detection_head.token_projection.\1"),
+    (r"rpn\.head\.log_scale", "detection_head.log_scale"),
+    (r"rpn\.head\.bias_lang", "detection_head.text_bias"),
+    (r"rpn\.head\.bias0", "detection_head.bias"),
+    (r"rpn\.head\.mlm_head\.transform\.dense\.(.+)", r"mlm_head.dense.\1"),
+    (r"rpn\.head\.mlm_head\.transform\.LayerNorm\.(.+)", r"mlm_head.norm.\1"),
+    (r"rpn\.head\.mlm_head\.decoder\.weight", "mlm_head.decoder.weight"),
+    (r"rpn\.head\.mlm_head\.bias", "mlm_head.decoder.bias"),
+    (r"rpn\.loss_evaluator\.shallow_contrastive_projection_image\.(.+)", r"contrastive_head.image_projection.\1"),
+    (r"rpn\.loss_evaluator\.shallow_contrastive_projection_text\.(.+)", r"contrastive_head.text_projection.\1"),
+    (r"rpn\.loss_evaluator\.shallow_log_scale", "contrastive_head.log_scale"),
+]
+
+# The same for the modules of the tower, after `rpn.head.dyhead_tower.{i}.`.
+_TOWER_NAMES: dict[str, str] = {
+    r"b_attn\.attn\.v_proj": "fusion.vision_query",
+    r"b_attn\.attn\.l_proj": "fusion.text_key",
+    r"b_attn\.attn\.values_v_proj": "fusion.vision_value",
+    r"b_attn\.attn\.values_l_proj": "fusion.text_value",
+    r"b_attn\.attn\.out_v_proj": "fusion.vision_out",
+    r"b_attn\.attn\.out_l_proj": "fusion.text_out",
+    r"b_attn\.layer_norm_v": "fusion.vision_norm",
+    r"b_attn\.layer_norm_l": "fusion.text_norm",
+    r"b_attn\.gamma_v": "fusion.vision_gamma",
+    r"b_attn\.gamma_l": "fusion.text_gamma",
+    r"attention\.self\.query": "text_layer.attention.query",
+    r"attention\.self\.key": "text_layer.attention.key",
+    r"attention\.self\.value": "text_layer.attention.value",
+    r"attention\.output\.dense": "text_layer.attention.output",
+    r"attention\.output\.LayerNorm": "text_layer.attention_norm",
+    r"intermediate\.dense": "text_layer.intermediate",
+    r"output\.dense": "text_layer.output",
+    r"output\.LayerNorm": "text_layer.output_norm",
+    r"DyConv\.0\.conv": "dyconv.branches.coarser.conv",
+    r"DyConv\.1\.conv": "dyconv.branches.same.conv",
+    r"DyConv\.2\.conv": "dyconv.branches.finer.conv",
+    r"DyConv\.0\.bn": "dyconv.branches.coarser.norm",
+    r"DyConv\.1\.bn": "dyconv.branches.same.norm",
+    r"DyConv\.2\.bn": "dyconv.branches.finer.norm",
+    r"AttnConv\.1": "dyconv.branch_attention",
+    r"relu\.fc\.0": "dyconv.activation.reduce",
+    r"relu\.fc\.2": "dyconv.activation.expand",
+    r"offset": "dyconv.offset",
+}
+
+# The mask head of checkpoints trained with MODEL.MASK_ON.
+_MASK_NAMES: list[tuple[str, Replacement]] = [
+    (r"roi_heads\.mask\.feature_extractor\.mask_fcn(\d+)(\..+)", _shifted("mask_head.extractor.{}", -1)),
+    (r"roi_heads\.mask\.feature_extractor\.mask_hg(\d+)(\..+)", _shifted("mask_head.extractor.{}", -1)),
+    (r"roi_heads\.mask\.predictor\.conv5_mask\.(.+)", r"mask_head.upsample.\1"),
+    (r"roi_heads\.mask\.predictor\.dot_product_projection_text\.(.+)", r"mask_head.token_projection.\1"),
+    (r"roi_heads\.mask\.predictor\.log_scale", "mask_head.log_scale"),
+    (r"roi_heads\.mask\.predictor\.bias_lang", "mask_head.text_bias"),
+]
+
+# Tensors that are left out, and why.
+_EXTRAS: list[tuple[str, str]] = [
+    (r"backbone\.body\.layers\.\d+\.blocks\.\d+\.attn\.relative_position_index", "follows from the window size"),
+    (r"backbone\.body\.layers\.\d+\.blocks\.\d+\.attn_mask", "follows from the picture's size"),
+    (r"rpn\.anchor_generator\.cell_anchors\.\d+", "follows from the anchors' sizes and strides"),
+    (r"language_backbone\.body\.model\.embeddings\.(position|token_type)_ids", "a range of numbers"),
+    (r"language_backbone\.body\.model\.pooler\.dense\.(weight|bias)", "GLIP does not use BERT's pooler"),
+    (r"rpn\.head\.cls_logits\.(weight|bias)", "frozen at its initial values and never used"),
+    (r"rpn\.head\.mlm_head\.decoder\.bias", "the same parameter as mlm_head.bias"),
+]
+
+_QKV = re.compile(r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
+_LEVEL_SCALE = re.compile(r"rpn\.head\.scales\.(\d+)\.scale")
+
+
+def _tower_rules(has_fusion: bool) -> list[tuple[str, Replacement]]:
+    rules = []
+    for theirs, ours in _TOWER_NAMES.items():
+        replacement = _block(ours) if has_fusion else _shifted("model.layers.{}." + ours, 0)
+        rules.append((re.escape(_TOWER) + r"(\d+)\." + theirs + r"((?:\.weight|\.bias)?)", replacement))
+    return rules
+
+
+@dataclass
+class Translation:
+    """
+    What became of a checkpoint's tensors.
+
+    Args:
+        state: our name -> tensor.
+        extras: original names left out on purpose -> why.
+        unknown: original names of which nothing is known.
+    """
+
+    state: StateDict = field(default_factory=dict)
+    extras: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def strip_prefix(original: StateDict) -> StateDict:
+    """Takes the `module.` off the names that training on several GPUs leaves there."""
+    return {name.removeprefix("module."): tensor for name, tensor in original.items()}
+
+
+def translate(original: StateDict) -> Translation:
+    """
+    Renames, splits and stacks the tensors of an original checkpoint, and says what is left.
+
+    Args:
+        original: original name (with or without `module.`) -> tensor; tensors may be on the meta device.
+    """
+    original = strip_prefix(original)
+    has_fusion = any(".b_attn." in name for name in original)
+    rules = [(re.compile(pattern), name) for pattern, name in _NAMES + _tower_rules(has_fusion) + _MASK_NAMES]
+    extras = [(re.compile(pattern), reason) for pattern, reason in _EXTRAS]
+    result, level_scales = Translation(), {}
+    for name, tensor in original.items():
+        if match := _QKV.fullmatch(name):
+            prefix = match.expand(_SWIN) + "attention."
+            for part, projection in zip("qkv", tensor.chunk(3), strict=True):
+                result.state[f"{prefix}{part}_proj.{match[3]}"] = projection.contiguous()
+        elif match := _LEVEL_SCALE.fullmatch(name):
+            level_scales[int(match[1])] = tensor.reshape(1)
+        elif reason := next((reason for pattern, reason in extras if pattern.fullmatch(name)), None):
+            result.extras[name] = reason
+        else:
+            match, replacement = next(
+                ((match, ours) for pattern, ours in rules if (match := pattern.fullmatch(name))), (None, None)
+            )
+            if match is None:
+                result.unknown.append(name)
+                continue
+            ours = match.expand(replacement) if isinstance(replacement, str) else replacement(match)
+            result.state[ours] = tensor
+    if level_scales:
+        result.state["detection_head.level_scales"] = torch.cat([level_scales[i] for i in sorted(level_scales)])
+    _fill_unused_norm(result.state)
+    return result
+
+
+def _fill_unused_norm(state: StateDict) -> None:
+    """transformers' Swin has a last norm that backbones never apply; the original has none."""
+    stages = [name for name in state if name.startswith("model.backbone.hidden_states_norms.")]
+    if stages:
+        last = state[max(stages)]
+        state["model.backbone.swin.layernorm.weight"] = torch.ones_like(last)
+        state["model.backbone.swin.layernorm.bias"] = torch.zeros_like(last)
+
+
+def convert_state_dict(original: StateDict) -> StateDict:
+    """
+    The weights of `GLIPv2ForObjectDetection` (and of further heads, where the checkpoint has them).
+
+    Args:
+        original: original name (with or without `module.`) -> tensor; tensors may be on the meta device.
+
+    Returns:
+        Our name -> tensor.
+
+    Raises:
+        ValueError: when tensors are unknown; it lists them.
+    """
+    result = translate(original)
+    if result.unknown:
+        raise ValueError(
+            f"{len(result.unknown)} of the checkpoint's {len(original)} tensors are unknown, so it is no checkpoint "
+            f"of microsoft/GLIP or has parts that the model lacks:\n  {_listed(result.unknown)}"
+        )
+    return result.state
+
+
+def _listed(names: list[str], limit: int = 40) -> str:
+    shown = sorted(names)[:limit]
+    return "\n  ".join(shown + ([f"... and {len(names) - limit} more"] if len(names) > limit else []))
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------------
+
+
+def _shape(original: StateDict, name: str) -> tuple[int, ...]:
+    """
+    Raises:
+        ValueError: when there is no such tensor.
+    """
+    if name not in original:
+        raise ValueError(
+            f"The checkpoint has no tensor {name}; it is no checkpoint of microsoft/GLIP, or it is incomplete."
+        )
+    return tuple(original[name].shape)
+
+
+def _count(original: StateDict, pattern: str) -> int:
+    """One more than the largest number that the first group of `pattern` finds in the names; 0 when there is none."""
+    return max((int(match[1]) + 1 for name in original if (match := re.match(pattern, name))), default=0)
+
+
+def swin_fields(original: StateDict) -> dict[str, Any]:
+    """Arguments of the backbone's config from the shapes of a Swin's tensors."""
+    body = "backbone.body."
+    embed_dim = _shape(original, body + "patch_embed.proj.weight")[0]
+    num_stages = _count(original, r"backbone\.body\.layers\.(\d+)\.blocks\.")
+    tables = [
+        _shape(original, f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table")
+        for stage in range(num_stages)
+    ]
+    return {
+        "model_type": "swin",
+        "embed_dim": embed_dim,
+        "patch_size": _shape(original, body + "patch_embed.proj.weight")[-1],
+        "depths": [_count(original, rf"backbone\.body\.layers\.{i}\.blocks\.(\d+)\.") for i in range(num_stages)],
+        "num_heads": [heads for _, heads in tables],
+        # The table has (2 * window - 1)^2 rows.
+        "window_size": (round(tables[0][0] ** 0.5) + 1) // 2,
+        "mlp_ratio": _shape(original, body + "layers.0.blocks.0.mlp.fc1.weight")[0] / embed_dim,
+        "qkv_bias": body + "layers.0.blocks.0.attn.qkv.bias" in original,
+        "out_indices": [2, 3, 4],
+        # As trained: 0.2 for Swin-T, 0.4 for Swin-L.
+        "drop_path_rate": 0.4 if embed_dim >= 192 else 0.2,
+    }
+
+
+def bert_fields(original: StateDict) -> dict[str, Any]:
+    """Arguments of the text encoder's config from the shapes of a BERT's tensors."""
+    body = "language_backbone.body.model."
+    vocab_size, hidden_size = _shape(original, body + "embeddings.word_embeddings.weight")
+    return {
+        "model_type": "bert",
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": _count(original, r"language_backbone\.body\.model\.encoder\.layer\.(\d+)\."),
+        # Shapes do not show it; every BERT of Google's has heads of 64.
+        "num_attention_heads": max(hidden_size // 64, 1),
+        "intermediate_size": _shape(original, body + "encoder.layer.0.intermediate.dense.weight")[0],
+        "max_position_embeddings": _shape(original, body + "embeddings.position_embeddings.weight")[0],
+        "type_vocab_size": _shape(original, body + "embeddings.token_type_embeddings.weight")[0],
+    }
+
+
+def anchor_fields(original: StateDict) -> dict[str, list[int]]:
+    """Sizes and strides of the anchors from the first anchor of each level, where the checkpoint holds them."""
+    sizes, strides = [], []
+    for level in range(_count(original, r"rpn\.anchor_generator\.cell_anchors\.(\d+)$")):
+        anchor = original.get(f"rpn.anchor_generator.cell_anchors.{level}")
+        if anchor is None or anchor.is_meta or tuple(anchor.shape) != (1, 4):
+            return {}
+        x1, _, x2, _ = anchor[0].tolist()
+        # The first anchor is centred on the first cell, whose corners are the pixels 0 and stride - 1.
+        sizes.append(round(x2 - x1 + 1))
+        strides.append(round(x1 + x2 + 1))
+    return {"anchor_sizes": sizes, "anchor_strides": strides} if sizes else {}
+
+
+def mask_fields(original: StateDict) -> dict[str, Any]:
+    """Arguments of the mask head, where the checkpoint has one."""
+    extractor = r"roi_heads\.mask\.feature_extractor\."
+    num_convs, num_hourglasses = (
+        _count(original, rf"{extractor}{name}(\d+)\.") - 1 for name in ("mask_fcn", "mask_hg")
+    )
+    if max(num_convs, num_hourglasses) < 1:
+        return {}
+    return {
+        "mask_extractor": "fcn" if num_convs > 0 else "hourglass",
+        "mask_num_convs": max(num_convs, num_hourglasses),
+        "mask_dim": _shape(original, "roi_heads.mask.predictor.conv5_mask.weight")[1],
+    }
+
+
+def _fields_of_shapes(original: StateDict) -> dict[str, Any]:
+    """Arguments of `GLIPv2Config` that the tensors show; those of the two encoders are left to their own functions."""
+    use_fusion = any(".b_attn." in name for name in original)
+    fields: dict[str, Any] = {
+        "d_model": _shape(original, "rpn.head.bbox_pred.weight")[1],
+        "num_fusion_layers": _count(original, re.escape(_TOWER) + r"(\d+)\.DyConv\."),
+        "use_fusion": use_fusion,
+        # Without the head there is nothing to tie.
+        "tie_word_embeddings": "rpn.head.mlm_head.decoder.weight" not in original,
+        **anchor_fields(original),
+        **mask_fields(original),
+    }
+    if use_fusion:
+        fields["num_fusion_layers"] = -(-fields["num_fusion_layers"] // 3)
+        fields["fusion_embed_dim"] = _shape(original, _TOWER + "0.b_attn.attn.v_proj.weight")[0]
+        # Fixed in the original's code.
+        fields["fusion_num_heads"] = 8
+    projection = "rpn.loss_evaluator.shallow_contrastive_projection_image.weight"
+    if projection in original:
+        fields["contrastive_dim"] = _shape(original, projection)[0]
+    return fields
+
+
+def config_from_state_dict(
+    original: StateDict,
+    original_config: dict[str, Any] | GLIPConfig | None = None,
+    text_config: dict[str, Any] | None = None,
+) -> GLIPv2Config:
+    """
+    The configuration that fits an original checkpoint.
+
+    Args:
+        original: original name (with or without `module.`) -> tensor; tensors may be on the meta device.
+        original_config: the checkpoint's YAML as a mapping, or already translated; `None` takes what the released
+            checkpoints were trained with for everything that shapes do not show.
+        text_config: fields of the text encoder's config (as in its `config.json`), for what shapes do not show, such
+            as its number of attention heads.
+
+    Raises:
+        ValueError: when a config does not fit the weights, or the weights are not GLIP's.
+    """
+    original = strip_prefix(original)
+    if original_config is None:
+        original_config = GLIPConfig(fields={"drop_block_prob": 0.3})
+    elif not isinstance(original_config, GLIPConfig):
+        original_config = translate_config(original_config)
+    backbone_fields = {**swin_fields(original), **original_config.backbone_fields}
+    text_fields = bert_fields(original)
+    shape_fields = _fields_of_shapes(original)
+    _check_sizes(original_config, shape_fields, backbone_fields, text_fields)
+    text_fields = _merge_text_config(text_fields, text_config)
+    anchors = {ours: value for ours, value in original_config.sizes.values() if ours.startswith("anchor_")}
+    fields = {**original_config.fields, **anchors, **shape_fields}
+    return GLIPv2Config(backbone_config=backbone_fields, text_config=text_fields, **fields)
+
+
+def _check_sizes(original_config: GLIPConfig, *groups: dict[str, Any]) -> None:
+    """Raises `ValueError` with one line for each size of the original config that the weights contradict."""
+    shape_fields, backbone_fields, text_fields = groups
+    known = {
+        **shape_fields,
+        **{f"backbone_config.{name}": value for name, value in backbone_fields.items()},
+        **{f"text_config.{name}": value for name, value in text_fields.items()},
+    }
+    wrong = []
+    for option, (ours, value) in original_config.sizes.items():
+        if ours in known and known[ours] != value:
+            wrong.append(f"{option} is {value!r}, and the weights show {known[ours]!r}")
+    if wrong:
+        raise ValueError(
+            "The original config does not fit the checkpoint; pass the config it was trained with:\n  "
+            + "\n  ".join(wrong)
+        )
+
+
+def _merge_text_config(text_fields: dict[str, Any], text_config: dict[str, Any] | None) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: when `text_config` contradicts what the shapes show.
+    """
+    text_config = text_config or {}
+    wrong = [
+        f"{name} is {text_config[name]!r}, and the weights show {value!r}"
+        for name, value in text_fields.items()
+        if name != "num_attention_heads" and name in text_config and text_config[name] != value
+    ]
+    if wrong:
+        raise ValueError("The text config does not fit the checkpoint:\n  " + "\n  ".join(wrong))
+    merged = {**text_fields, **text_config}
+    if merged["hidden_size"] % merged["num_attention_heads"]:
+        raise ValueError(
+            f"The text encoder's hidden size {merged['hidden_size']} is not a multiple of its "
+            f"{merged['num_attention_heads']} attention heads; pass the right num_attention_heads in the text config."
+        )
+    return merged
+
+
+def check_fit(state: StateDict, config: GLIPv2Config) -> None:
+    """
+    Compares converted weights with the names and shapes of `GLIPv2ForObjectDetection`.
+
+    Raises:
+        ValueError: with every tensor that is missing or has another shape.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in GLIPv2ForObjectDetection(config).state_dict().items()}
+    problems = [f"{name} {shape} is missing" for name, shape in expected.items() if name not in state]
+    problems += [
+        f"{name} is {tuple(state[name].shape)} where the config asks for {shape}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    heads = ("mlm_head.", "contrastive_head.", "mask_head.")
+    problems += [
+        f"{name} {tuple(state[name].shape)} has no place in the model"
+        for name in state
+        if name not in expected and not name.startswith(heads)
+    ]
+    if problems:
+        raise ValueError(
+            f"The checkpoint does not make a whole model ({len(problems)} tensors):\n  {_listed(problems)}"
+        )
+
+
+def count_parts(state: StateDict) -> Counter:
+    """Number of tensors of each part of the model, such as `model.backbone` or `detection_head`."""
+    return Counter(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in state)
