@@ -8,16 +8,22 @@ Sizes are read off the tensors' shapes; a config of the original adds what shape
 Nothing may be missing, and a tensor is left out only where `_EXTRAS` says why.
 """
 
+import argparse
 import re
-from collections import Counter
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
 from transformers_glipv2.configuration_glipv2 import GLIPv2Config
-from transformers_glipv2.glip_original_config import GLIPConfig, translate_config
+from transformers_glipv2.glip_original_config import GLIPConfig, PictureSettings, read_mapping, translate_config
 from transformers_glipv2.modeling_glipv2 import GLIPv2ForObjectDetection
 
 StateDict = dict[str, torch.Tensor]
@@ -216,13 +222,17 @@ def convert_state_dict(original: StateDict) -> StateDict:
     Raises:
         ValueError: when tensors are unknown; it lists them.
     """
-    result = translate(original)
-    if result.unknown:
+    translation = translate(original)
+    _refuse_unknown(translation, len(original))
+    return translation.state
+
+
+def _refuse_unknown(translation: Translation, total: int) -> None:
+    if translation.unknown:
         raise ValueError(
-            f"{len(result.unknown)} of the checkpoint's {len(original)} tensors are unknown, so it is no checkpoint "
-            f"of microsoft/GLIP or has parts that the model lacks:\n  {_listed(result.unknown)}"
+            f"{len(translation.unknown)} of the checkpoint's {total} tensors are unknown, so it is no checkpoint of "
+            f"microsoft/GLIP or has parts that the model lacks:\n  {_listed(translation.unknown)}"
         )
-    return result.state
 
 
 def _listed(names: list[str], limit: int = 40) -> str:
@@ -231,6 +241,12 @@ def _listed(names: list[str], limit: int = 40) -> str:
 
 
 # Sizes ---------------------------------------------------------------------------------------------------------------
+
+
+# What the released checkpoints were trained with, where it is not the default.
+_RELEASED_FIELDS = {"drop_block_prob": 0.3}
+# Fields of a config.json that say nothing of the architecture.
+_FOREIGN_FIELDS = ("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
 
 
 def _shape(original: StateDict, name: str) -> tuple[int, ...]:
@@ -309,9 +325,9 @@ def anchor_fields(original: StateDict) -> dict[str, list[int]]:
 def mask_fields(original: StateDict) -> dict[str, Any]:
     """Arguments of the mask head, where the checkpoint has one."""
     extractor = r"roi_heads\.mask\.feature_extractor\."
-    num_convs, num_hourglasses = (
-        _count(original, rf"{extractor}{name}(\d+)\.") - 1 for name in ("mask_fcn", "mask_hg")
-    )
+    # They are numbered from 1.
+    num_convs = _count(original, extractor + r"mask_fcn(\d+)\.") - 1
+    num_hourglasses = _count(original, extractor + r"mask_hg(\d+)\.") - 1
     if max(num_convs, num_hourglasses) < 1:
         return {}
     return {
@@ -364,7 +380,7 @@ def config_from_state_dict(
     """
     original = strip_prefix(original)
     if original_config is None:
-        original_config = GLIPConfig(fields={"drop_block_prob": 0.3})
+        original_config = GLIPConfig(fields=dict(_RELEASED_FIELDS))
     elif not isinstance(original_config, GLIPConfig):
         original_config = translate_config(original_config)
     backbone_fields = {**swin_fields(original), **original_config.backbone_fields}
@@ -374,7 +390,10 @@ def config_from_state_dict(
     text_fields = _merge_text_config(text_fields, text_config)
     anchors = {ours: value for ours, value in original_config.sizes.values() if ours.startswith("anchor_")}
     fields = {**original_config.fields, **anchors, **shape_fields}
-    return GLIPv2Config(backbone_config=backbone_fields, text_config=text_fields, **fields)
+    try:
+        return GLIPv2Config(backbone_config=backbone_fields, text_config=text_fields, **fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"The checkpoint and its configs make no valid configuration: {error}") from error
 
 
 def _check_sizes(original_config: GLIPConfig, *groups: dict[str, Any]) -> None:
@@ -401,7 +420,7 @@ def _merge_text_config(text_fields: dict[str, Any], text_config: dict[str, Any] 
     Raises:
         ValueError: when `text_config` contradicts what the shapes show.
     """
-    text_config = text_config or {}
+    text_config = {name: value for name, value in (text_config or {}).items() if name not in _FOREIGN_FIELDS}
     wrong = [
         f"{name} is {text_config[name]!r}, and the weights show {value!r}"
         for name, value in text_fields.items()
@@ -418,33 +437,249 @@ def _merge_text_config(text_fields: dict[str, Any], text_config: dict[str, Any] 
     return merged
 
 
-def check_fit(state: StateDict, config: GLIPv2Config) -> None:
+def check_fit(state: StateDict, config: GLIPv2Config) -> GLIPv2ForObjectDetection:
     """
     Compares converted weights with the names and shapes of `GLIPv2ForObjectDetection`.
 
+    Returns:
+        The model on the meta device.
+
     Raises:
-        ValueError: with every tensor that is missing or has another shape.
+        ValueError: with every tensor that is missing, has another shape, or has no place.
     """
     with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in GLIPv2ForObjectDetection(config).state_dict().items()}
+        model = GLIPv2ForObjectDetection(config)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     problems = [f"{name} {shape} is missing" for name, shape in expected.items() if name not in state]
     problems += [
         f"{name} is {tuple(state[name].shape)} where the config asks for {shape}"
         for name, shape in expected.items()
         if name in state and tuple(state[name].shape) != shape
     ]
-    heads = ("mlm_head.", "contrastive_head.", "mask_head.")
     problems += [
         f"{name} {tuple(state[name].shape)} has no place in the model"
         for name in state
-        if name not in expected and not name.startswith(heads)
+        if name not in expected and not name.startswith(("mlm_head.", "contrastive_head.", "mask_head."))
     ]
     if problems:
         raise ValueError(
             f"The checkpoint does not make a whole model ({len(problems)} tensors):\n  {_listed(problems)}"
         )
+    return model
 
 
-def count_parts(state: StateDict) -> Counter:
-    """Number of tensors of each part of the model, such as `model.backbone` or `detection_head`."""
-    return Counter(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in state)
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | Path) -> StateDict:
+    """
+    The weights in a checkpoint file, in their original names without `module.`.
+
+    Args:
+        path: .pth, .pt or .bin as `torch.save` wrote it, of the weights or of a mapping that holds them as `model` or
+            `state_dict`; or .safetensors. Python objects in it are not run.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it holds no weights, or some that are not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+    if path.suffix == ".safetensors":
+        try:
+            content = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"The checkpoint {path} is no safetensors file, or is damaged: {error}") from error
+    elif path.suffix in (".pth", ".pt", ".bin"):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # Unpickling damaged bytes can raise anything.
+        except Exception as error:
+            raise ValueError(
+                f"The checkpoint {path} cannot be read as weights. It is damaged or no PyTorch file, or it holds "
+                "Python objects beside its tensors, which are refused because they could run any code: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            ) from error
+    else:
+        raise ValueError(f"The checkpoint {path} must be a .pth, .pt, .bin or .safetensors file.")
+    original = _unwrap(content, path)
+    broken = [name for name, tensor in original.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} tensors of the checkpoint {path} hold values that are not finite:\n  {_listed(broken)}"
+        )
+    return strip_prefix(original)
+
+
+def _unwrap(content: Any, path: Path) -> StateDict:
+    """
+    Raises:
+        ValueError: when there are no tensors by name.
+    """
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"The checkpoint {path} holds {type(content).__name__} where tensors by name were expected.")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ValueError(
+            f"The checkpoint {path} holds {', '.join(others[:8])} where tensors by name, or a mapping `model` of "
+            "them, were expected."
+        )
+    return dict(content)
+
+
+def load_tokenizer(folder: str | Path | None, vocab_size: int) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer of the checkpoint's text encoder.
+
+    Args:
+        folder: with tokenizer.json and tokenizer_config.json, or with vocab.txt; `None` takes bert-base-uncased from
+            the Hub or the cache.
+        vocab_size: rows of the text encoder's embedding.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, or the Hub cannot be reached.
+        ValueError: when the folder holds no tokenizer, or one with more words than the checkpoint.
+    """
+    if folder is None:
+        try:
+            tokenizer = BertTokenizerFast.from_pretrained("bert-base-uncased")
+        except OSError as error:
+            raise FileNotFoundError(
+                "The tokenizer bert-base-uncased is not in the cache and cannot be fetched from the Hub; pass "
+                "--tokenizer with a folder that holds its tokenizer.json and tokenizer_config.json, or its vocab.txt."
+            ) from error
+    else:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"There is no tokenizer folder at {folder}.")
+        has_config = (Path(folder) / "tokenizer_config.json").is_file()
+        if not has_config and not (Path(folder) / "vocab.txt").is_file():
+            raise ValueError(f"The tokenizer folder {folder} holds neither tokenizer_config.json nor vocab.txt.")
+        tokenizer = (AutoTokenizer if has_config else BertTokenizerFast).from_pretrained(folder)
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} words and the checkpoint's text encoder {vocab_size}; pass the "
+            "tokenizer that the checkpoint was trained with."
+        )
+    return tokenizer
+
+
+def make_processor(pictures: PictureSettings, tokenizer: PreTrainedTokenizerBase):
+    """The processor that prepares pictures as the original did."""
+    from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor
+    from transformers_glipv2.processing_glipv2 import GLIPv2Processor
+
+    # Ours are in the order of the network's channels.
+    mean, std = (list(values[::-1] if pictures.is_bgr else values) for values in (pictures.mean, pictures.std))
+    image_processor = GLIPv2ImageProcessor(
+        size={"shortest_edge": pictures.shortest_edge, "longest_edge": pictures.longest_edge},
+        do_bgr=pictures.is_bgr,
+        rescale_factor=1.0,
+        image_mean=mean,
+        image_std=std,
+        size_divisor=pictures.pad_divisor,
+    )
+    return GLIPv2Processor(image_processor, tokenizer)
+
+
+@dataclass
+class Conversion:
+    """
+    What a conversion wrote.
+
+    Args:
+        translation: what became of each tensor.
+        config: the model's configuration.
+        notes: what a reader should know of the original config.
+    """
+
+    translation: Translation
+    config: GLIPv2Config
+    notes: list[str]
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    output: str | Path,
+    original_config: str | Path | None = None,
+    text_config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> Conversion:
+    """
+    Writes a folder that `AutoModelForZeroShotObjectDetection` and `AutoProcessor` read.
+
+    Nothing is written unless everything fits.
+
+    Args:
+        checkpoint: as `read_checkpoint` takes it.
+        output: the folder.
+        original_config: the checkpoint's config of microsoft/GLIP, .yaml or .json.
+        text_config: the config.json of the text encoder, where it is not BERT-base.
+        tokenizer: a folder as `load_tokenizer` takes it.
+
+    Raises:
+        FileNotFoundError: when a file is not there.
+        ValueError: when the files are not what they should be, or do not fit each other.
+    """
+    if Path(output).is_file():
+        raise ValueError(f"The output {output} is a file; pass a folder.")
+    glip_config = GLIPConfig(fields=dict(_RELEASED_FIELDS))
+    if original_config is not None:
+        glip_config = translate_config(read_mapping(original_config, "original config"))
+    text_fields = None if text_config is None else read_mapping(text_config, "text config")
+    original = read_checkpoint(checkpoint)
+    config = config_from_state_dict(original, glip_config, text_fields)
+    translation = translate(original)
+    _refuse_unknown(translation, len(original))
+    model = check_fit(translation.state, config)
+    processor = make_processor(glip_config.pictures, load_tokenizer(tokenizer, config.text_config.vocab_size))
+    # The weights go through the model's own saving, which writes the names that every release of transformers reads.
+    model.save_pretrained(output, state_dict=translation.state)
+    processor.save_pretrained(output)
+    return Conversion(translation, config, glip_config.notes)
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+
+def describe(conversion: Conversion) -> str:
+    """What was mapped, part by part, and what was left out, by name."""
+    parts: dict[str, list[int]] = {}
+    for name, tensor in conversion.translation.state.items():
+        parts.setdefault(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]), []).append(tensor.numel())
+    lines = [
+        f"{part:<22} {len(sizes):>4} tensors {sum(sizes) / 1e6:>8.2f} M parameters" for part, sizes in parts.items()
+    ]
+    lines.append("model.backbone.swin.layernorm, which transformers adds and never applies, is the identity.")
+    for name, reason in conversion.translation.extras.items():
+        lines.append(f"left out {name}: {reason}")
+    return "\n".join(lines + conversion.notes)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transformers_glipv2.convert_glip_checkpoint",
+        description="Turns a checkpoint of microsoft/GLIP into a folder that from_pretrained reads.",
+    )
+    parser.add_argument("--checkpoint", required=True, help=".pth, .pt, .bin or .safetensors file of the original")
+    parser.add_argument("--original-config", help="its .yaml or .json; without it the released checkpoints' settings")
+    parser.add_argument("--text-config", help="config.json of the text encoder, where it is not BERT-base")
+    parser.add_argument("--tokenizer", help="folder of the tokenizer; without it bert-base-uncased from the Hub")
+    parser.add_argument("--output", required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    try:
+        conversion = convert_checkpoint(
+            options.checkpoint, options.output, options.original_config, options.text_config, options.tokenizer
+        )
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(describe(conversion))
+    print(f"Wrote {options.output}.")
+
+
+if __name__ == "__main__":
+    main()
