@@ -8,6 +8,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
+# These register themselves, so that a saved configuration finds its parts.
+from .clip_text import GLIPv2CLIPTextConfig  # noqa: F401
+from .coswin import GLIPv2CoSwinConfig  # noqa: F401
+
 logger = logging.get_logger(__name__)
 
 _SWIN_TINY = {"model_type": "swin", "out_indices": [2, 3, 4], "drop_path_rate": 0.2}
@@ -19,6 +23,35 @@ _SWIN_LARGE = {
     "num_heads": [6, 12, 24, 48],
     "window_size": 12,
     "drop_path_rate": 0.4,
+}
+_SWIN_BASE = {
+    "model_type": "swin",
+    "out_indices": [2, 3, 4],
+    "embed_dim": 128,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [4, 8, 16, 32],
+    "window_size": 12,
+    "drop_path_rate": 0.3,
+}
+# Florence, whose backbone this is, publishes no widths and depths; these give its 637 M parameters.
+_COSWIN_HUGE = {
+    "model_type": "glipv2_coswin",
+    "out_indices": [2, 3, 4],
+    "embed_dim": 256,
+    "depths": [2, 2, 40, 2],
+    "num_heads": [8, 16, 32, 64],
+    "window_size": 12,
+    "drop_path_rate": 0.4,
+    "layer_scale_init_value": 1e-4,
+}
+# The text tower of CLIP ViT-B, as in the original's defaults.
+_CLIP_TEXT_BASE = {"model_type": "glipv2_clip_text"}
+# Florence's has 12 layers and 256 M parameters; this is the nearest width with heads of 64.
+_CLIP_TEXT_HUGE = {
+    "model_type": "glipv2_clip_text",
+    "hidden_size": 1152,
+    "num_attention_heads": 18,
+    "intermediate_size": 4608,
 }
 _EFFICIENTNET_LITE0 = {
     "model_type": "timm_backbone",
@@ -48,7 +81,19 @@ SIZES: dict[str, dict[str, Any]] = {
         "mask_dim": 128,
     },
     "tiny": {"backbone_config": _SWIN_TINY, "drop_block_prob": 0.3},
+    "base": {
+        "backbone_config": _SWIN_BASE,
+        "text_config": _CLIP_TEXT_BASE,
+        "num_fusion_layers": 8,
+        "drop_block_prob": 0.3,
+    },
     "large": {"backbone_config": _SWIN_LARGE, "num_fusion_layers": 8, "drop_block_prob": 0.3},
+    "huge": {
+        "backbone_config": _COSWIN_HUGE,
+        "text_config": _CLIP_TEXT_HUGE,
+        "num_fusion_layers": 8,
+        "drop_block_prob": 0.3,
+    },
 }
 
 
@@ -205,7 +250,8 @@ class GLIPv2Config(PreTrainedConfig):
         The configuration of a named size.
 
         Args:
-            size: one of `"nano"`, `"tiny"` and `"large"`.
+            size: one of `"nano"`, `"tiny"`, `"base"`, `"large"` and `"huge"`. The original has released weights of tiny
+                and large only.
             overrides: fields to change.
 
         Raises:
