@@ -250,7 +250,7 @@ class GLIPv2Config(PreTrainedConfig):
         The configuration of a named size.
 
         Args:
-            size: one of `"nano"`, `"tiny"`, `"base"`, `"large"` and `"huge"`. The original has released weights of tiny
+            size: one of `"nano"`, `"tiny"`, `"base"`, `"large"` and `"huge"`. Weights of the original exist for tiny
                 and large only.
             overrides: fields to change.
 
