@@ -161,6 +161,21 @@ def test_known_extras_are_named(original, text_config):
     assert "rpn.head.cls_logits.weight" in translation.extras
 
 
+def test_coswin_with_layer_scale(reference_dir, original, text_config):
+    others = {name: tensor for name, tensor in original.items() if not name.startswith("module.backbone.body.")}
+    coswin = load_file(reference_dir / "coswin_state.safetensors")
+    gammas = {
+        f"backbone.body.layers.{stage}.blocks.{block}.gamma": torch.rand(24 * 2**stage)
+        for stage in range(4)
+        for block in range(2)
+    }
+    for weights, init_value in (({**others, **coswin}, 0.0), ({**others, **coswin, **gammas}, 1e-4)):
+        config = config_from_state_dict(weights, text_config=text_config)
+        assert config.backbone_config.model_type == "glipv2_coswin"
+        assert config.backbone_config.layer_scale_init_value == init_value
+        check_fit(convert_state_dict(weights), config)
+
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,48 +1,19 @@
 """CoSwin: equal to the original at every size, and a backbone like any other."""
 
 import json
-import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoBackbone, AutoConfig
 
+from transformers_glipv2.convert_glip_checkpoint import backbone_fields, translate
 from transformers_glipv2.coswin import GLIPv2CoSwinBackbone, GLIPv2CoSwinConfig
-
-# Original name -> ours.
-NAMES = [
-    (r"patch_embed\.proj\.", "stem.projection."),
-    (r"patch_embed\.norm\.", "stem.norm."),
-    (r"layers\.(\d+)\.downsample\.proj\.", r"stages.\1.downsample.projection."),
-    (r"layers\.", "stages."),
-    (r"\.attn\.proj\.", ".attention.o_proj."),
-    (r"\.attn\.relative_position_bias_table", ".attention.relative_position_bias.relative_position_bias_table"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"^norm(\d)\.", lambda match: f"hidden_states_norms.stage{int(match[1]) + 1}."),
-]
 
 
 def small_config(**overrides) -> GLIPv2CoSwinConfig:
     fields = {"embed_dim": 12, "depths": [2, 1, 2, 1], "num_heads": [1, 2, 3, 4], "window_size": 4}
     return GLIPv2CoSwinConfig(**{**fields, "out_indices": [2, 3, 4], "drop_path_rate": 0.0, **overrides})
-
-
-def ours(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    state = {}
-    for name, tensor in original.items():
-        name = name.removeprefix("backbone.body.")
-        if name.endswith("relative_position_index"):
-            continue
-        for pattern, replacement in NAMES:
-            name = re.sub(pattern, replacement, name)
-        if ".attn.qkv." in name:
-            for part, projection in zip("qkv", tensor.chunk(3), strict=True):
-                state[name.replace("attn.qkv", f"attention.{part}_proj")] = projection
-        else:
-            state[name] = tensor
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +24,16 @@ def golden(reference_dir) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def model(reference_dir) -> GLIPv2CoSwinBackbone:
     spec = json.loads((reference_dir / "coswin.json").read_text())["spec"]
-    config = GLIPv2CoSwinConfig(
-        embed_dim=spec["embed_dim"],
-        depths=spec["depths"],
-        num_heads=spec["num_heads"],
-        window_size=spec["window_size"],
-        layer_scale_init_value=spec["layer_scale"],
-        out_indices=[2, 3, 4],
-    )
-    model = AutoBackbone.from_config(config).eval()
-    model.load_state_dict(ours(load_file(reference_dir / "coswin_state.safetensors")), strict=True)
-    return model
+    original = load_file(reference_dir / "coswin_state.safetensors")
+    fields = backbone_fields(original)
+    sizes = ("embed_dim", "depths", "num_heads", "window_size")
+    assert {name: fields[name] for name in sizes} == {name: spec[name] for name in sizes}
+    model = AutoBackbone.from_config(AutoConfig.for_model(**fields))
+    translation = translate(original)
+    assert not translation.unknown
+    state = {name.removeprefix("model.backbone."): tensor for name, tensor in translation.state.items()}
+    model.load_state_dict(state, strict=True)
+    return model.eval()
 
 
 @pytest.mark.parametrize("picture", range(3))

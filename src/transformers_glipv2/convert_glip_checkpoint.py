@@ -31,7 +31,6 @@ Replacement = str | Callable[[re.Match], str]
 
 # Names ---------------------------------------------------------------------------------------------------------------
 
-_SWIN = r"model.backbone.swin.encoder.layers.\1.blocks.\2."
 _TOWER = "rpn.head.dyhead_tower."
 
 
@@ -47,17 +46,6 @@ def _block(name: str) -> Replacement:
 
 # Original name (a regular expression that matches the whole) -> our name.
 _NAMES: list[tuple[str, Replacement]] = [
-    (r"backbone\.body\.patch_embed\.proj\.(.+)", r"model.backbone.swin.embeddings.patch_embeddings.projection.\1"),
-    (r"backbone\.body\.patch_embed\.norm\.(.+)", r"model.backbone.swin.embeddings.norm.\1"),
-    (r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.norm1\.(.+)", _SWIN + r"layernorm_before.\3"),
-    (r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.norm2\.(.+)", _SWIN + r"layernorm_after.\3"),
-    (r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.attn\.proj\.(.+)", _SWIN + r"attention.o_proj.\3"),
-    (
-        r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.attn\.(relative_position_bias_table)",
-        _SWIN + r"attention.relative_position_bias.\3",
-    ),
-    (r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.(mlp\.fc[12]\..+)", _SWIN + r"\3"),
-    (r"backbone\.body\.layers\.(\d+)\.(downsample\..+)", r"model.backbone.swin.encoder.layers.\1.\2"),
     (r"backbone\.body\.norm(\d+)(\..+)", _shifted("model.backbone.hidden_states_norms.stage{}", 1)),
     (r"backbone\.fpn\.fpn_inner(\d+)(\..+)", _shifted("model.neck.lateral_convs.{}", -2)),
     (r"backbone\.fpn\.fpn_layer(\d+)(\..+)", _shifted("model.neck.output_convs.{}", -2)),
@@ -77,6 +65,30 @@ _NAMES: list[tuple[str, Replacement]] = [
     (r"rpn\.loss_evaluator\.shallow_contrastive_projection_text\.(.+)", r"contrastive_head.text_projection.\1"),
     (r"rpn\.loss_evaluator\.shallow_log_scale", "contrastive_head.log_scale"),
 ]
+
+# The same for the backbone, after `backbone.body.`; the places in braces differ between Swin and CoSwin.
+_BACKBONE_NAMES: list[tuple[str, str]] = [
+    (r"patch_embed\.proj\.(.+)", r"{stem}.{patches}.\1"),
+    (r"patch_embed\.norm\.(.+)", r"{stem}.norm.\1"),
+    (r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.(.+)", r"{stages}.\1.blocks.\2.layernorm_before.\3"),
+    (r"layers\.(\d+)\.blocks\.(\d+)\.norm2\.(.+)", r"{stages}.\1.blocks.\2.layernorm_after.\3"),
+    (r"layers\.(\d+)\.blocks\.(\d+)\.attn\.proj\.(.+)", r"{stages}.\1.blocks.\2.attention.o_proj.\3"),
+    (
+        r"layers\.(\d+)\.blocks\.(\d+)\.attn\.(relative_position_bias_table)",
+        r"{stages}.\1.blocks.\2.attention.relative_position_bias.\3",
+    ),
+    (r"layers\.(\d+)\.blocks\.(\d+)\.(mlp\.fc[12]\..+)", r"{stages}.\1.blocks.\2.\3"),
+    # Both of these only in CoSwin.
+    (r"layers\.(\d+)\.blocks\.(\d+)\.(gamma)", r"{stages}.\1.blocks.\2.dropout.0.\3"),
+    (r"layers\.(\d+)\.downsample\.proj\.(.+)", r"{stages}.\1.downsample.projection.\2"),
+    (r"layers\.(\d+)\.(downsample\.(?:norm|reduction)\..+)", r"{stages}.\1.\2"),
+]
+_SWIN_PLACES = {
+    "stem": "model.backbone.swin.embeddings",
+    "patches": "patch_embeddings.projection",
+    "stages": "model.backbone.swin.encoder.layers",
+}
+_COSWIN_PLACES = {"stem": "model.backbone.stem", "patches": "projection", "stages": "model.backbone.stages"}
 
 # The same for the modules of the tower, after `rpn.head.dyhead_tower.{i}.`.
 _TOWER_NAMES: dict[str, str] = {
@@ -135,6 +147,16 @@ _QKV = re.compile(r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.(we
 _LEVEL_SCALE = re.compile(r"rpn\.head\.scales\.(\d+)\.scale")
 
 
+def _is_coswin(original: StateDict) -> bool:
+    """CoSwin's patches overlap; Swin's are as large as the stride."""
+    patches = original.get("backbone.body.patch_embed.proj.weight")
+    return patches is not None and patches.shape[-1] == 7
+
+
+def _backbone_rules(places: dict[str, str]) -> list[tuple[str, Replacement]]:
+    return [(r"backbone\.body\." + theirs, ours.format(**places)) for theirs, ours in _BACKBONE_NAMES]
+
+
 def _tower_rules(has_fusion: bool) -> list[tuple[str, Replacement]]:
     rules = []
     for theirs, ours in _TOWER_NAMES.items():
@@ -173,14 +195,16 @@ def translate(original: StateDict) -> Translation:
     """
     original = strip_prefix(original)
     has_fusion = any(".b_attn." in name for name in original)
-    rules = [(re.compile(pattern), name) for pattern, name in _NAMES + _tower_rules(has_fusion) + _MASK_NAMES]
+    places = _COSWIN_PLACES if _is_coswin(original) else _SWIN_PLACES
+    names = _NAMES + _backbone_rules(places) + _tower_rules(has_fusion) + _MASK_NAMES
+    rules = [(re.compile(pattern), replacement) for pattern, replacement in names]
     extras = [(re.compile(pattern), reason) for pattern, reason in _EXTRAS]
     result, level_scales = Translation(), {}
     for name, tensor in original.items():
         if match := _QKV.fullmatch(name):
-            prefix = match.expand(_SWIN) + "attention."
+            attention = f"{places['stages']}.{match[1]}.blocks.{match[2]}.attention"
             for part, projection in zip("qkv", tensor.chunk(3), strict=True):
-                result.state[f"{prefix}{part}_proj.{match[3]}"] = projection.contiguous()
+                result.state[f"{attention}.{part}_proj.{match[3]}"] = projection.contiguous()
         elif match := _LEVEL_SCALE.fullmatch(name):
             level_scales[int(match[1])] = tensor.reshape(1)
         elif reason := next((reason for pattern, reason in extras if pattern.fullmatch(name)), None):
@@ -196,7 +220,8 @@ def translate(original: StateDict) -> Translation:
             result.state[ours] = tensor
     if level_scales:
         result.state["detection_head.level_scales"] = torch.cat([level_scales[i] for i in sorted(level_scales)])
-    _fill_unused_norm(result.state)
+    if places is _SWIN_PLACES:
+        _fill_unused_norm(result.state)
     return result
 
 
@@ -266,8 +291,8 @@ def _count(original: StateDict, pattern: str) -> int:
     return max((int(match[1]) + 1 for name in original if (match := re.match(pattern, name))), default=0)
 
 
-def swin_fields(original: StateDict) -> dict[str, Any]:
-    """Arguments of the backbone's config from the shapes of a Swin's tensors."""
+def backbone_fields(original: StateDict) -> dict[str, Any]:
+    """Arguments of the backbone's config from the shapes of a Swin's or CoSwin's tensors."""
     body = "backbone.body."
     embed_dim = _shape(original, body + "patch_embed.proj.weight")[0]
     num_stages = _count(original, r"backbone\.body\.layers\.(\d+)\.blocks\.")
@@ -275,7 +300,7 @@ def swin_fields(original: StateDict) -> dict[str, Any]:
         _shape(original, f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table")
         for stage in range(num_stages)
     ]
-    return {
+    fields = {
         "model_type": "swin",
         "embed_dim": embed_dim,
         "patch_size": _shape(original, body + "patch_embed.proj.weight")[-1],
@@ -289,6 +314,10 @@ def swin_fields(original: StateDict) -> dict[str, Any]:
         # As trained: 0.2 for Swin-T, 0.4 for Swin-L.
         "drop_path_rate": 0.4 if embed_dim >= 192 else 0.2,
     }
+    if _is_coswin(original):
+        fields["model_type"] = "glipv2_coswin"
+        fields["layer_scale_init_value"] = 1e-4 if body + "layers.0.blocks.0.gamma" in original else 0.0
+    return fields
 
 
 def bert_fields(original: StateDict) -> dict[str, Any]:
@@ -383,25 +412,25 @@ def config_from_state_dict(
         original_config = GLIPConfig(fields=dict(_RELEASED_FIELDS))
     elif not isinstance(original_config, GLIPConfig):
         original_config = translate_config(original_config)
-    backbone_fields = {**swin_fields(original), **original_config.backbone_fields}
+    vision_fields = {**backbone_fields(original), **original_config.backbone_fields}
     text_fields = bert_fields(original)
     shape_fields = _fields_of_shapes(original)
-    _check_sizes(original_config, shape_fields, backbone_fields, text_fields)
+    _check_sizes(original_config, shape_fields, vision_fields, text_fields)
     text_fields = _merge_text_config(text_fields, text_config)
     anchors = {ours: value for ours, value in original_config.sizes.values() if ours.startswith("anchor_")}
     fields = {**original_config.fields, **anchors, **shape_fields}
     try:
-        return GLIPv2Config(backbone_config=backbone_fields, text_config=text_fields, **fields)
+        return GLIPv2Config(backbone_config=vision_fields, text_config=text_fields, **fields)
     except StrictDataclassError as error:
         raise ValueError(f"The checkpoint and its configs make no valid configuration: {error}") from error
 
 
 def _check_sizes(original_config: GLIPConfig, *groups: dict[str, Any]) -> None:
     """Raises `ValueError` with one line for each size of the original config that the weights contradict."""
-    shape_fields, backbone_fields, text_fields = groups
+    shape_fields, vision_fields, text_fields = groups
     known = {
         **shape_fields,
-        **{f"backbone_config.{name}": value for name, value in backbone_fields.items()},
+        **{f"backbone_config.{name}": value for name, value in vision_fields.items()},
         **{f"text_config.{name}": value for name, value in text_fields.items()},
     }
     wrong = []
@@ -653,7 +682,8 @@ def describe(conversion: Conversion) -> str:
     lines = [
         f"{part:<22} {len(sizes):>4} tensors {sum(sizes) / 1e6:>8.2f} M parameters" for part, sizes in parts.items()
     ]
-    lines.append("model.backbone.swin.layernorm, which transformers adds and never applies, is the identity.")
+    if "model.backbone.swin.layernorm.weight" in conversion.translation.state:
+        lines.append("model.backbone.swin.layernorm, which transformers adds and never applies, is the identity.")
     for name, reason in conversion.translation.extras.items():
         lines.append(f"left out {name}: {reason}")
     return "\n".join(lines + conversion.notes)

@@ -2,9 +2,9 @@
 Reads the configs of microsoft/GLIP (yacs YAML, or the same as JSON) for the checkpoint converter.
 
 A config says three kinds of things: fields that GLIPv2Config has too (`GLIPConfig.fields`), sizes that the weights
-show
-as well and that must agree with them (`GLIPConfig.sizes`), and switches of which the model knows only one position. A
-switch in another position is refused by name, because the converted model would silently give other numbers.
+show as well and that must agree with them (`GLIPConfig.sizes`), and switches of which the model knows only one
+position. A switch in another position is refused by name, because the converted model would silently give other
+numbers.
 """
 
 import ast
@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-# Position of each switch that the model reproduces, and what it cannot do otherwise. Read only where a config gives
-# it.
+# Position of each switch that the model reproduces, and what it cannot do otherwise; read where a config gives it.
 _SWITCHES: dict[str, tuple[tuple[Any, ...], str]] = {
     "MODEL.META_ARCHITECTURE": (("GeneralizedVLRCNN",), "only the vision-language detector is known"),
     "MODEL.RPN_ARCHITECTURE": (("VLDYHEAD",), "only the dynamic head with language is known"),
@@ -185,7 +184,7 @@ def _decode(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             return value
     return [_decode(entry) for entry in value] if isinstance(value, list | tuple) else value
 
