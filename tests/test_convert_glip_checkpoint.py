@@ -5,7 +5,10 @@ import json
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from tests.tiny import tiny_config
 from transformers_glipv2 import GLIPv2ForObjectDetection
@@ -310,3 +313,59 @@ def test_tokenizers_that_do_not_fit_are_refused(tmp_path):
     assert converter.load_tokenizer(tmp_path, 7)("dog")["input_ids"] == [2, 6, 3]
     with pytest.raises(ValueError, match="has 7 words and the checkpoint's text encoder 6"):
         converter.load_tokenizer(tmp_path, 6)
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+
+def test_command_line_round_trip(reference_dir, original, original_config, text_config, spec, tmp_path, capsys):
+    pytest.importorskip("transformers_glipv2.processing_glipv2", reason="the processor is not there yet")
+    torch.save({"model": original, "iteration": 7}, tmp_path / "glip.pth")
+    (tmp_path / "glip.yaml").write_text(yaml.safe_dump(original_config))
+    (tmp_path / "bert.json").write_text(
+        json.dumps({"architectures": ["BertModel"], "model_type": "bert", **text_config})
+    )
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text((reference_dir / "vocab.txt").read_text())
+    converter.main(
+        [
+            f"--checkpoint={tmp_path / 'glip.pth'}",
+            f"--original-config={tmp_path / 'glip.yaml'}",
+            f"--text-config={tmp_path / 'bert.json'}",
+            f"--tokenizer={tmp_path / 'tokenizer'}",
+            f"--output={tmp_path / 'converted'}",
+        ]
+    )
+    printed = capsys.readouterr().out
+    for line in ("model.backbone", "mlm_head", "contrastive_head", "left out rpn.head.cls_logits.weight: frozen"):
+        assert line in printed
+
+    golden = load_file(reference_dir / "forward.safetensors")
+    processor = AutoProcessor.from_pretrained(tmp_path / "converted")
+    pictures = [Image.fromarray(golden[f"input.raw_rgb.{number}"].numpy().astype("uint8")) for number in range(2)]
+    inputs = processor(images=pictures, text=[spec["caption"]] * 2, return_tensors="pt")
+    torch.testing.assert_close(inputs["pixel_values"], golden["input.pixel_values"], atol=1e-4, rtol=0)
+    tokens = inputs["input_ids"].shape[1]
+    assert torch.equal(inputs["input_ids"], golden["input.input_ids"][:, :tokens].to(torch.long))
+
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(tmp_path / "converted").eval()
+    with torch.no_grad():
+        output = model(**inputs)
+    expected = torch.cat([golden[f"head.dot_product_logits.P{level}"] for level in range(3, 8)], dim=1)
+    torch.testing.assert_close(output.logits, expected[:, :, :tokens], atol=1e-4, rtol=0)
+    saved = load_file(tmp_path / "converted" / "model.safetensors")
+    assert torch.equal(saved["mlm_head.decoder.weight"], original["module.rpn.head.mlm_head.decoder.weight"])
+
+
+def test_command_line_refuses_before_it_writes(original, text_config, tmp_path):
+    save_file({**original, "module.rpn.head.other": torch.zeros(1)}, tmp_path / "glip.safetensors")
+    (tmp_path / "bert.json").write_text(json.dumps(text_config))
+    with pytest.raises(SystemExit, match=r"error: 1 of the checkpoint's 326 tensors are unknown"):
+        converter.main(
+            [
+                f"--checkpoint={tmp_path / 'glip.safetensors'}",
+                f"--text-config={tmp_path / 'bert.json'}",
+                f"--output={tmp_path / 'converted'}",
+            ]
+        )
+    assert not (tmp_path / "converted").exists()
