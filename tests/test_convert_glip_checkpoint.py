@@ -203,6 +203,18 @@ def test_foreign_weights_are_refused():
         convert_state_dict(weights)
 
 
+def test_a_tower_in_another_order_is_refused(original):
+    name = "module.rpn.head.dyhead_tower.{}.offset.bias"
+    with pytest.raises(ValueError, match=r"rpn\.head\.dyhead_tower\.1\.offset\.bias"):
+        convert_state_dict({**original, name.format(1): original[name.format(2)]})
+
+
+def test_tensors_of_another_rank_are_refused(original):
+    name = "module.language_backbone.body.model.embeddings.word_embeddings.weight"
+    with pytest.raises(ValueError, match=r"word_embeddings\.weight has shape \(16512,\) where 2 axes were expected"):
+        config_from_state_dict({**original, name: original[name].flatten()})
+
+
 def test_original_config_that_does_not_fit_is_refused(original, original_config, text_config):
     config = json.loads(json.dumps(original_config))
     config["MODEL"]["DYHEAD"]["NUM_CONVS"] = 8

@@ -217,7 +217,11 @@ def translate(original: StateDict) -> Translation:
                 result.unknown.append(name)
                 continue
             ours = match.expand(replacement) if isinstance(replacement, str) else replacement(match)
-            result.state[ours] = tensor
+            # Modules of the tower in an order that is not GLIP's would fall on each other.
+            if ours in result.state:
+                result.unknown.append(name)
+            else:
+                result.state[ours] = tensor
     if level_scales:
         result.state["detection_head.level_scales"] = torch.cat([level_scales[i] for i in sorted(level_scales)])
     if places is _SWIN_PLACES:
@@ -274,16 +278,22 @@ _RELEASED_FIELDS = {"drop_block_prob": 0.3}
 _FOREIGN_FIELDS = ("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
 
 
-def _shape(original: StateDict, name: str) -> tuple[int, ...]:
+def _shape(original: StateDict, name: str, num_axes: int) -> tuple[int, ...]:
     """
     Raises:
-        ValueError: when there is no such tensor.
+        ValueError: when there is no such tensor, or it has another number of axes.
     """
     if name not in original:
         raise ValueError(
             f"The checkpoint has no tensor {name}; it is no checkpoint of microsoft/GLIP, or it is incomplete."
         )
-    return tuple(original[name].shape)
+    shape = tuple(original[name].shape)
+    if len(shape) != num_axes:
+        raise ValueError(
+            f"The checkpoint's tensor {name} has shape {shape} where {num_axes} axes were expected; it is no "
+            "checkpoint of microsoft/GLIP."
+        )
+    return shape
 
 
 def _count(original: StateDict, pattern: str) -> int:
@@ -294,21 +304,21 @@ def _count(original: StateDict, pattern: str) -> int:
 def backbone_fields(original: StateDict) -> dict[str, Any]:
     """Arguments of the backbone's config from the shapes of a Swin's or CoSwin's tensors."""
     body = "backbone.body."
-    embed_dim = _shape(original, body + "patch_embed.proj.weight")[0]
+    embed_dim = _shape(original, body + "patch_embed.proj.weight", 4)[0]
     num_stages = _count(original, r"backbone\.body\.layers\.(\d+)\.blocks\.")
     tables = [
-        _shape(original, f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table")
+        _shape(original, f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table", 2)
         for stage in range(num_stages)
     ]
     fields = {
         "model_type": "swin",
         "embed_dim": embed_dim,
-        "patch_size": _shape(original, body + "patch_embed.proj.weight")[-1],
+        "patch_size": _shape(original, body + "patch_embed.proj.weight", 4)[-1],
         "depths": [_count(original, rf"backbone\.body\.layers\.{i}\.blocks\.(\d+)\.") for i in range(num_stages)],
         "num_heads": [heads for _, heads in tables],
         # The table has (2 * window - 1)^2 rows.
         "window_size": (round(tables[0][0] ** 0.5) + 1) // 2,
-        "mlp_ratio": _shape(original, body + "layers.0.blocks.0.mlp.fc1.weight")[0] / embed_dim,
+        "mlp_ratio": _shape(original, body + "layers.0.blocks.0.mlp.fc1.weight", 2)[0] / embed_dim,
         "qkv_bias": body + "layers.0.blocks.0.attn.qkv.bias" in original,
         "out_indices": [2, 3, 4],
         # As trained: 0.2 for Swin-T, 0.4 for Swin-L.
@@ -323,7 +333,7 @@ def backbone_fields(original: StateDict) -> dict[str, Any]:
 def bert_fields(original: StateDict) -> dict[str, Any]:
     """Arguments of the text encoder's config from the shapes of a BERT's tensors."""
     body = "language_backbone.body.model."
-    vocab_size, hidden_size = _shape(original, body + "embeddings.word_embeddings.weight")
+    vocab_size, hidden_size = _shape(original, body + "embeddings.word_embeddings.weight", 2)
     return {
         "model_type": "bert",
         "vocab_size": vocab_size,
@@ -331,9 +341,9 @@ def bert_fields(original: StateDict) -> dict[str, Any]:
         "num_hidden_layers": _count(original, r"language_backbone\.body\.model\.encoder\.layer\.(\d+)\."),
         # Shapes do not show it; every BERT of Google's has heads of 64.
         "num_attention_heads": max(hidden_size // 64, 1),
-        "intermediate_size": _shape(original, body + "encoder.layer.0.intermediate.dense.weight")[0],
-        "max_position_embeddings": _shape(original, body + "embeddings.position_embeddings.weight")[0],
-        "type_vocab_size": _shape(original, body + "embeddings.token_type_embeddings.weight")[0],
+        "intermediate_size": _shape(original, body + "encoder.layer.0.intermediate.dense.weight", 2)[0],
+        "max_position_embeddings": _shape(original, body + "embeddings.position_embeddings.weight", 2)[0],
+        "type_vocab_size": _shape(original, body + "embeddings.token_type_embeddings.weight", 2)[0],
     }
 
 
@@ -362,7 +372,7 @@ def mask_fields(original: StateDict) -> dict[str, Any]:
     return {
         "mask_extractor": "fcn" if num_convs > 0 else "hourglass",
         "mask_num_convs": max(num_convs, num_hourglasses),
-        "mask_dim": _shape(original, "roi_heads.mask.predictor.conv5_mask.weight")[1],
+        "mask_dim": _shape(original, "roi_heads.mask.predictor.conv5_mask.weight", 4)[1],
     }
 
 
@@ -370,7 +380,7 @@ def _fields_of_shapes(original: StateDict) -> dict[str, Any]:
     """Arguments of `GLIPv2Config` that the tensors show; those of the two encoders are left to their own functions."""
     use_fusion = any(".b_attn." in name for name in original)
     fields: dict[str, Any] = {
-        "d_model": _shape(original, "rpn.head.bbox_pred.weight")[1],
+        "d_model": _shape(original, "rpn.head.bbox_pred.weight", 4)[1],
         "num_fusion_layers": _count(original, re.escape(_TOWER) + r"(\d+)\.DyConv\."),
         "use_fusion": use_fusion,
         # Without the head there is nothing to tie.
@@ -380,12 +390,12 @@ def _fields_of_shapes(original: StateDict) -> dict[str, Any]:
     }
     if use_fusion:
         fields["num_fusion_layers"] = -(-fields["num_fusion_layers"] // 3)
-        fields["fusion_embed_dim"] = _shape(original, _TOWER + "0.b_attn.attn.v_proj.weight")[0]
+        fields["fusion_embed_dim"] = _shape(original, _TOWER + "0.b_attn.attn.v_proj.weight", 2)[0]
         # Fixed in the original's code.
         fields["fusion_num_heads"] = 8
     projection = "rpn.loss_evaluator.shallow_contrastive_projection_image.weight"
     if projection in original:
-        fields["contrastive_dim"] = _shape(original, projection)[0]
+        fields["contrastive_dim"] = _shape(original, projection, 2)[0]
     return fields
 
 
