@@ -18,8 +18,8 @@ from transformers_glipv2.convert_glip_checkpoint import (
     config_from_state_dict,
     convert_state_dict,
     read_checkpoint,
-    translate,
 )
+from transformers_glipv2.glip_original_names import translate
 
 RELEASED = {
     # name: fusion blocks, parameters in millions, Swin's depths, window, heads of its first stage

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoBackbone, AutoConfig
 
-from transformers_glipv2.convert_glip_checkpoint import backbone_fields, translate
+from transformers_glipv2.convert_glip_checkpoint import backbone_fields
 from transformers_glipv2.coswin import GLIPv2CoSwinBackbone, GLIPv2CoSwinConfig
+from transformers_glipv2.glip_original_names import translate
 
 
 def small_config(**overrides) -> GLIPv2CoSwinConfig:
