@@ -92,7 +92,7 @@ class DetectionSampler:
     ):
         if max_negatives < 0 or max_tokens < 1:
             raise ValueError(
-                f"`max_negatives` must be at least 0 and `max_tokens` at least 1, got {max_negatives} and {max_tokens}."
+                f"`max_negatives` must be >= 0 and `max_tokens` >= 1, got {max_negatives} and {max_tokens}."
             )
         if (
             not 0 <= full_probability + no_negative_probability <= 1

@@ -1,0 +1,211 @@
+"""Rows of the schema become inputs of the model."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from transformers_glipv2.data.masking import mask_tokens
+from transformers_glipv2.data.masks import stack_masks
+from transformers_glipv2.data.sampling import (
+    DetectionSampler,
+    GroundedText,
+    greenlight_map,
+    grounded_sentence,
+    token_counter,
+)
+from transformers_glipv2.data.seeding import derive_random, derive_seed
+
+logger = logging.get_logger(__name__)
+
+
+class GroundingCollator:
+    """
+    Collates rows of any kind for training.
+
+    Every choice (augmentation, class names, hidden words, size) is drawn for one row from a stream that depends on
+    `seed` and the row's `draw` number alone (`MixtureDataset` numbers its rows). So a batch comes out the same in
+    whatever worker or process, and a resumed run goes on exactly. Rows without `draw` are numbered as they come; then
+    `state_dict` and `load_state_dict` carry the count over (without data loader workers, which keep counts of their
+    own).
+
+    Args:
+        processor (`GLIPv2Processor`): called with images, text, annotations and, with `sizes`, size.
+        sampler (`DetectionSampler`, *optional*): turns detection rows into sentences; by default one that fits the
+            processor's text length.
+        augment (`Callable[[dict, random.Random], dict]`, *optional*): row to row; see `data/augment.py`.
+        sizes (`Sequence[int]`, *optional*): shortest edges in pixels to choose from; without it the processor's own.
+        max_size (`int`, *optional*): the longest edge that goes with `sizes`; the processor's own by default.
+        size_period (`int`, *optional*, defaults to 1): so many consecutive draws share a size; make it the global
+            batch size, so that a batch is of one size and the same on any number of processes.
+        mlm_probability (`float`, *optional*, defaults to 0.0): of a word to be hidden; above 0 gives `mlm_labels`.
+        with_masks (`bool`, *optional*, defaults to `False`): give masks, all False for objects that have none.
+        max_text_length (`int`, *optional*): tokens of a text, special tokens included; by default the tokenizer's
+            limit, at most 256.
+        seed (`int`, *optional*, defaults to 0).
+
+    Returns (when called with a list of rows):
+        `dict`: what the processor gives (pixel_values, pixel_mask, input_ids, attention_mask, labels), and
+        `mlm_labels` of shape `(batch, tokens)` with `mlm_probability`. `labels` of a row without `objects` (a caption
+        whose boxes are unknown, not absent) is `None`.
+    """
+
+    def __init__(
+        self,
+        processor: Callable[..., Mapping[str, Any]],
+        sampler: DetectionSampler | None = None,
+        augment: Callable[[dict[str, Any], random.Random], dict[str, Any]] | None = None,
+        sizes: Sequence[int] | None = None,
+        max_size: int | None = None,
+        size_period: int = 1,
+        mlm_probability: float = 0.0,
+        with_masks: bool = False,
+        max_text_length: int | None = None,
+        seed: int = 0,
+    ):
+        if not 0 <= mlm_probability < 1:
+            raise ValueError(f"`mlm_probability` must be in [0, 1), got {mlm_probability}.")
+        if size_period < 1:
+            raise ValueError(f"`size_period` must be at least 1, got {size_period}.")
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.max_text_length = max_text_length or min(self.tokenizer.model_max_length, 256)
+        if sampler is None:
+            specials = self.tokenizer.num_special_tokens_to_add()
+            sampler = DetectionSampler(
+                max_tokens=self.max_text_length - specials, count_tokens=token_counter(self.tokenizer)
+            )
+        self.sampler = sampler
+        self.augment = augment
+        self.sizes = list(sizes) if sizes else None
+        self.max_size = max_size
+        self.size_period = size_period
+        self.mlm_probability = mlm_probability
+        self.with_masks = with_masks
+        self.seed = seed
+        self.count = 0
+        self.cut_off = 0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        draws = [self._number(row) for row in rows]
+        rows = [self._augmented(row, draw) for row, draw in zip(rows, draws, strict=True)]
+        texts = [self._grounded(row, draw) for row, draw in zip(rows, draws, strict=True)]
+        tokens = [self._tokens(text.text) for text in texts]
+        for row, text, token in zip(rows, texts, tokens, strict=True):
+            self._drop_cut_off(row, text, token["offset_mapping"])
+        batch = dict(
+            self.processor(
+                images=[row["image"] for row in rows],
+                text=[text.text for text in texts],
+                annotations=[self._annotation(row, text) for row, text in zip(rows, texts, strict=True)],
+                return_tensors="pt",
+                **self._size_arguments(draws[0]),
+            )
+        )
+        batch["labels"] = [
+            labels if row.get("objects") is not None else None
+            for row, labels in zip(rows, batch["labels"], strict=True)
+        ]
+        if self.mlm_probability:
+            self._hide_words(batch, texts, tokens, draws)
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """What `load_state_dict` needs to go on exactly."""
+        return {"seed": self.seed, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.seed, self.count = state["seed"], state["count"]
+
+    def _number(self, row: Mapping[str, Any]) -> int | str:
+        if "draw" in row:
+            return row["draw"]
+        self.count += 1
+        worker = torch.utils.data.get_worker_info()
+        return self.count - 1 if worker is None else f"{worker.id}/{self.count - 1}"
+
+    def _augmented(self, row: Mapping[str, Any], draw: int | str) -> dict[str, Any]:
+        if self.augment is None:
+            return dict(row)
+        return self.augment(dict(row), derive_random(self.seed, "augment", draw))
+
+    def _grounded(self, row: Mapping[str, Any], draw: int | str) -> GroundedText:
+        if row["kind"] == "detection":
+            return self.sampler(row, derive_random(self.seed, "sentence", draw))
+        return grounded_sentence(row)
+
+    def _tokens(self, text: str) -> dict[str, Any]:
+        return self.tokenizer(
+            text,
+            truncation=True,
+            max_length=self.max_text_length,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+
+    def _drop_cut_off(self, row: Mapping[str, Any], text: GroundedText, offsets: Sequence[Sequence[int]]) -> None:
+        """Leave out boxes whose words were cut off with the end of the text: their class cannot be told."""
+        end = max((stop for _, stop in offsets), default=0)
+        lost = [index for index, spans in enumerate(text.spans) if spans and all(span[0] >= end for span in spans)]
+        if not lost:
+            return
+        if not self.cut_off:
+            logger.warning(
+                f"picture {row['image_id']!r}: {len(lost)} boxes left out, their words lie beyond the "
+                f"{self.max_text_length} tokens of a text. Further ones are counted in `cut_off`."
+            )
+        self.cut_off += len(lost)
+        for index in reversed(lost):
+            del text.kept[index], text.spans[index]
+            if text.class_names is not None:
+                del text.class_names[index]
+
+    def _annotation(self, row: Mapping[str, Any], text: GroundedText) -> dict[str, Any]:
+        objects = row.get("objects") or {"bbox": []}
+        boxes = [objects["bbox"][index] for index in text.kept]
+        annotation: dict[str, Any] = {
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "spans": text.spans,
+            "class_names": text.class_names,
+        }
+        if self.with_masks:
+            width, height = row["image"].size
+            segmentations = objects.get("segmentation") or [None] * len(objects["bbox"])
+            masks = stack_masks([segmentations[index] for index in text.kept], height, width)
+            annotation["masks"] = torch.from_numpy(np.ascontiguousarray(masks))
+        return annotation
+
+    def _size_arguments(self, draw: int | str) -> dict[str, Any]:
+        if self.sizes is None:
+            return {}
+        period = draw // self.size_period if isinstance(draw, int) else draw
+        shortest = derive_random(self.seed, "size", period).choice(self.sizes)
+        longest = self.max_size or self.processor.image_processor.size["longest_edge"]
+        return {"size": {"shortest_edge": shortest, "longest_edge": longest}}
+
+    def _hide_words(
+        self,
+        batch: dict[str, Any],
+        texts: Sequence[GroundedText],
+        tokens: Sequence[Mapping[str, Any]],
+        draws: Sequence[int | str],
+    ) -> None:
+        batch["input_ids"] = batch["input_ids"].clone()
+        batch["mlm_labels"] = torch.full_like(batch["input_ids"], -100)
+        for index, (text, token, draw) in enumerate(zip(texts, tokens, draws, strict=True)):
+            count = len(token["input_ids"])
+            flags = greenlight_map(token["offset_mapping"], text.maskable, token["special_tokens_mask"])
+            # Whatever side the processor pads on, the attended tokens are the text.
+            places = batch["attention_mask"][index].bool().nonzero().flatten()[:count]
+            batch["input_ids"][index, places], batch["mlm_labels"][index, places] = mask_tokens(
+                batch["input_ids"][index, places],
+                torch.tensor(flags[: len(places)]),
+                self.tokenizer.mask_token_id,
+                len(self.tokenizer),
+                torch.Generator().manual_seed(derive_seed(self.seed, "words", draw)),
+                self.mlm_probability,
+            )

@@ -1,0 +1,156 @@
+import pytest
+import torch
+from PIL import Image
+
+from transformers_glipv2.data.collate import GroundingCollator
+from transformers_glipv2.data.masking import mask_tokens
+from transformers_glipv2.data.sampling import DetectionSampler
+
+from .stub_processor import StubProcessor
+
+LABELS = ["person", "dog", "traffic light", "umbrella", "teddy bear"]
+
+
+def detection_row(image_id=1, categories=("dog", "person"), **fields):
+    count = len(categories)
+    return {
+        "image": Image.new("RGB", (40, 30), (image_id, 0, 0)),
+        "image_id": image_id,
+        "kind": "detection",
+        "labels": LABELS,
+        "objects": {"bbox": [[index, 2.0, 10.0, 12.0] for index in range(count)], "category": list(categories)},
+        **fields,
+    }
+
+
+def grounding_row(text="a dog next the red table", spans=((2, 5), (15, 24)), **fields):
+    return {
+        "image": Image.new("RGB", (20, 30)),
+        "image_id": "g",
+        "kind": "grounding",
+        "text": text,
+        "objects": {"bbox": [[0.0, 0.0, 5.0, 5.0]] * len(spans), "tokens_positive": [[list(s)] for s in spans]},
+        **fields,
+    }
+
+
+def test_boxes_keep_their_words_and_classes():
+    processor = StubProcessor()
+    batch = GroundingCollator(processor)([detection_row(), grounding_row(), detection_row(categories=())])
+    call = processor.calls[0]
+    for annotation, text in zip(call["annotations"], call["text"], strict=True):
+        words = [text[start:end] for spans in annotation["spans"] for start, end in spans]
+        assert words in (["dog", "person"], ["dog", "red table"], [])
+    assert call["annotations"][0]["class_names"] == ["dog", "person"]
+    assert call["annotations"][1]["class_names"] is None
+    assert call["annotations"][2]["boxes"].shape == (0, 4)
+    assert len(batch["labels"]) == 3
+    assert "mlm_labels" not in batch
+
+
+def test_rows_with_a_draw_number_do_not_depend_on_their_batch():
+    rows = [detection_row(index, draw=index) for index in range(6)]
+    arguments = {"mlm_probability": 0.5, "seed": 7, "augment": lambda row, rng: {**row, "chance": rng.random()}}
+    processor = StubProcessor()
+    together = GroundingCollator(processor, **arguments)(rows)
+    for index, row in enumerate(rows):
+        alone = GroundingCollator(processor, **arguments)([row])
+        length = alone["input_ids"].shape[1]
+        torch.testing.assert_close(alone["input_ids"][0], together["input_ids"][index, :length])
+        torch.testing.assert_close(alone["mlm_labels"][0], together["mlm_labels"][index, :length])
+        assert (together["mlm_labels"][index, length:] == -100).all()
+        assert processor.calls[-1]["text"] == [processor.calls[0]["text"][index]]
+
+
+def test_the_count_resumes():
+    rows = [detection_row(index) for index in range(3)]
+    processor = StubProcessor()
+    collator = GroundingCollator(processor, mlm_probability=0.3, seed=3)
+    collator(rows)
+    state = collator.state_dict()
+    expected = collator(rows)
+    resumed = GroundingCollator(processor, mlm_probability=0.3)
+    resumed.load_state_dict(state)
+    got = resumed(rows)
+    assert processor.calls[-1]["text"] == processor.calls[-2]["text"] != processor.calls[0]["text"]
+    torch.testing.assert_close(got["input_ids"], expected["input_ids"])
+
+
+def test_only_words_with_boxes_are_hidden_in_detection_sentences():
+    processor = StubProcessor()
+    collator = GroundingCollator(processor, mlm_probability=0.99, sampler=DetectionSampler(full_probability=1.0))
+    batch = collator([detection_row(categories=("traffic light",), draw=0), grounding_row(draw=1)])
+    tokenizer = processor.tokenizer
+    asked = [tokenizer.convert_ids_to_tokens(row[row != -100]) for row in batch["mlm_labels"]]
+    assert set(asked[0]) <= {"traffic", "light"} and asked[0]
+    assert len(asked[1]) == 6
+    assert not set(asked[0] + asked[1]) & set(tokenizer.all_special_tokens)
+
+
+def test_boxes_whose_words_are_cut_off_are_left_out():
+    processor = StubProcessor(max_length=6)
+    collator = GroundingCollator(processor)
+    batch = collator([grounding_row("a dog next the red table", spans=((2, 5), (15, 24)))])
+    assert batch["labels"][0]["spans"] == [[(2, 5)]]
+    assert collator.cut_off == 1
+
+
+def test_unknown_boxes_are_not_no_boxes():
+    row = {"image": Image.new("RGB", (8, 8)), "image_id": 1, "kind": "caption", "text": "a dog"}
+    batch = GroundingCollator(StubProcessor())([row, detection_row(categories=())])
+    assert batch["labels"][0] is None
+    assert batch["labels"][1]["boxes"].shape == (0, 4)
+
+
+def test_a_size_is_shared_by_a_period():
+    processor = StubProcessor()
+    collator = GroundingCollator(processor, sizes=[320, 352, 384], max_size=640, size_period=4)
+    shortest = []
+    for draw in range(0, 40, 2):
+        collator([detection_row(draw=draw), detection_row(draw=draw + 1)])
+        shortest.append(processor.calls[-1]["size"]["shortest_edge"])
+        assert processor.calls[-1]["size"]["longest_edge"] == 640
+    assert shortest[::2] == shortest[1::2]
+    assert set(shortest) == {320, 352, 384}
+
+
+def test_masks_come_at_the_size_of_the_picture():
+    row = detection_row(categories=("dog", "person"))
+    row["objects"]["segmentation"] = [[[0, 2, 10, 2, 10, 14, 0, 14]], None]
+    pytest.importorskip("pycocotools")
+    processor = StubProcessor()
+    GroundingCollator(processor, with_masks=True)([row])
+    masks = processor.calls[0]["annotations"][0]["masks"]
+    assert masks.shape == (2, 30, 40) and masks.dtype == torch.bool
+    assert masks[0].sum() == 120 and not masks[1].any()
+
+
+def test_wrong_numbers_are_refused():
+    with pytest.raises(ValueError, match="mlm_probability"):
+        GroundingCollator(StubProcessor(), mlm_probability=1.0)
+    with pytest.raises(ValueError, match="size_period"):
+        GroundingCollator(StubProcessor(), size_period=0)
+
+
+def test_masking_follows_bert():
+    ids = torch.arange(1000, 21000)
+    maskable = torch.ones(20000, dtype=torch.bool)
+    maskable[:5000] = False
+    masked, labels = mask_tokens(ids, maskable, 4, 1000, torch.Generator().manual_seed(0))
+    chosen = labels != -100
+    assert not chosen[:5000].any()
+    assert torch.equal(labels[chosen], ids[chosen]) and torch.equal(masked[~chosen], ids[~chosen])
+    assert abs(chosen[5000:].float().mean() - 0.15) < 0.01
+    kinds = masked[chosen]
+    assert abs((kinds == 4).float().mean() - 0.8) < 0.02
+    assert abs((kinds == ids[chosen]).float().mean() - 0.1) < 0.02
+
+
+def test_default_sampler_fits_the_text():
+    processor = StubProcessor(max_length=10)
+    row = detection_row(categories=("teddy bear",))
+    for draw in range(20):
+        GroundingCollator(processor, seed=draw)([row])
+        text = processor.calls[-1]["text"][0]
+        assert len(processor.tokenizer(text)["input_ids"]) <= 10
+        assert "teddy bear" in text
