@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+
 from transformers_glipv2.data.coco import load_coco
 from transformers_glipv2.data.masks import decode_mask, encode_mask, stack_masks
 from transformers_glipv2.data.schema import BoxReport, check_row, checked_box

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 from transformers import BertTokenizerFast
+
 from transformers_glipv2.data.sampling import (
     DetectionSampler,
     greenlight_map,
@@ -119,7 +120,7 @@ def test_sentences_and_spans_of_the_original(reference_dir):
     checked = 0
     for case in golden(reference_dir, "od_to_grounding"):
         options, names = case["options"], case["ind_to_class"]
-        if case["label_to_positions"] is None or any("__background__" == names[i] for i in case["label_to_positions"]):
+        if case["label_to_positions"] is None or any(names[i] == "__background__" for i in case["label_to_positions"]):
             continue
         prefix = "object detection : " if options["det_prompt"] else ""
         order = list(case["label_to_positions"])
