@@ -26,7 +26,7 @@ class MixtureDataset(Dataset):
         block_size (`int`, *optional*, defaults to 1000): a smaller one mixes more evenly and rounds shares more.
         shuffle (`bool`, *optional*, defaults to `True`): `False` keeps the order of rows within the sources.
 
-    Rows get `draw` (`int`) and `source` (`int`, index into the sources) added; `GroundingCollator` makes its choices by
+    Rows get `draw` (`int`) and `source` (`int`, index into the sources) added; `GroundingCollator` chooses by
     the draw.
 
     Raises:
