@@ -1,0 +1,309 @@
+"""Augmentations of rows: each is called with a row and a `random.Random`, and gives a new row."""
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from transformers_glipv2.data.masks import Segmentation, decode_mask
+
+Row = dict[str, Any]
+Augmentation = Callable[[Row, random.Random], Row]
+
+# "right next to", "right now" and "left over" speak of no side.
+_SIDE = re.compile(
+    r"\b(?:(left)(?!\s+(?:over|alone|behind|out|open|unattended)\b)"
+    r"|(right)(?!\s+(?:next|now|away|after|before|behind|beside|besides|by|at|in|there|here|above|below|beneath|under"
+    r"|over|outside|inside|up|down|beyond|through|into|onto|angles?)\b))"
+    r"(most|hand|ward|wards|side)?\b",
+    re.IGNORECASE,
+)
+
+
+class Compose:
+    """
+    Augmentations one after the other.
+
+    Args:
+        augmentations (`Sequence[Callable]`): in order.
+    """
+
+    def __init__(self, augmentations: Sequence[Augmentation]):
+        self.augmentations = list(augmentations)
+
+    def __call__(self, row: Row, rng: random.Random) -> Row:
+        for augmentation in self.augmentations:
+            row = augmentation(row, rng)
+        return row
+
+
+class HorizontalFlip:
+    """
+    Mirrors picture, boxes and masks, and swaps "left" and "right" in every text of the row.
+
+    Args:
+        probability (`float`, *optional*, defaults to 0.5).
+    """
+
+    def __init__(self, probability: float = 0.5):
+        self.probability = _checked_probability(probability)
+
+    def __call__(self, row: Row, rng: random.Random) -> Row:
+        return flip_row(row) if rng.random() < self.probability else row
+
+
+class PhotometricDistortion:
+    """
+    Random brightness, contrast, saturation and hue (`torchvision.transforms.v2.RandomPhotometricDistort`). Texts that
+    name colours are trained more gently with a small `hue`.
+
+    Args:
+        probability (`float`, *optional*, defaults to 0.5): of each of the four.
+        brightness, contrast, saturation (`tuple[float, float]`): ranges of the factors.
+        hue (`tuple[float, float]`, *optional*, defaults to `(-0.02, 0.02)`): range in turns of the colour circle.
+    """
+
+    def __init__(
+        self,
+        probability: float = 0.5,
+        brightness: tuple[float, float] = (0.875, 1.125),
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: tuple[float, float] = (-0.02, 0.02),
+    ):
+        self.transform = v2.RandomPhotometricDistort(brightness, contrast, saturation, hue, probability)
+
+    def __call__(self, row: Row, rng: random.Random) -> Row:
+        # torchvision draws from the global stream; it is lent to it and given back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng.getrandbits(63))
+            return {**row, "image": self.transform(row["image"])}
+
+
+class CopyPaste:
+    """
+    Cuts objects out of another detection picture and pastes them into this one.
+
+    Only detection rows are changed: a sentence does not speak of what is pasted. Only objects with a mask, and only of
+    classes that the row's labels hold, are pasted: of others nobody said where they are in this picture. What the
+    pasted objects hide is taken off the masks and, where there is one, off the box; objects of which less than
+    `min_visible` is left are dropped.
+
+    Args:
+        source: a map-style data set of detection rows with `segmentation`.
+        probability (`float`, *optional*, defaults to 0.5).
+        max_objects (`int`, *optional*, defaults to 3): pasted into one picture.
+        scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.5)`): range of the objects' enlargement, after
+            the pictures' shorter sides were brought to the same.
+        min_visible (`float`, *optional*, defaults to 0.3): share of an object's area that must stay visible.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        probability: float = 0.5,
+        max_objects: int = 3,
+        scale: tuple[float, float] = (0.5, 1.5),
+        min_visible: float = 0.3,
+    ):
+        if max_objects < 1 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"`max_objects` must be >= 1 and `scale` rise from above 0, got {max_objects}, {scale}.")
+        self.source = source
+        self.probability = _checked_probability(probability)
+        self.max_objects = max_objects
+        self.scale = scale
+        self.min_visible = _checked_probability(min_visible)
+
+    def __call__(self, row: Row, rng: random.Random) -> Row:
+        if row["kind"] != "detection" or rng.random() >= self.probability:
+            return row
+        donor = self.source[rng.randrange(len(self.source))]
+        labels = set(row["labels"])
+        segmentations = donor["objects"].get("segmentation") or []
+        fit = [
+            index
+            for index, (name, mask) in enumerate(zip(donor["objects"]["category"], segmentations, strict=False))
+            if name in labels and mask is not None and not donor["objects"].get("iscrowd", {index: 0})[index]
+        ]
+        for index in rng.sample(fit, min(rng.randint(1, self.max_objects), len(fit))):
+            cutout = _cut_out(donor, index)
+            if cutout is not None:
+                row = self._paste(row, donor["objects"]["category"][index], *cutout, donor["image"].size, rng)
+        return row
+
+    def _paste(
+        self, row: Row, name: str, cutout: Image.Image, alpha: Image.Image, size: tuple[int, int], rng: random.Random
+    ) -> Row:
+        """The row with one cut-out (picture and mask of the same size) somewhere inside it."""
+        width, height = row["image"].size
+        factor = rng.uniform(*self.scale) * min(width, height) / min(size)
+        factor = min(factor, width / cutout.width, height / cutout.height)
+        new_size = (max(1, int(cutout.width * factor)), max(1, int(cutout.height * factor)))
+        if rng.random() < 0.5 and not _SIDE.search(name):
+            cutout, alpha = ImageOps.mirror(cutout), ImageOps.mirror(alpha)
+        alpha = alpha.resize(new_size, Image.Resampling.BILINEAR)
+        place = (rng.randint(0, width - new_size[0]), rng.randint(0, height - new_size[1]))
+        mask = np.zeros((height, width), dtype=bool)
+        mask[place[1] : place[1] + new_size[1], place[0] : place[0] + new_size[0]] = np.asarray(alpha) >= 128
+        if not mask.any():
+            return row
+        image = row["image"].copy()
+        image.paste(cutout.resize(new_size, Image.Resampling.BILINEAR), place, alpha)
+        objects = hide(row["objects"], mask, self.min_visible)
+        objects = {column: list(values) for column, values in objects.items()}
+        new = {"bbox": mask_box(mask), "category": name, "segmentation": mask, "area": float(mask.sum()), "iscrowd": 0}
+        count = len(objects["bbox"])
+        objects.setdefault("segmentation", [None] * count)
+        for column in objects:
+            objects[column].append(new.get(column))
+        row = {**row, "image": image, "objects": objects}
+        if row.get("negative_labels") is not None:
+            row["negative_labels"] = [label for label in row["negative_labels"] if label != name]
+        return row
+
+
+def flip_row(row: Mapping[str, Any]) -> Row:
+    """
+    A row mirrored left to right.
+
+    Args:
+        row (`Mapping`): of any kind.
+
+    Returns:
+        `dict`: picture, boxes, masks, and all texts with their sides swapped; spans follow their words.
+    """
+    width, height = row["image"].size
+    flipped = {**row, "image": ImageOps.mirror(row["image"])}
+    for field in ("text", "question"):
+        if row.get(field) is not None:
+            flipped[field] = swap_sides(row[field])
+    for field in ("labels", "negative_labels", "answers", "captions"):
+        if row.get(field) is not None:
+            flipped[field] = [swap_sides(text) for text in row[field]]
+    if row.get("objects") is None:
+        return flipped
+    objects = dict(row["objects"])
+    objects["bbox"] = [[width - x - w, y, w, h] for x, y, w, h in objects["bbox"]]
+    for column in ("category", "phrase"):
+        if column in objects:
+            objects[column] = [swap_sides(name) if isinstance(name, str) else name for name in objects[column]]
+    if "tokens_positive" in objects:
+        moved = SpanMap(row["question"] if row["kind"] == "vqa" else row["text"])
+        objects["tokens_positive"] = [[moved(*span) for span in spans] for spans in objects["tokens_positive"]]
+    if "segmentation" in objects:
+        objects["segmentation"] = [_flip_segmentation(mask, height, width) for mask in objects["segmentation"]]
+    flipped["objects"] = objects
+    return flipped
+
+
+def swap_sides(text: str) -> str:
+    """The text with "left" and "right" exchanged (also "leftmost", "right-hand", ...), capitals kept."""
+    return _SIDE.sub(_other_side, text)
+
+
+class SpanMap:
+    """
+    Where the characters of a text are after `swap_sides`.
+
+    Args:
+        text (`str`): before the swap.
+    """
+
+    def __init__(self, text: str):
+        self.changes = [(match.start(), match.end(), len(_other_side(match))) for match in _SIDE.finditer(text)]
+
+    def __call__(self, start: int, end: int) -> list[int]:
+        """The span [start, end) in the swapped text; a border inside a swapped word moves to the word's border."""
+        return [self._move(start, 0), self._move(end, 1)]
+
+    def _move(self, position: int, is_end: int) -> int:
+        shift = 0
+        for start, end, length in self.changes:
+            if position >= end:
+                shift += length - (end - start)
+            elif position > start:
+                return start + shift + (length if is_end else 0)
+        return position + shift
+
+
+def hide(objects: Mapping[str, Sequence[Any]], mask: np.ndarray, min_visible: float) -> dict[str, list[Any]]:
+    """
+    What is left of a picture's objects when something lies over them.
+
+    Args:
+        objects (`Mapping[str, Sequence]`): columns of the schema.
+        mask (`np.ndarray` of shape `(height, width)`): bool, what is hidden.
+        min_visible (`float`): share of an object that must stay visible for it to be kept.
+
+    Returns:
+        `dict[str, list]`: masks without the hidden part, boxes around what is left of them. An object without a mask
+        keeps its box and is judged by the box's area.
+    """
+    height, width = mask.shape
+    kept: dict[str, list[Any]] = {column: [] for column in objects}
+    for index, box in enumerate(objects["bbox"]):
+        entry = {column: values[index] for column, values in objects.items()}
+        own = decode_mask(entry.get("segmentation"), height, width)
+        if own is None:
+            x1, y1 = max(int(box[0]), 0), max(int(box[1]), 0)
+            x2, y2 = max(round(box[0] + box[2]), x1 + 1), max(round(box[1] + box[3]), y1 + 1)
+            part = mask[y1:y2, x1:x2]
+            visible = 1.0 - part.mean() if part.size else 1.0
+        else:
+            left = own & ~mask
+            visible = left.sum() / max(own.sum(), 1)
+            if left.any() and visible < 1:
+                entry["segmentation"], entry["bbox"] = left, mask_box(left)
+        if visible >= min_visible and visible > 0:
+            for column, value in entry.items():
+                kept[column].append(value)
+    return kept
+
+
+def mask_box(mask: np.ndarray) -> list[float]:
+    """x, y, width, height in pixels around the True pixels of a mask of shape `(height, width)`."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x, y = float(columns[0]), float(rows[0])
+    return [x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y]
+
+
+def _cut_out(row: Mapping[str, Any], index: int) -> tuple[Image.Image, Image.Image] | None:
+    """Picture and mask (mode L) of one object, cropped to it."""
+    width, height = row["image"].size
+    mask = decode_mask(row["objects"]["segmentation"][index], height, width)
+    if mask is None or not mask.any():
+        return None
+    x, y, w, h = (int(value) for value in mask_box(mask))
+    alpha = Image.fromarray(mask[y : y + h, x : x + w].astype(np.uint8) * 255)
+    return row["image"].crop((x, y, x + w, y + h)), alpha
+
+
+def _flip_segmentation(segmentation: Segmentation | None, height: int, width: int) -> Segmentation | None:
+    if segmentation is None:
+        return None
+    if isinstance(segmentation, (Mapping, np.ndarray)):
+        return decode_mask(segmentation, height, width)[:, ::-1]
+    return [
+        [width - value if place % 2 == 0 else value for place, value in enumerate(polygon)] for polygon in segmentation
+    ]
+
+
+def _other_side(match: re.Match[str]) -> str:
+    word = match.group(1) or match.group(2)
+    other = "right" if word.lower() == "left" else "left"
+    if word.isupper():
+        other = other.upper()
+    elif word[0].isupper():
+        other = other.capitalize()
+    return other + (match.group(3) or "")
+
+
+def _checked_probability(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"a probability must be in [0, 1], got {value}.")
+    return value
