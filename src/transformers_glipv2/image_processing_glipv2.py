@@ -1,0 +1,427 @@
+"""Pictures to `pixel_values` and `pixel_mask`, on torchvision's operators."""
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torchvision.transforms.v2 import functional as tvF  # noqa: N812
+from transformers import BatchFeature
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_transforms import group_images_by_shape, reorder_images
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, load_image
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import TensorType, logging
+
+Picture = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+
+logger = logging.get_logger(__name__)
+
+# Modes of PIL whose values do not end at 255; PIL's own conversion to RGB would clip them to white.
+_WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_EXIF_ORIENTATION = 0x0112
+
+
+class GLIPv2ImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_bgr (`bool`, *optional*, defaults to `True`):
+        Turn the channels to blue, green, red, as the released GLIP weights expect them. `image_mean` and `image_std`
+        are in the order of the network's channels.
+    size_divisor (`int`, *optional*, defaults to 32):
+        Pad height and width of a batch to a multiple of it.
+    """
+
+    do_bgr: bool | None
+    size_divisor: int | None
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------------
+
+
+def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """
+    GLIP's resize rule.
+
+    The short side becomes `shortest_edge`; where the long side would then exceed `longest_edge`, the short side
+    becomes the rounded `longest_edge * short / long` instead. The long side follows, rounded down. So the long side
+    may exceed `longest_edge` by the rounding, except that a picture so narrow that its short side would vanish becomes
+    1 by `longest_edge` pixels.
+
+    Args:
+        height, width: of the picture in pixels.
+        size: `shortest_edge` and optionally `longest_edge`, or `height` and `width` for an exact size.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        ValueError: when `size` has other keys.
+    """
+    if size.height and size.width:
+        return size.height, size.width
+    if not size.shortest_edge:
+        raise ValueError(
+            f'`size` must have "shortest_edge" (and optionally "longest_edge"), or "height" and "width"; '
+            f"got {dict(size)}."
+        )
+    short, long = sorted((height, width))
+    new_short = size.shortest_edge
+    if size.longest_edge and long / short * new_short > size.longest_edge:
+        new_short = round(size.longest_edge * short / long)
+    new_long = int(new_short * long / short)
+    if new_short < 1:
+        new_short, new_long = 1, size.longest_edge
+    return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def padded_size(sizes: list[tuple[int, int]], size_divisor: int | None, pad_size: SizeDict | None) -> tuple[int, int]:
+    """
+    (height, width) that hold every picture of a batch: `pad_size`, or the largest of `sizes` rounded up to a multiple
+    of `size_divisor`.
+
+    Raises:
+        ValueError: when a picture is larger than `pad_size`.
+    """
+    height, width = (max(values) for values in zip(*sizes, strict=True))
+    if pad_size is not None:
+        if not (pad_size.height and pad_size.width):
+            raise ValueError(f'`pad_size` must have "height" and "width", got {dict(pad_size)}.')
+        if pad_size.height < height or pad_size.width < width:
+            raise ValueError(
+                f"`pad_size` {pad_size.height}x{pad_size.width} is smaller than a resized picture ({height}x{width}); "
+                "enlarge it or shrink `size`."
+            )
+        return pad_size.height, pad_size.width
+    divisor = size_divisor or 1
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
+# Reading pictures ----------------------------------------------------------------------------------------------------
+
+
+def open_picture(source: str | os.PathLike | PIL.Image.Image, timeout: float | None = None) -> PIL.Image.Image:
+    """
+    Reads a picture whole and turns it upright (EXIF orientation), in its own mode.
+
+    Args:
+        source: a path, an http(s) address, a `data:image/` or base64 string, or a PIL picture.
+        timeout: seconds to wait for an address.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is truncated or no picture.
+        TypeError: for anything else than the above.
+    """
+    if isinstance(source, PIL.Image.Image):
+        return PIL.ImageOps.exif_transpose(source)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"A picture must be a path, an address, a base64 string or a PIL picture here, not {type(source).__name__}."
+        )
+    path = Path(source)
+    if not _is_file(path):
+        if isinstance(source, str):
+            try:
+                return load_image(source, timeout=timeout)
+            except ValueError as error:
+                shown = source if len(source) <= 200 else source[:200] + "..."
+                raise FileNotFoundError(
+                    f"There is no picture file {shown!r} (and it is no http(s) address or base64 picture either)."
+                ) from error
+        raise FileNotFoundError(f"There is no picture file '{path}'.")
+    try:
+        with PIL.Image.open(path) as image:
+            image.load()
+            return PIL.ImageOps.exif_transpose(image)
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError(f"'{path}' is no picture that PIL can read; convert it to PNG or JPEG.") from error
+    except OSError as error:
+        raise ValueError(f"The picture file '{path}' is truncated or broken ({error}); fetch it again.") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a base64 string is too long for a file name
+        return False
+
+
+def picture_size(image: Picture) -> tuple[int, int]:
+    """(height, width) in pixels of a PIL picture, an array `(H, W[, C])` or `(C, H, W)`, or a tensor."""
+    if isinstance(image, PIL.Image.Image):
+        return image.height, image.width
+    if image.ndim == 2:
+        return tuple(image.shape)
+    first = _channels_first(image, None)
+    return tuple(image.shape[-2:]) if first else tuple(image.shape[:2])
+
+
+def flatten_pictures(images: Any) -> list[Picture]:
+    """One picture, a batch `(B, ...)`, or (nested) lists of these as one list; files are read."""
+    if isinstance(images, list | tuple):
+        return [picture for image in images for picture in flatten_pictures(image)]
+    if isinstance(images, str | os.PathLike):
+        return [open_picture(images)]
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, PIL.Image.Image | np.ndarray | torch.Tensor):
+        return [images]
+    raise TypeError(
+        f"A picture must be a PIL picture, a numpy array, a torch tensor, a path or an address, not {type(images)}."
+    )
+
+
+def _channels_first(array: np.ndarray | torch.Tensor, input_data_format: ChannelDimension | str | None) -> bool:
+    """Where shapes leave it open (a picture 3 pixels high or wide), arrays are taken as HWC and tensors as CHW."""
+    if input_data_format is not None:
+        return ChannelDimension(input_data_format) == ChannelDimension.FIRST
+    first, last = (array.shape[axis] in (1, 3, 4) for axis in (0, -1))
+    if not (first or last):
+        raise ValueError(
+            f"A picture of shape {tuple(array.shape)} has no axis of 1, 3 or 4 channels; "
+            "pass (height, width), (height, width, channels) or (channels, height, width)."
+        )
+    return first if isinstance(array, torch.Tensor) else not last
+
+
+def _pil_to_array(image: PIL.Image.Image) -> np.ndarray:
+    """8-bit RGB `(H, W, 3)`, or for wide modes 8-bit or float grey `(H, W)`. Transparency is dropped, as GLIP did."""
+    if image.mode not in _WIDE_MODES:
+        return np.array(image.convert("RGB"))
+    grey = np.array(image)
+    if image.mode == "F":
+        return grey
+    if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
+        raise ValueError(
+            f'A picture of mode "{image.mode}" has values from {grey.min()} to {grey.max()}; expected 8 or 16 bits. '
+            "Scale it to 0..255 and convert it to mode L."
+        )
+    # Mode I holds 32 bits, whatever depth the file had.
+    is_16_bit = image.mode != "I" or grey.size and grey.max() > 255
+    return grey.astype(np.uint16 if is_16_bit else np.uint8)
+
+
+def to_rgb_tensor(
+    image: PIL.Image.Image | np.ndarray | torch.Tensor,
+    name: str = "image",
+    input_data_format: ChannelDimension | str | None = None,
+    do_convert_rgb: bool = True,
+    do_rescale: bool = True,
+) -> torch.Tensor:
+    """
+    Any picture as channels first, red, green, blue.
+
+    Args:
+        image: a PIL picture of any mode, or an array or tensor `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4
+            channels, of 8 or 16 bits, or floating point in 0..1 or 0..255. Its pixels are taken as they lie: files
+            are turned upright when read, picture objects are not.
+        name: of the picture in error messages.
+        input_data_format: "channels_first" or "channels_last"; by default read off the shape.
+        do_convert_rgb: turn grey to RGB and drop transparency; otherwise only 3 channels are allowed.
+        do_rescale: bring floating point pictures to 0..255, as what `rescale_factor` is meant for. Otherwise they are
+            taken as they are.
+
+    Returns:
+        `(3, H, W)`, uint8, or float32 where the picture was floating point.
+
+    Raises:
+        TypeError: for a wrong type or dtype.
+        ValueError: for an empty picture, a wrong shape, NaN, or values out of range.
+    """
+    is_array = not isinstance(image, PIL.Image.Image)
+    if not is_array:
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            logger.warning_once(
+                "A picture object has an EXIF orientation; its pixels are taken as they lie. Pass its path, or "
+                "`PIL.ImageOps.exif_transpose(image)`, to have it upright."
+            )
+        if 0 in image.size:
+            raise ValueError(f"`{name}` is empty: {image.height}x{image.width} pixels.")
+        image = _pil_to_array(image)
+    if not isinstance(image, np.ndarray | torch.Tensor):
+        raise TypeError(f"`{name}` must be a PIL picture, a numpy array or a torch tensor, not {type(image)}.")
+    if str(image.dtype).removeprefix("torch.") not in _DTYPES:
+        raise TypeError(
+            f"`{name}` has dtype {image.dtype}; expected {', '.join(_DTYPES)}. "
+            "Convert it, e.g. with `.astype(numpy.uint8)` for values 0..255."
+        )
+    if image.ndim not in (2, 3):
+        raise ValueError(f"`{name}` must have 2 or 3 dimensions, not shape {tuple(image.shape)}.")
+    if 0 in image.shape:
+        raise ValueError(f"`{name}` is empty: shape {tuple(image.shape)}.")
+    channels_first = image.ndim == 2 or _channels_first(image, input_data_format)
+    if isinstance(image, np.ndarray):
+        # torch reads neither negative strides nor, without a warning, memory it must not write.
+        image = torch.from_numpy(image.copy() if is_array else image)
+    if image.ndim == 2:
+        image = image[None]
+    elif not channels_first:
+        image = image.permute(2, 0, 1)
+    if image.shape[0] == 1 and do_convert_rgb:
+        image = image.expand(3, -1, -1)
+    elif image.shape[0] == 4 and do_convert_rgb:
+        image = image[:3]
+    if image.shape[0] != 3:
+        raise ValueError(f"`{name}` has {image.shape[0]} channels; expected 3 (or `do_convert_rgb=True`).")
+    return _to_8_bit_range(image, name, do_rescale).contiguous()
+
+
+_DTYPES = ("uint8", "uint16", "float16", "bfloat16", "float32", "float64")
+
+
+def _to_8_bit_range(image: torch.Tensor, name: str, do_rescale: bool) -> torch.Tensor:
+    if image.dtype == torch.uint8:
+        return image
+    if image.dtype == torch.uint16:
+        return (image.float() / 257).round().to(torch.uint8)
+    image = image.float()
+    low, high = (float(value) for value in image.aminmax())  # NaN goes through both
+    if not -float("inf") < low <= high < float("inf"):
+        raise ValueError(f"`{name}` holds NaN or infinite pixels; repair or drop the picture.")
+    if not do_rescale:
+        return image
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"`{name}` has values from {low:g} to {high:g}; a floating point picture must lie in 0..1 or 0..255. "
+            "For one that is normalised already pass `do_rescale=False, do_normalize=False`."
+        )
+    return image * 255 if high <= 1 else image
+
+
+# The processor -------------------------------------------------------------------------------------------------------
+
+
+class GLIPv2ImageProcessor(TorchvisionBackend):
+    r"""
+    Prepares pictures as GLIP did: resize with its own rule, order the channels, rescale, normalise, then pad with
+    zeros to the right and below.
+
+    Pictures may be PIL pictures of any mode, arrays, tensors, paths or addresses, of different sizes in one call. Files
+    are turned upright (EXIF); the pixels of picture objects are taken as they lie, so that boxes refer to them.
+    Transparency is dropped. Defaults are those of the released GLIP weights.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`): resize by `size`.
+        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
+            see [`resized_size`]; `{"height": h, "width": w}` gives an exact size.
+        resample (`PILImageResampling`, *optional*, defaults to bilinear): with antialiasing.
+        do_bgr (`bool`, *optional*, defaults to `True`): turn the channels to blue, green, red.
+        do_rescale (`bool`, *optional*, defaults to `True`): multiply 0..255 by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to 1.0).
+        do_normalize (`bool`, *optional*, defaults to `True`): subtract `image_mean`, divide by `image_std`, both after
+            rescaling and in the order of the network's channels.
+        image_mean, image_std (`list[float]`, *optional*): of the released weights, in blue, green, red.
+        do_pad (`bool`, *optional*, defaults to `True`): pad to the batch's largest height and width.
+        pad_size (`dict[str, int]`, *optional*): pad to this height and width instead.
+        size_divisor (`int`, *optional*, defaults to 32): round the padded size up to a multiple of it.
+
+    Returns (when called):
+        `BatchFeature` with `pixel_values` `(batch, 3, height, width)` float32 and `pixel_mask`
+        `(batch, height, width)` int64, 1 for the picture and 0 for padding.
+    """
+
+    valid_kwargs = GLIPv2ImageProcessorKwargs
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "pixel_mask"]
+    default_to_square = False
+    do_convert_rgb = True
+    do_resize = True
+    size: ClassVar[dict[str, int]] = {"shortest_edge": 800, "longest_edge": 1333}
+    resample = PILImageResampling.BILINEAR
+    do_bgr = True
+    do_rescale = True
+    rescale_factor = 1.0
+    do_normalize = True
+    image_mean = (103.53, 116.28, 123.675)
+    image_std = (57.375, 57.12, 58.395)
+    do_pad = True
+    size_divisor = 32
+
+    def fetch_images(self, image_url_or_urls: Any) -> list[Picture]:
+        """Reads paths and addresses; see [`open_picture`]. Other pictures come back as they are, in a flat list."""
+        return flatten_pictures(image_url_or_urls)
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Picture]:
+        pictures = self.fetch_images(images)
+        if not pictures:
+            raise ValueError("`images` is empty; pass at least one picture.")
+        return pictures
+
+    def _prepare_image_like_inputs(self, images: Any, expected_ndims: int = 3, **kwargs) -> list[torch.Tensor]:
+        return [
+            self.process_image(image, name=f"images[{index}]", **kwargs)
+            for index, image in enumerate(self._prepare_images_structure(images))
+        ]
+
+    def process_image(
+        self,
+        image: PIL.Image.Image | np.ndarray | torch.Tensor,
+        name: str = "image",
+        do_convert_rgb: bool | None = True,
+        input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = True,
+        device: str | torch.device | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """One picture as [`to_rgb_tensor`] gives it, on `device`."""
+        tensor = to_rgb_tensor(image, name, input_data_format, bool(do_convert_rgb), bool(do_rescale))
+        return tensor if device is None else tensor.to(device)
+
+    def resize(
+        self,
+        image: torch.Tensor,
+        size: SizeDict,
+        resample: "PILImageResampling | tvF.InterpolationMode | int | None" = None,
+        antialias: bool = True,
+        **kwargs,
+    ) -> torch.Tensor:
+        """`(..., 3, H, W)` to the size that [`resized_size`] gives."""
+        height, width = resized_size(*image.shape[-2:], size)
+        if (height, width) == tuple(image.shape[-2:]):
+            return image
+        return super().resize(image, SizeDict(height=height, width=width), resample, antialias, **kwargs)
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        resample: "PILImageResampling | tvF.InterpolationMode | int | None",
+        do_bgr: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float] | None,
+        image_std: float | list[float] | None,
+        do_pad: bool,
+        pad_size: SizeDict | None,
+        size_divisor: int | None,
+        disable_grouping: bool | None,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        groups, index = group_images_by_shape(images, disable_grouping=disable_grouping)
+        for shape, group in groups.items():
+            if do_resize:
+                group = self.resize(group, size, resample)
+            if do_bgr:
+                group = group.flip(-3)
+            groups[shape] = self.rescale_and_normalize(
+                group, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+            )
+        images = reorder_images(groups, index)
+        if not do_pad:
+            masks = [torch.ones_like(image[0], dtype=torch.long) for image in images]
+            return BatchFeature({"pixel_values": images, "pixel_mask": masks}, tensor_type=return_tensors)
+        height, width = padded_size([tuple(image.shape[-2:]) for image in images], size_divisor, pad_size)
+        pixel_values = images[0].new_zeros(len(images), 3, height, width)
+        pixel_mask = torch.zeros(len(images), height, width, dtype=torch.long, device=pixel_values.device)
+        for row, mask, image in zip(pixel_values, pixel_mask, images, strict=True):
+            row[:, : image.shape[-2], : image.shape[-1]] = image
+            mask[: image.shape[-2], : image.shape[-1]] = 1
+        return BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
+
+
+__all__ = ["GLIPv2ImageProcessor", "GLIPv2ImageProcessorKwargs"]
