@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers_glipv2.data.schema import category_name
-
-Span = tuple[int, int]
+from transformers_glipv2.prompts import Span, join_labels
 
 
 @dataclass
@@ -30,26 +29,6 @@ class GroundedText:
     spans: list[list[Span]] = field(default_factory=list)
     class_names: list[str] | None = None
     maskable: list[Span] | None = None
-
-
-def join_labels(labels: Sequence[str], separator: str = ". ", prefix: str = "") -> tuple[str, list[Span]]:
-    """
-    A sentence that lists labels.
-
-    Args:
-        labels (`Sequence[str]`): the names, in order.
-        separator (`str`, *optional*, defaults to `". "`): between two names; none follows the last.
-        prefix (`str`, *optional*): before the first name.
-
-    Returns:
-        `tuple[str, list[tuple[int, int]]]`: the sentence and the characters [start, end) of each label in it.
-    """
-    text, spans = prefix, []
-    for index, label in enumerate(labels):
-        text += separator if index else ""
-        spans.append((len(text), len(text) + len(label)))
-        text += label
-    return text, spans
 
 
 class DetectionSampler:

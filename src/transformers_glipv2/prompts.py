@@ -1,0 +1,285 @@
+"""
+Text to character spans to tokens: prompts from labels, positive maps, long vocabularies in several prompts.
+
+A *span* is a pair [start, end) of characters of a text. An *offset* is the span of one token as a fast tokenizer gives
+it with `return_offsets_mapping=True`; special tokens and padding have the empty offset (0, 0). Tokens are found from
+offsets alone, never by searching words in the text, so that equal words in two labels stay apart.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Span = tuple[int, int]
+
+# Between two labels, as in the original's evaluation. Its demo puts " . " after every label, the last one too.
+LABEL_SEPARATOR = ". "
+# The original looks this many characters further inwards for a token where a span begins or ends on white space.
+MAX_SHIFT = 2
+
+
+def clean_label(label: str) -> str:
+    """
+    A class name of a data set as the original writes it in prompts.
+
+    Args:
+        label (`str`): for example `"stingray_(fish)"` (LVIS style).
+
+    Returns:
+        `str`: without what stands in brackets (from the first to the last), `_` replaced by a space, and each double
+        space by one. White space at the ends stays, as in the original: `"stingray "`.
+    """
+    return re.sub(r"\(.*\)", "", label).replace("_", " ").replace("  ", " ")
+
+
+def join_labels(
+    labels: Sequence[str], separator: str = LABEL_SEPARATOR, prefix: str = "", suffix: str = ""
+) -> tuple[str, list[Span]]:
+    """
+    A sentence that lists labels.
+
+    Args:
+        labels (`Sequence[str]`): the names, in order.
+        separator (`str`, *optional*, defaults to `". "`): between two names; none follows the last.
+        prefix (`str`, *optional*): before the first name.
+        suffix (`str`, *optional*): after the last name. The original's demo has `" . "` as separator and suffix.
+
+    Returns:
+        `tuple[str, list[tuple[int, int]]]`: the sentence and the characters [start, end) of each label in it.
+    """
+    text, spans = prefix, []
+    for index, label in enumerate(labels):
+        text += separator if index else ""
+        spans.append((len(text), len(text) + len(label)))
+        text += label
+    return text + suffix, spans
+
+
+def check_labels(labels: Sequence[str], name: str = "labels") -> None:
+    """Raises TypeError or ValueError, naming the entry, unless `labels` is a non-empty list of non-empty strings."""
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise TypeError(
+            f"`{name}` must be a list of strings, got {type(labels).__name__} {labels!r}; put one label in a list."
+        )
+    if not labels:
+        raise ValueError(f"`{name}` is empty; pass at least one label to look for.")
+    for index, label in enumerate(labels):
+        if not isinstance(label, str):
+            raise TypeError(f"`{name}[{index}]` must be a string, got {type(label).__name__} {label!r}.")
+        if not label.strip():
+            raise ValueError(f"`{name}[{index}]` is {label!r}; every label needs at least one word. Drop it.")
+
+
+def check_spans(spans: Sequence[Sequence[int]], text: str, name: str = "spans") -> None:
+    """Raises TypeError or ValueError, naming the entry, unless all `spans` are [start, end) inside `text`."""
+    for index, span in enumerate(spans):
+        if isinstance(span, str) or not isinstance(span, Sequence) or len(span) != 2:
+            raise TypeError(f"`{name}[{index}]` must be a pair of characters [start, end), got {span!r}.")
+        if not all(isinstance(place, int) for place in span):
+            raise TypeError(f"`{name}[{index}]` must hold two integers, got {span!r}.")
+        if not 0 <= span[0] < span[1] <= len(text):
+            raise ValueError(
+                f"`{name}[{index}]` is {list(span)}; expected 0 <= start < end <= {len(text)}, the length of {text!r}."
+            )
+
+
+# Characters to tokens ------------------------------------------------------------------------------------------------
+
+
+class TokenFinder:
+    """
+    Finds the token of a character.
+
+    Args:
+        offsets (`Sequence` of pairs): characters [start, end) of each token, in order; empty for special tokens.
+    """
+
+    def __init__(self, offsets: Sequence[Sequence[int]]):
+        words = [(start, end, index) for index, (start, end) in enumerate(offsets) if end > start]
+        self.starts = [start for start, _, _ in words]
+        self.ends = [end for _, end, _ in words]
+        self.indices = [index for _, _, index in words]
+
+    def first(self, character: int) -> int | None:
+        """The first token that holds the character, or `None` (white space, out of the text, cut off)."""
+        last = self._last_place(character)
+        # Byte-level tokenizers give one character several tokens with equal offsets.
+        return None if last is None else self.indices[bisect_left(self.starts, self.starts[last])]
+
+    def last(self, character: int) -> int | None:
+        """The last token that holds the character, or `None`."""
+        last = self._last_place(character)
+        return None if last is None else self.indices[last]
+
+    def _last_place(self, character: int) -> int | None:
+        place = bisect_right(self.starts, character) - 1
+        return place if place >= 0 and character < self.ends[place] else None
+
+    def tokens(self, span: Sequence[int]) -> range:
+        """
+        The tokens of a span by the original's rule.
+
+        Where the first character has no token the next two are tried, where the last has none the two before it. When
+        that fails too the span has no token.
+
+        Args:
+            span: characters [start, end).
+
+        Returns:
+            `range` of token indices, maybe empty.
+        """
+        start, end = span
+        first = self._first_found(self.first, range(start, start + MAX_SHIFT + 1))
+        last = self._first_found(self.last, range(end - 1, end - MAX_SHIFT - 2, -1))
+        return range(0) if first is None or last is None else range(first, last + 1)
+
+    @staticmethod
+    def _first_found(find: Callable[[int], int | None], characters: range) -> int | None:
+        return next((token for token in map(find, characters) if token is not None), None)
+
+
+def spans_to_tokens(spans: Sequence[Sequence[Sequence[int]]], offsets: Sequence[Sequence[int]]) -> list[list[int]]:
+    """
+    The tokens of things that are each named by one or more spans.
+
+    Args:
+        spans (`Sequence` of `Sequence` of pairs): for each thing its spans [start, end) of characters.
+        offsets (`Sequence` of pairs): characters of each token.
+
+    Returns:
+        `list[list[int]]`: for each thing its tokens in order, each once; empty where no span meets a token.
+    """
+    finder = TokenFinder(offsets)
+    return [sorted({token for span in own for token in finder.tokens(span)}) for own in spans]
+
+
+def positive_map(tokens: Sequence[Sequence[int]], num_tokens: int) -> torch.Tensor:
+    """
+    The targets T of grounding: for each thing an even share on each of its tokens.
+
+    Args:
+        tokens (`Sequence[Sequence[int]]`): the tokens of each of n things, as `spans_to_tokens` gives them.
+        num_tokens (`int`): width of the map.
+
+    Returns:
+        `torch.FloatTensor` of shape `(n, num_tokens)`: rows of ones divided by (their sum + 1e-6), as in the original;
+        zeros for things without tokens.
+    """
+    targets = torch.zeros(len(tokens), num_tokens)
+    for row, own in zip(targets, tokens, strict=True):
+        row[list(own)] = 1.0
+    return targets / (targets.sum(-1, keepdim=True) + 1e-6)
+
+
+# Prompts from labels -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LabelPrompt:
+    """
+    Labels in one sentence.
+
+    Attributes:
+        text (`str`): the labels joined by ". ".
+        spans (`list[tuple[int, int]]`): characters [start, end) of each label.
+        indices (`list[int]`): each label's place in the list that was split.
+    """
+
+    text: str
+    spans: list[Span] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+
+
+def label_prompt(labels: Sequence[str]) -> LabelPrompt:
+    """All labels in one prompt, whatever its length; see `split_labels` for long vocabularies."""
+    check_labels(labels)
+    text, spans = join_labels(labels)
+    return LabelPrompt(text, spans, list(range(len(labels))))
+
+
+def count_tokens(texts: Sequence[str], tokenizer: Callable[..., Any], special: bool) -> list[int]:
+    """Tokens of each text, with or without the special ones that stand around a text. Nothing is cut."""
+    encoded = tokenizer(
+        list(texts), add_special_tokens=special, truncation=False, padding=False, return_attention_mask=False
+    )
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def split_labels(
+    labels: Sequence[str],
+    tokenizer: Callable[..., Any],
+    max_tokens: int,
+    labels_per_prompt: int | None = None,
+) -> list[LabelPrompt]:
+    """
+    Labels in as few prompts as hold them, in order.
+
+    Args:
+        labels (`Sequence[str]`): any number; equal ones stay apart.
+        tokenizer: a transformers tokenizer.
+        max_tokens (`int`): tokens of a prompt at most, special tokens included.
+        labels_per_prompt (`int`, *optional*): labels of a prompt at most.
+
+    Returns:
+        `list[LabelPrompt]`: together they hold every label once.
+
+    Raises:
+        ValueError: without labels, for an empty label, and for a label that is longer than a prompt may be.
+    """
+    check_labels(labels)
+    if labels_per_prompt is not None and labels_per_prompt < 1:
+        raise ValueError(f"`labels_per_prompt` must be at least 1, got {labels_per_prompt}.")
+    lengths = count_tokens(labels, tokenizer, special=False)
+    (separator,) = count_tokens([LABEL_SEPARATOR], tokenizer, special=False)
+    room = max_tokens - tokenizer.num_special_tokens_to_add()
+    for index, length in enumerate(lengths):
+        if length > room:
+            raise ValueError(
+                f"`labels[{index}]` is {labels[index]!r}, {length} tokens long, but a prompt holds {room} "
+                f"(`max_tokens` {max_tokens} less special tokens). Shorten the label."
+            )
+    prompts: list[LabelPrompt] = []
+    start = 0
+    while start < len(labels):
+        stop, length = start + 1, lengths[start]
+        limit = len(labels) if labels_per_prompt is None else min(len(labels), start + labels_per_prompt)
+        while stop < limit and length + separator + lengths[stop] <= room:
+            length += separator + lengths[stop]
+            stop += 1
+        text, spans = join_labels(labels[start:stop])
+        # Some tokenizers write a word at the start of a text and after a space differently, so lengths may not add up.
+        while count_tokens([text], tokenizer, special=True)[0] > max_tokens and stop > start + 1:
+            stop -= 1
+            text, spans = join_labels(labels[start:stop])
+        prompts.append(LabelPrompt(text, spans, list(range(start, stop))))
+        start = stop
+    return prompts
+
+
+def prompt_tokens(prompt: LabelPrompt, tokenizer: Callable[..., Any]) -> tuple[list[list[int]], int]:
+    """
+    Where the labels of a prompt stand among its tokens.
+
+    Args:
+        prompt (`LabelPrompt`): labels in a sentence.
+        tokenizer: a fast transformers tokenizer.
+
+    Returns:
+        `tuple[list[list[int]], int]`: the tokens of each label, counted from the first (special) token, and how many
+        tokens the prompt has, special ones included.
+
+    Raises:
+        ValueError: for a label of which the tokenizer leaves nothing.
+    """
+    encoded = tokenizer(prompt.text, return_offsets_mapping=True, truncation=False, padding=False)
+    tokens = spans_to_tokens([[span] for span in prompt.spans], encoded["offset_mapping"])
+    for own, (start, end) in zip(tokens, prompt.spans, strict=True):
+        if not own:
+            raise ValueError(
+                f"The tokenizer finds no word in the label {prompt.text[start:end]!r}; write it with letters it knows."
+            )
+    return tokens, len(encoded["input_ids"])
