@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 from transformers import initialization as init
 
@@ -44,22 +45,21 @@ def modulated_deform_conv2d(
     Returns:
         `(batch, out_channels, out_height, out_width)`.
     """
-    tensors = (feature_map, offsets, weight, bias, modulation)
-    if use_sampling(*tensors):
+    if use_sampling(feature_map):
         return sampled_deform_conv2d(feature_map, offsets, modulation, weight, bias, stride)
     dtype = torch.promote_types(feature_map.dtype, torch.float32)
-    x, offsets, weight, bias, modulation = (tensor.to(dtype) for tensor in tensors)
+    x, offsets, weight, bias, modulation = (
+        tensor.to(dtype) for tensor in (feature_map, offsets, weight, bias, modulation)
+    )
     output = deform_conv2d(x, offsets, weight, bias, stride=stride, padding=1, mask=modulation)
     return output.to(feature_map.dtype)
 
 
-def use_sampling(*tensors: torch.Tensor) -> bool:
-    """Whether `sampled_deform_conv2d` is the faster way: on the CPU, when nothing is differentiated or exported."""
+def use_sampling(feature_map: torch.Tensor) -> bool:
+    """Whether `sampled_deform_conv2d` is the faster way: on the CPU, unless the operator itself is exported."""
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return False
-    return tensors[0].device.type == "cpu"
+    return feature_map.device.type == "cpu"
 
 
 def sampled_deform_conv2d(
@@ -71,27 +71,87 @@ def sampled_deform_conv2d(
     stride: int = 1,
 ) -> torch.Tensor:
     """
-    As `modulated_deform_conv2d`, with one embedding bag over the pixels and one matrix product.
+    As `modulated_deform_conv2d`, with embedding bags over the pixels and one matrix product.
 
-    A tap is a weighted sum of four pixels, so all taps are bags of four rows of the map; three times faster on the
-    CPU than an operator that gathers channel by channel.
+    A tap is a weighted sum of four pixels, so all taps are bags of four rows of the map. On the CPU three times faster
+    than an operator that gathers channel by channel, and six times with its gradients.
     """
-    batch, channels, height, width = feature_map.shape
+    batch, _, height, width = feature_map.shape
     out_height, out_width = offsets.shape[-2:]
     dtype = torch.promote_types(feature_map.dtype, torch.float32)
-    # A border of zeros, so that taps beyond the edge need no case of their own.
-    pixels = F.pad(feature_map.permute(0, 2, 3, 1).to(dtype), (0, 0, 1, 2, 1, 2)).reshape(-1, channels)
-    rows, row_weights = bilinear_rows(offsets.to(dtype), modulation.to(dtype), height, width, stride)
-    matrix = weight.to(dtype).permute(2, 3, 1, 0).reshape(TAPS * channels, -1)
-    output = pixels.new_empty(batch * out_height * out_width, matrix.shape[1])
-    for start in range(0, output.shape[0], ROWS_PER_CHUNK):
-        chunk = slice(start, start + ROWS_PER_CHUNK)
-        taps = F.embedding_bag(
-            rows[chunk].flatten(0, 1), pixels, per_sample_weights=row_weights[chunk].flatten(0, 1), mode="sum"
-        )
-        torch.addmm(bias.to(dtype), taps.view(-1, TAPS * channels), matrix, out=output[chunk])
-    output = output.view(batch, out_height, out_width, -1).permute(0, 3, 1, 2)
+    # Autocast would undo the promotion.
+    with torch.autocast(feature_map.device.type, enabled=False):
+        # A border of zeros, so that taps beyond the edge need no case of their own.
+        pixels = F.pad(feature_map.permute(0, 2, 3, 1).to(dtype), (0, 0, 2, 2, 2, 2)).flatten(0, 2)
+        rows, row_weights = bilinear_rows(offsets.to(dtype), modulation.to(dtype), height, width, stride)
+        matrix = weight.to(dtype).permute(0, 2, 3, 1).flatten(1)
+        output = SampledConvolution.apply(pixels, rows, row_weights, matrix, bias.to(dtype))
+    output = output.unflatten(0, (batch, out_height, out_width)).permute(0, 3, 1, 2)
     return output.to(feature_map.dtype)
+
+
+class SampledConvolution(torch.autograd.Function):
+    """
+    Weighted sums of pixels, then a matrix product; neither direction keeps the sums, which would take gigabytes.
+
+    Args of `apply`:
+        pixels: `(pixels, channels)`.
+        rows, row_weights: `(outputs, taps, 4)`, which pixels make up each tap (int32) and how much of each.
+        matrix: `(out_channels, taps * channels)`.
+        bias: `(out_channels,)`.
+
+    Returns:
+        `(outputs, out_channels)`.
+    """
+
+    @staticmethod
+    def forward(ctx, pixels, rows, row_weights, matrix, bias):
+        ctx.save_for_backward(pixels, rows, row_weights, matrix)
+        output = pixels.new_empty(rows.shape[0], matrix.shape[0])
+        for start in range(0, rows.shape[0], ROWS_PER_CHUNK):
+            chunk = slice(start, start + ROWS_PER_CHUNK)
+            taps = sum_rows(pixels, rows[chunk], row_weights[chunk])
+            torch.addmm(bias, taps, matrix.T, out=output[chunk])
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        pixels, rows, row_weights, matrix = ctx.saved_tensors
+        outputs, taps, corners = rows.shape
+        grad_matrix = torch.zeros_like(matrix)
+        for start in range(0, outputs, ROWS_PER_CHUNK):
+            chunk = slice(start, start + ROWS_PER_CHUNK)
+            grad_matrix.addmm_(grad_output[chunk].T, sum_rows(pixels, rows[chunk], row_weights[chunk]))
+        grad_taps = (grad_output @ matrix).view(outputs * taps, pixels.shape[1])
+        # Sorted by pixel, what flows back to one pixel is again a bag: of the taps that read it.
+        rows = rows.flatten()
+        order = rows.argsort()
+        grad_pixels = F.embedding_bag(
+            order.int() // corners,
+            grad_taps,
+            bag_starts(rows, pixels.shape[0]),
+            per_sample_weights=row_weights.flatten()[order],
+            mode="sum",
+        )
+        bags = torch.arange(outputs * taps, dtype=rows.dtype, device=rows.device).repeat_interleave(corners)
+        starts = torch.arange(0, len(rows), corners, dtype=rows.dtype, device=rows.device)
+        grad_row_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            grad_taps, pixels, rows, starts, bags, 0
+        )
+        return grad_pixels, None, grad_row_weights.view_as(row_weights), grad_matrix, grad_output.sum(0)
+
+
+def sum_rows(pixels: torch.Tensor, rows: torch.Tensor, row_weights: torch.Tensor) -> torch.Tensor:
+    """Sums over the last axis of `rows`, `(outputs, taps, 4)`: the taps, `(outputs, taps * channels)`."""
+    taps = F.embedding_bag(rows.flatten(0, 1), pixels, per_sample_weights=row_weights.flatten(0, 1), mode="sum")
+    return taps.view(rows.shape[0], rows.shape[1] * pixels.shape[1])
+
+
+def bag_starts(rows: torch.Tensor, num_pixels: int) -> torch.Tensor:
+    """Where each pixel's entries start once `rows` are sorted: int32 `(num_pixels,)`."""
+    counts = torch.bincount(rows, minlength=num_pixels)
+    return (counts.cumsum(0) - counts).to(rows.dtype)
 
 
 def bilinear_rows(
@@ -105,28 +165,30 @@ def bilinear_rows(
         height, width: of the map.
 
     Returns:
-        Row numbers and weights, each `(batch * out_height * out_width, 9, 4)`. Rows number the pixels of the whole
-        batch after padding each map by one pixel above and to the left and two below and to the right.
+        Row numbers (int32) and weights, each `(batch * out_height * out_width, 9, 4)`. Rows number the pixels of the
+        whole batch after padding each map by two pixels on every side.
     """
     batch, _, out_height, out_width = offsets.shape
-    offsets = offsets.permute(0, 2, 3, 1).unflatten(-1, (TAPS, 2))
-    modulation = modulation.permute(0, 2, 3, 1)
-    tap = torch.arange(TAPS, device=offsets.device)
-    y = torch.arange(out_height, device=offsets.device)[:, None, None] * stride - 1 + tap // 3
-    x = torch.arange(out_width, device=offsets.device)[:, None] * stride - 1 + tap % 3
-    y = (offsets[..., 0] + y).clamp(-1, height)
-    x = (offsets[..., 1] + x).clamp(-1, width)
-    top, left = y.floor(), x.floor()
-    below, right = y - top, x - left
-    lower, upper = below * modulation, (1 - below) * modulation
-    weights = torch.stack([upper * (1 - right), upper * right, lower * (1 - right), lower * right], dim=-1)
+    offsets = offsets.permute(0, 2, 3, 1).contiguous().unflatten(-1, (TAPS, 2))
+    modulation = modulation.permute(0, 2, 3, 1).contiguous().unsqueeze(-1)
+    # Taps stand on whole pixels, so the offset alone says how far between two pixels a sample lies.
+    floor = offsets.detach().floor()
+    fraction = offsets - floor
+    both = torch.stack([1 - fraction, fraction], dim=-1)
+    weights = (both[..., 0, :, None] * both[..., 1, None, :]).flatten(-2) * modulation
 
-    padded_height, padded_width = height + 3, width + 3
-    picture = torch.arange(batch, device=offsets.device).view(-1, 1, 1, 1) * (padded_height * padded_width)
-    # Clamped again because a NaN has no place of its own.
-    row = (top.int() + 1).clamp(0, height + 1) * padded_width + (left.int() + 1).clamp(0, width + 1) + picture
-    rows = torch.stack([row, row + 1, row + padded_width, row + padded_width + 1], dim=-1)
-    return rows.view(-1, TAPS, 4), weights.view(-1, TAPS, 4)
+    padded_height, padded_width = height + 4, width + 4
+    tap = torch.arange(TAPS, device=offsets.device)
+    y = torch.arange(out_height, device=offsets.device)[:, None, None] * stride + 1 + tap // 3
+    x = torch.arange(out_width, device=offsets.device)[:, None] * stride + 1 + tap % 3
+    # Samples beyond the border read its zeros; a NaN has no place of its own, and its weight is NaN anyway.
+    top = (floor[..., 0] + y).nan_to_num(0.0).clamp(0, height + 2).int()
+    left = (floor[..., 1] + x).nan_to_num(0.0).clamp(0, width + 2).int()
+    picture = torch.arange(batch, device=offsets.device, dtype=torch.int32) * (padded_height * padded_width)
+    first = top * padded_width + left + picture.view(-1, 1, 1, 1)
+    corners = torch.tensor([0, 1, padded_width, padded_width + 1], device=offsets.device, dtype=torch.int32)
+    rows = first.unsqueeze(-1) + corners
+    return rows.flatten(0, 2), weights.flatten(0, 2)
 
 
 class GLIPv2DeformConv(nn.Module):
