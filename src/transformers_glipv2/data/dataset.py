@@ -1,11 +1,20 @@
-"""Rows of the schema whose pictures are opened when they are asked for."""
+"""
+Rows of the schema whose pictures are opened when they are asked for.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+No loader holds pictures in memory, only their annotations, and those packed: about 200 bytes a row and 60 a box. The
+formats that are one json file (COCO, LVIS, GoldG, ...) need 10 times the file's size while they are read, since Python
+parses it whole; line-wise formats, folders and the Hub can be streamed (`streaming=True`) in constant memory.
+"""
+
+import io
+import pickle
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from transformers_glipv2.data.schema import BoxReport
 
@@ -69,38 +78,157 @@ class PictureDataset(Dataset):
 
         return to_hf_dataset(self)
 
+    def stream(self) -> "PictureStream":
+        """The same rows as an iterable that data loader workers share."""
+        return PictureStream(_Repeat(self.records), self.class_names, self.report)
+
     def _read(self, index: int) -> dict[str, Any] | None:
-        record = dict(self.records[index])
-        path = record.pop("image_path")
-        if self.class_names is not None:
-            record.setdefault("labels", self.class_names)
-        size = (record["width"], record["height"]) if record.get("width") and record.get("height") else None
-        try:
-            image = open_picture(path, size)
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-            self.report.add("unreadable_picture", f"picture {record['image_id']!r} at {path}: {error}")
-            self.report.warn_once()
+        return read_row(self.records[index], self.class_names, self.report)
+
+
+class PictureStream(IterableDataset):
+    """
+    Rows in the order of their source, read while they are asked for.
+
+    Args:
+        read_records (`Callable[[BoxReport], Iterable[Mapping]]`): starts a pass over the records of `PictureDataset`,
+            and counts problems in the report it is given.
+        class_names (`list[str]`, *optional*), report (`BoxReport`, *optional*): as in `PictureDataset`. The report's
+            counts are those of the pass that was started last.
+
+    Unreadable pictures are left out, counted and told once. Data loader workers share the rows between them: each
+    reads every annotation, but opens its own pictures only.
+    """
+
+    def __init__(
+        self,
+        read_records: Callable[[BoxReport], Iterable[Mapping[str, Any]]],
+        class_names: list[str] | None = None,
+        report: BoxReport | None = None,
+    ):
+        self.read_records = read_records
+        self.class_names = class_names
+        self.report = report if report is not None else BoxReport()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        place, count = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        self.report.counts.clear()
+        for index, record in enumerate(self.read_records(self.report)):
+            row = read_row(record, self.class_names, self.report) if index % count == place else None
+            if row is not None:
+                yield row
+        self.report.warn_once()
+
+    def to_hf(self) -> "datasets.IterableDataset":  # noqa: F821
+        """The same rows as a `datasets.IterableDataset`, for its `map`, `filter`, `shuffle` and `take`."""
+        from transformers_glipv2.data.hub import import_datasets
+
+        return import_datasets().IterableDataset.from_generator(_iterate, gen_kwargs={"stream": self})
+
+
+class PackedRecords(Sequence):
+    """
+    Records pickled into one block of memory and unpacked one by one.
+
+    A Python dict with its lists takes several times the memory, and data loader workers that count references to a
+    million of them would copy them all; a block is shared.
+
+    Args:
+        records (`Iterable[Mapping]`): read once, in order.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, Any]]):
+        self._bytes = bytearray()
+        self._ends = array("q", [0])
+        for record in records:
+            self._bytes += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
+            self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"record {index} of {len(self)} records")
+        return pickle.loads(memoryview(self._bytes)[self._ends[place] : self._ends[place + 1]])
+
+
+def make_dataset(
+    read_records: Callable[[BoxReport], Iterable[Mapping[str, Any]]],
+    report: BoxReport,
+    class_names: list[str] | None = None,
+    streaming: bool = False,
+) -> "PictureDataset | PictureStream":
+    """What every loader returns: all records packed, or a stream of them; problems are told once all were read."""
+    if streaming:
+        return PictureStream(read_records, class_names, report)
+    records = PackedRecords(read_records(report))
+    report.warn_once()
+    return PictureDataset(records, class_names, report)
+
+
+def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: BoxReport) -> dict[str, Any] | None:
+    """
+    The row of a record, its picture opened.
+
+    Args:
+        record (`Mapping`): a row with `image_path` (a file's path, or its `bytes`) in the place of `image`.
+        class_names (`list[str]`, *optional*): the `labels` of a row that has none.
+        report (`BoxReport`): counts unreadable pictures and those of another size than the record's, and decides.
+
+    Returns:
+        `dict | None`: `None` where the picture is left out.
+    """
+    row = dict(record)
+    source = row.pop("image_path")
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else source
+    if class_names is not None:
+        row.setdefault("labels", class_names)
+    size = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
+    try:
+        image = open_picture(source, size)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        report.add("unreadable_picture", f"picture {row['image_id']!r} at {name}: {error}")
+        report.warn_once()
+        return None
+    if size is not None and image.size != size:
+        where = f"picture {row['image_id']!r} at {name} is {image.size}, its annotations say {size}"
+        action = report.add("wrong_size", where)
+        report.warn_once()
+        if action == "skip":
             return None
-        if size is not None and image.size != size:
-            where = f"picture {record['image_id']!r} at {path} is {image.size}, its annotations say {size}"
-            action = self.report.add("wrong_size", where)
-            self.report.warn_once()
-            if action == "skip":
-                return None
-        return {"image": image, **record}
+    return {"image": image, **row}
 
 
-def open_picture(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+def open_picture(path: str | Path | bytes, size: tuple[int, int] | None = None) -> Image.Image:
     """
     A picture as RGB.
 
     Args:
-        path (`str` or `Path`): the file.
+        path (`str`, `Path` or `bytes`): the file, or what is in it.
         size (`tuple[int, int]`, *optional*): width and height that the annotations were made for. Where only the
             EXIF rotation makes the picture fit it, the rotation is applied; else pixels are left as stored.
     """
-    with Image.open(path) as stored:
+    with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path) as stored:
         image = stored
         if size is not None and stored.size != size and stored.size == size[::-1]:
             image = ImageOps.exif_transpose(stored)
         return image.convert("RGB")
+
+
+class _Repeat:
+    """Records that are there already, as what `PictureStream` calls; a class, so that it can be pickled."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]):
+        self.records = records
+
+    def __call__(self, report: BoxReport) -> Sequence[Mapping[str, Any]]:
+        return self.records
+
+
+def _iterate(stream: PictureStream) -> Iterator[dict[str, Any]]:
+    yield from stream

@@ -38,6 +38,34 @@ def decode_mask(segmentation: Segmentation | None, height: int, width: int) -> n
     return coco_mask.decode(rle).astype(bool)
 
 
+def mask_problem(segmentation: Any, height: int, width: int) -> str | None:
+    """
+    What is wrong with a segmentation, found without drawing it.
+
+    Args:
+        segmentation: as `decode_mask` takes it.
+        height, width (`int`): of the picture, in pixels.
+
+    Returns:
+        `str | None`: for a message; `None` for one that can be decoded, and for `None`.
+    """
+    if segmentation is None:
+        return None
+    if isinstance(segmentation, np.ndarray):
+        size = segmentation.shape
+    elif isinstance(segmentation, Mapping):
+        size = segmentation.get("size")
+        if not isinstance(segmentation.get("counts"), (list, str, bytes)) or not isinstance(size, Sequence):
+            return f"not a run-length mask: {str(dict(segmentation))[:80]}"
+    elif isinstance(segmentation, Sequence) and not isinstance(segmentation, str):
+        return _polygon_problem(segmentation)
+    else:
+        return f"not a segmentation: {str(segmentation)[:80]}"
+    if tuple(size) == (height, width):
+        return None
+    return f"a mask of (height, width) {tuple(size)} for a picture of {(height, width)}"
+
+
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """
     A boolean mask as compressed COCO RLE.
@@ -88,3 +116,13 @@ def _as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, An
 def _check_size(size: Sequence[int], height: int, width: int) -> None:
     if tuple(size) != (height, width):
         raise ValueError(f"a mask of (height, width) {tuple(size)} does not fit a picture of {(height, width)}.")
+
+
+def _polygon_problem(polygons: Sequence[Any]) -> str | None:
+    for polygon in polygons:
+        numbers = isinstance(polygon, Sequence) and all(isinstance(value, (int, float)) for value in polygon)
+        if not numbers or len(polygon) % 2 or not np.isfinite(polygon).all():
+            return f"not a polygon: {str(polygon)[:80]}"
+    if all(len(polygon) < 6 for polygon in polygons):
+        return f"no polygon of three corners or more: {str(polygons)[:80]}"
+    return None

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from transformers_glipv2.data.masks import mask_problem
+
 logger = logging.get_logger(__name__)
 
 KINDS = ("detection", "grounding", "caption", "vqa")
@@ -37,6 +39,9 @@ PROBLEMS = {
     "crowd": "a box around a crowd",
     "unknown_class": "a box of a class that the data set does not list",
     "bad_span": "a span that is empty or leaves its text",
+    "bad_mask": "a mask that is malformed, without area or made for another size",
+    "bad_entry": "an entry that lacks a field, has one of a wrong type or comes twice",
+    "empty_text": "a sentence or question without words, or a question without answers",
     "unknown_picture": "an annotation of a picture that the file does not list",
     "unreadable_picture": "a picture that cannot be read",
     "wrong_size": "a picture of another size than its annotations say",
@@ -151,8 +156,13 @@ def checked_box(box: Sequence[float], width: int, height: int, report: BoxReport
     Returns:
         `list[float] | None`: x, y, width, height, or `None` where the box is left out.
     """
-    where = f"{where}, bbox {list(box)} in a picture of {width} x {height}"
-    if len(box) != 4 or not all(isinstance(v, (int, float, np.number)) and math.isfinite(v) for v in box):
+    is_list = isinstance(box, (Sequence, np.ndarray)) and not isinstance(box, str)
+    where = f"{where}, bbox {list(box) if is_list else box} in a picture of {width} x {height}"
+    if (
+        not is_list
+        or len(box) != 4
+        or not all(isinstance(v, (int, float, np.number)) and math.isfinite(v) for v in box)
+    ):
         report.add("not_a_number", where)
         return None
     x, y, w, h = (float(value) for value in box)
@@ -172,11 +182,12 @@ def checked_box(box: Sequence[float], width: int, height: int, report: BoxReport
 def checked_spans(spans: Sequence[Sequence[int]], text: str, report: BoxReport, where: str) -> list[list[int]]:
     """The spans of one box that lie in the text, each [start, end) with start < end; the others are reported."""
     good = []
-    for span in spans:
-        if len(span) == 2 and 0 <= span[0] < span[1] <= len(text):
-            good.append([int(span[0]), int(span[1])])
+    for span in spans if isinstance(spans, Sequence) else [spans]:
+        pair = isinstance(span, Sequence) and len(span) == 2 and all(isinstance(place, int) for place in span)
+        if pair and 0 <= span[0] < span[1] <= len(text):
+            good.append([span[0], span[1]])
         else:
-            report.add("bad_span", f"{where}, span {list(span)} in a text of {len(text)} characters")
+            report.add("bad_span", f"{where}, span {span} in a text of {len(text)} characters")
     return good
 
 
@@ -230,7 +241,7 @@ def _check_entry(
     text: str | None,
 ) -> bool:
     """Whether one object stays; its box, class and spans are brought into the schema's form in place."""
-    if entry.get("iscrowd") and report.add("crowd", f"{where}, bbox {list(entry['bbox'])}") == "skip":
+    if entry.get("iscrowd") and report.add("crowd", f"{where}, bbox {entry['bbox']}") == "skip":
         return False
     if labels is not None and "category" in entry:
         name = category_name(entry["category"], labels)
@@ -243,7 +254,13 @@ def _check_entry(
         if not entry["tokens_positive"]:
             return False
     entry["bbox"] = checked_box(entry["bbox"], width, height, report, where)
-    return entry["bbox"] is not None
+    if entry["bbox"] is None:
+        return False
+    problem = mask_problem(entry.get("segmentation"), height, width)
+    if problem:
+        report.add("bad_mask", f"{where}, {problem}; the box stays")
+        entry["segmentation"] = None
+    return True
 
 
 def category_name(category: int | str, labels: Sequence[str]) -> str | None:
