@@ -143,8 +143,8 @@ class GLIPv2Config(PreTrainedConfig):
         box_loss_weight, centerness_loss_weight, intra_loss_weight, inter_loss_weight, mlm_loss_weight (`float`):
             Weights of the summed losses.
         contrastive_dim (`int`, *optional*, defaults to 64), max_contrastive_regions (`int`, *optional*,
-            defaults to 100):
-            Width of the inter-image contrastive space and regions a picture.
+            defaults to 100), contrastive_temperature (`float`, *optional*, defaults to 0.07):
+            Width of the inter-image contrastive space, regions a picture, and where the learned temperature starts.
         mask_extractor (`"fcn"` or `"hourglass"`), mask_num_convs (`int`), mask_dim (`int`), mask_pool_size (`int`):
             The mask head: its feature extractor, the number of its convolutions (or hourglasses), channels, and
             side of the pooled features.
@@ -202,6 +202,7 @@ class GLIPv2Config(PreTrainedConfig):
     mlm_loss_weight: float | int = 1.0
     contrastive_dim: int = 64
     max_contrastive_regions: int = 100
+    contrastive_temperature: float = 0.07
     mask_extractor: Literal["fcn", "hourglass"] = "fcn"
     mask_num_convs: int = 4
     mask_dim: int = 256

@@ -10,10 +10,13 @@ code:
 | Enc_L, the words' features P0 (section 3.1)               | `GLIPv2Model.get_text_features`                      |
 | Enc_VL, deep fusion (section 3.1; GLIP section 3.2)       | `GLIPv2TowerLayer` (`fusion.py`, `dyhead.py`)        |
 | S = O P^T, boxes, centerness (equation 2)                 | `GLIPv2DetectionHead`                                |
+| L_loc + L_intra + L_inter + L_mlm (equations 3 to 6)      | `losses.py`, `modeling_glipv2_pretraining.py`        |
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +31,15 @@ from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
 from .configuration_glipv2 import GLIPv2Config
 from .dyhead import GLIPv2DyConv, init_dyconv
 from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
+from .losses import (
+    AnchorTargets,
+    detection_losses,
+    match_anchors,
+)
 from .text_cache import TextFeatureCache
 
 FeatureMaps = tuple[torch.Tensor, ...]
+Labels = Sequence[Mapping[str, Any] | None]
 
 
 # Outputs -------------------------------------------------------------------------------------------------------------
@@ -99,6 +108,10 @@ class GLIPv2DetectionFields(ModelOutput):
     What the detection head adds.
 
     Args:
+        loss (`torch.FloatTensor` of shape `()`, with `labels`):
+            Sum of `loss_dict`.
+        loss_dict (`dict[str, torch.FloatTensor]`, with `labels`):
+            Each loss, weighted as the configuration says.
         logits (`torch.FloatTensor` of shape `(batch, anchors, tokens)`):
             S = O P^T before the sigmoid. Anchors run over all levels, P3 first, row-major.
         centerness (`torch.FloatTensor` of shape `(batch, anchors)`):
@@ -111,6 +124,8 @@ class GLIPv2DetectionFields(ModelOutput):
             Height and width of each level's map.
     """
 
+    loss: torch.FloatTensor | None = None
+    loss_dict: dict[str, torch.FloatTensor] | None = None
     logits: torch.FloatTensor | None = None
     centerness: torch.FloatTensor | None = None
     box_deltas: torch.FloatTensor | None = None
@@ -124,6 +139,11 @@ class GLIPv2ObjectDetectionOutput(GLIPv2ModelOutput, GLIPv2DetectionFields):
 
 
 # Blocks --------------------------------------------------------------------------------------------------------------
+
+
+def map_shapes(feature_maps: FeatureMaps) -> list[tuple[int, int]]:
+    """Height and width of each map."""
+    return [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
 
 
 def flatten_levels(feature_maps: FeatureMaps) -> torch.Tensor:
@@ -226,7 +246,7 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
         """
         attentions = None
         if self.fusion is not None:
-            level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
+            level_shapes = map_shapes(feature_maps)
             vision_mask = None if masks is None else torch.cat([mask.flatten(1) for mask in masks], dim=1)
             vision, text, attentions = self.fusion(
                 flatten_levels(feature_maps), text, text_mask, vision_mask, output_attentions=output_attentions
@@ -446,7 +466,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             image_sizes = torch.stack([mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)], dim=1)
         maps = self.backbone(pixel_values.to(self.dtype)).feature_maps
         if self.config.mask_padded_pixels:
-            level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in maps]
+            level_shapes = map_shapes(maps)
             maps = zero_padding(
                 maps, padding_masks(image_sizes, level_shapes, self.config.anchor_strides[: len(maps)])
             )
@@ -514,7 +534,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
     def _padding_masks(self, feature_maps: FeatureMaps, image_sizes: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
         if not self.config.mask_padded_pixels:
             return None
-        level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
+        level_shapes = map_shapes(feature_maps)
         return padding_masks(image_sizes, level_shapes, self.config.anchor_strides)
 
     @can_return_tuple
@@ -587,6 +607,12 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         )
 
 
+def word_embedding_name(model: GLIPv2PreTrainedModel) -> str:
+    """Where the word embeddings are among the parameters of `model`, for tying the decoder of a word head to them."""
+    embeddings = model.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is embeddings)
+
+
 class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
     """
     Detection of what a text names: boxes, centerness, and the similarity of every location with every word.
@@ -613,7 +639,7 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         """The detection head on the output of `GLIPv2Model`: the fields of `GLIPv2DetectionFields`."""
         maps = model_output.fused_feature_maps
         logits, centerness, box_deltas = self.detection_head(maps, model_output.fused_text)
-        level_shapes = [tuple(feature_map.shape[-2:]) for feature_map in maps]
+        level_shapes = map_shapes(maps)
         image_sizes = model_output.image_sizes
         boxes_xyxy = decode_boxes(box_deltas, self.anchors(level_shapes, box_deltas.device))
         height, width = image_sizes[:, None, 0], image_sizes[:, None, 1]
@@ -640,11 +666,22 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         text_features: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        labels: Labels | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> GLIPv2ObjectDetectionOutput:
-        """As `GLIPv2Model.forward`; the output adds the fields of `GLIPv2DetectionFields`."""
+        """
+        As `GLIPv2Model.forward`; the output adds the fields of `GLIPv2DetectionFields`.
+
+        Args:
+            labels: for training, a picture's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1] of the
+                un-padded picture, "positive_map" `(n, tokens)`, above 0 at the words of each box}, or `None` where
+                its boxes are not known. Pictures without boxes are all background.
+
+        Raises:
+            ValueError: when a side is missing, or batches or labels do not fit.
+        """
         model_output = self.model(
             pixel_values=pixel_values,
             input_ids=input_ids,
@@ -658,7 +695,45 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        return GLIPv2ObjectDetectionOutput(**self.detect(model_output), **model_output)
+        output = GLIPv2ObjectDetectionOutput(**self.detect(model_output), **model_output)
+        if labels is not None:
+            output.loss_dict = self.detection_losses(output, self.match_anchors(output, labels))
+            output.loss = sum(output.loss_dict.values())
+        return output
+
+    def match_anchors(self, output: GLIPv2ObjectDetectionOutput, labels: Labels) -> AnchorTargets:
+        """Which anchors learn which boxes; `labels` as in `forward`."""
+        shapes = map_shapes(output.fused_feature_maps)
+        return match_anchors(
+            labels,
+            self.anchors(shapes, output.logits.device),
+            [height * width for height, width in shapes],
+            output.image_sizes,
+            output.logits.shape[2],
+            self.config.atss_topk,
+        )
+
+    def detection_losses(
+        self, output: GLIPv2ObjectDetectionOutput, targets: AnchorTargets
+    ) -> dict[str, torch.FloatTensor]:
+        """L_loc (loss_box, loss_centerness) and L_intra (loss_intra), weighted."""
+        config = self.config
+        losses = detection_losses(
+            output.logits,
+            output.centerness,
+            output.box_deltas,
+            self.anchors(map_shapes(output.fused_feature_maps), output.logits.device),
+            targets,
+            output.attention_mask,
+            config.focal_alpha,
+            config.focal_gamma,
+        )
+        weights = {
+            "loss_box": config.box_loss_weight,
+            "loss_centerness": config.centerness_loss_weight,
+            "loss_intra": config.intra_loss_weight,
+        }
+        return {name: weights[name] * loss for name, loss in losses.items()}
 
 
 __all__ = [

@@ -1,0 +1,466 @@
+"""
+The losses of pre-training, as pure functions on tensors.
+
+    L = L_loc + L_intra + L_inter + L_mlm                                     (equations 3 to 6 of the GLIPv2 paper)
+
+- L_loc: `box_loss`, `centerness_loss` on the anchors that learn a box (`match_anchors`).
+- L_intra: `token_loss` between S = O P^T and the words of each anchor's box.
+- L_inter: `contrastive_loss` between regions and words of all pictures of the batch, on all processes.
+- L_mlm: `masked_word_loss`.
+
+Every loss is a sum divided by a normaliser that is passed in. With several processes the normaliser is the mean over
+them (`mean_over_processes`), so that gradients averaged over processes equal those of one process on the whole batch.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from .boxes import assign_atss, centerness_targets, check_boxes_shape, decode_boxes, denormalize_boxes
+
+# What the original adds to unions and enclosing areas.
+GIOU_EPS = 1e-7
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+
+def num_processes() -> int:
+    """How many processes train together; 1 without `torch.distributed`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, without gradient."""
+    value = value.detach().clone()
+    if num_processes() > 1:
+        dist.all_reduce(value)
+        value /= num_processes()
+    return value
+
+
+def max_over_processes(value: int, device: torch.device) -> int:
+    """The largest of a number over all processes."""
+    if num_processes() == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """
+    Tensors of all processes, joined along the first dimension in the order of ranks; gradients flow back to each.
+
+    Args:
+        tensor: of the same shape on every process.
+    """
+    if num_processes() == 1:
+        return tensor
+    if tensor.requires_grad:
+        return torch.cat(dist_functional.all_gather(tensor))
+    parts = [torch.empty_like(tensor) for _ in range(num_processes())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+# Targets -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class AnchorTargets:
+    """
+    What the anchors of a batch learn.
+
+    Args:
+        is_labelled (boolean `torch.Tensor` of shape `(batch,)`): pictures whose boxes are known; the others (captions
+            without boxes) take part in no loss on anchors.
+        picture, anchor (`torch.LongTensor` of shape `(positives,)`): where the anchors are that learn a box.
+        box (`torch.LongTensor` of shape `(positives,)`): row of that box in its picture's labels.
+        boxes_xyxy (`torch.Tensor` of shape `(positives, 4)`): the box, in pixels of the resized picture.
+        centerness (`torch.Tensor` of shape `(positives,)`): how central the anchor lies in it, in [0, 1].
+        words (boolean `torch.Tensor` of shape `(positives, tokens)`): the box's words.
+        classes (`torch.LongTensor` of shape `(positives,)`): the box's class, from `class_id`; 0 where it has none.
+    """
+
+    is_labelled: Tensor
+    picture: Tensor
+    anchor: Tensor
+    box: Tensor
+    boxes_xyxy: Tensor
+    centerness: Tensor
+    words: Tensor
+    classes: Tensor
+
+
+def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens: int) -> None:
+    """
+    Raises:
+        ValueError, TypeError: when the labels do not fit a batch of `batch` pictures and texts of `tokens` tokens.
+    """
+    if len(labels) != batch:
+        raise ValueError(f"`labels` has {len(labels)} entries for {batch} pictures; pass one (or None) each.")
+    for index, label in enumerate(labels):
+        if label is None:
+            continue
+        missing = [name for name in ("boxes", "positive_map") if label.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"`labels[{index}]` lacks {' and '.join(missing)}; the processor makes them from `annotations`."
+            )
+        check_boxes_shape(label["boxes"], f"labels[{index}]['boxes']")
+        expected = (len(label["boxes"]), tokens)
+        if tuple(label["positive_map"].shape) != expected:
+            raise ValueError(
+                f"`labels[{index}]['positive_map']` has shape {tuple(label['positive_map'].shape)}; expected "
+                f"{expected}, a row a box and a column a token."
+            )
+
+
+def class_id(name: str) -> int:
+    """A number in [1, 2^62) for a class name, the same in every process; capitals and outer spaces do not count."""
+    digest = hashlib.blake2b(name.strip().lower().encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 2) | 1
+
+
+def match_anchors(
+    labels: Sequence[Mapping[str, Any] | None],
+    anchors: Tensor,
+    num_anchors_per_level: Sequence[int],
+    image_sizes: Tensor,
+    num_tokens: int,
+    topk: int = 9,
+) -> AnchorTargets:
+    """
+    Which anchors learn which boxes (ATSS), over a batch.
+
+    Args:
+        labels: a picture's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1], "positive_map"
+            `(n, tokens)`, "class_names" list of n or `None`}, or `None` where its boxes are not known. A picture may
+            have no boxes.
+        anchors: `(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized picture.
+        num_anchors_per_level: their sum is `anchors`.
+        image_sizes: `(batch, 2)`, height and width in pixels of each un-padded picture.
+        num_tokens: columns of each positive map.
+        topk: candidates of a level and box.
+
+    Raises:
+        ValueError, TypeError: when the labels do not fit.
+    """
+    check_labels(labels, len(image_sizes), num_tokens)
+    device = anchors.device
+    pictures, anchor_indices, box_indices, boxes, words, classes = [], [], [], [], [], []
+    for picture, label in enumerate(labels):
+        if label is None:
+            continue
+        boxes_xyxy = denormalize_boxes(label["boxes"].to(device), image_sizes[picture])
+        matched = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, topk)
+        anchor = (matched >= 0).nonzero().squeeze(1)
+        box = matched[anchor]
+        pictures.append(torch.full_like(anchor, picture))
+        anchor_indices.append(anchor)
+        box_indices.append(box)
+        boxes.append(boxes_xyxy[box])
+        words.append(label["positive_map"].to(device)[box] > 0)
+        names = label.get("class_names")
+        ids = [class_id(name) for name in names] if names else [0] * len(boxes_xyxy)
+        classes.append(torch.tensor(ids, dtype=torch.long, device=device)[box])
+    none = torch.empty(0, dtype=torch.long, device=device)
+    anchor = torch.cat([none, *anchor_indices])
+    boxes_xyxy = torch.cat([anchors.new_empty(0, 4), *boxes])
+    return AnchorTargets(
+        is_labelled=torch.tensor([label is not None for label in labels], device=device),
+        picture=torch.cat([none, *pictures]),
+        anchor=anchor,
+        box=torch.cat([none, *box_indices]),
+        boxes_xyxy=boxes_xyxy,
+        centerness=centerness_targets(boxes_xyxy, anchors[anchor]),
+        words=torch.cat([torch.empty(0, num_tokens, dtype=torch.bool, device=device), *words]),
+        classes=torch.cat([none, *classes]),
+    )
+
+
+# L_loc and L_intra ---------------------------------------------------------------------------------------------------
+
+
+def box_loss(deltas: Tensor, anchors: Tensor, boxes_xyxy: Tensor, weights: Tensor, normalizer: Tensor) -> Tensor:
+    """
+    sum(w (1 - GIoU)) / normalizer.
+
+    Args:
+        deltas: `(positives, 4)` predicted, coded against the anchors.
+        anchors: `(positives, 4)`, x1, y1, x2, y2 in pixels.
+        boxes_xyxy: `(positives, 4)`, the boxes to learn, in the same pixels.
+        weights: `(positives,)`, the centerness targets.
+        normalizer: sum of the weights, mean over processes.
+    """
+    predicted = decode_boxes(deltas, anchors)
+    # The original's areas have no + 1, so a box narrower than a pixel would be reversed.
+    predicted = torch.cat([predicted[:, :2], torch.maximum(predicted[:, :2], predicted[:, 2:])], dim=1)
+    losses = generalized_box_iou_loss(predicted, boxes_xyxy.to(predicted), reduction="none", eps=GIOU_EPS)
+    return (losses * weights).sum() / normalizer
+
+
+def centerness_loss(logits: Tensor, targets: Tensor, normalizer: Tensor) -> Tensor:
+    """Binary cross entropy of `(positives,)` centerness, before the sigmoid, summed and divided."""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / normalizer
+
+
+def token_loss(
+    logits: Tensor,
+    targets: AnchorTargets,
+    attention_mask: Tensor | None,
+    normalizer: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
+    """
+    Sigmoid focal loss (Lin et al., ICCV 2017) between anchors and the words they learn, summed and divided.
+
+    Nearly every pair of an anchor and a word is negative, so the negative term is computed for all and exchanged
+    where there is a word to learn; that takes half the memory of a matrix of targets.
+
+    Args:
+        logits: `(batch, anchors, tokens)` before the sigmoid.
+        targets: the words that anchors learn; all other words of labelled pictures are negatives.
+        attention_mask: `(batch, tokens)`, 0 at padding, which is left out; `None` when nothing is padded.
+        normalizer: anchors that learn a box, mean over processes.
+        alpha, gamma: of the focal loss.
+    """
+    counted = targets.is_labelled[:, None].expand(-1, logits.shape[2])
+    if attention_mask is not None:
+        counted = counted & attention_mask.bool()
+    negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+    total = (negative.sum(1) * counted).sum()
+    row, token = (targets.words & counted[targets.picture]).nonzero(as_tuple=True)
+    picture, anchor = targets.picture[row], targets.anchor[row]
+    learned = logits[picture, anchor, token]
+    positive = alpha * (-learned).sigmoid() ** gamma * F.softplus(-learned)
+    return (total + (positive - negative[picture, anchor, token]).sum()) / normalizer
+
+
+def detection_losses(
+    logits: Tensor,
+    centerness: Tensor,
+    box_deltas: Tensor,
+    anchors: Tensor,
+    targets: AnchorTargets,
+    attention_mask: Tensor | None,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> dict[str, Tensor]:
+    """
+    L_loc and L_intra of a batch, not yet weighted.
+
+    Args:
+        logits `(batch, anchors, tokens)`, centerness `(batch, anchors)`, box_deltas `(batch, anchors, 4)`: as
+            `GLIPv2ObjectDetectionOutput` has them.
+        anchors: `(anchors, 4)`, x1, y1, x2, y2 in pixels.
+        targets: from `match_anchors`.
+        attention_mask: `(batch, tokens)`.
+        alpha, gamma: of the focal loss.
+
+    Returns:
+        loss_box, loss_centerness, loss_intra.
+    """
+    where = targets.picture, targets.anchor
+    counts = torch.stack([targets.centerness.new_tensor(len(targets.anchor)), targets.centerness.sum()])
+    num_positives, sum_centerness = mean_over_processes(counts)
+    num_positives = num_positives.clamp(min=1)
+    # Without any positive the box loss is 0 / tiny = 0, and its gradients are zeros.
+    sum_centerness = sum_centerness.clamp(min=torch.finfo(sum_centerness.dtype).eps)
+    return {
+        "loss_box": box_loss(
+            box_deltas[where], anchors[targets.anchor], targets.boxes_xyxy, targets.centerness, sum_centerness
+        ),
+        "loss_centerness": centerness_loss(centerness[where], targets.centerness, num_positives),
+        "loss_intra": token_loss(logits, targets, attention_mask, num_positives, alpha, gamma),
+    }
+
+
+# L_inter -------------------------------------------------------------------------------------------------------------
+
+
+def classes_of_words(labels: Sequence[Mapping[str, Any] | None], num_tokens: int, device: torch.device) -> Tensor:
+    """
+    The class that each word names.
+
+    Args:
+        labels: a picture's {"prompt_labels": every class name of its text, "prompt_map": `(names, tokens)`}; where
+            these are missing, its boxes' "class_names" and "positive_map" are read. Texts that are no lists of
+            classes (no names, or `None`) propagate nothing.
+        num_tokens: columns of the maps.
+        device: of the result.
+
+    Returns:
+        long `(batch, tokens)`, from `class_id`, 0 where a word names no class.
+    """
+    classes = torch.zeros(len(labels), num_tokens, dtype=torch.long)
+    for picture, label in enumerate(labels):
+        label = label or {}
+        names, name_map = label.get("prompt_labels"), label.get("prompt_map")
+        if names is None:
+            names, name_map = label.get("class_names"), label.get("positive_map")
+        if names:
+            for name, row in zip(names, name_map.cpu(), strict=True):
+                classes[picture, row > 0] = class_id(name)
+    return classes.to(device)
+
+
+def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """
+    The positive anchors of each picture that L_inter contrasts: the most central ones where there are too many.
+
+    Args:
+        targets: from `match_anchors`.
+        batch: pictures.
+        limit: regions of a picture at most.
+
+    Returns:
+        anchors long `(batch, regions)`, their words boolean `(batch, regions, tokens)`, their classes long
+        `(batch, regions)` and boolean `(batch, regions)`, `False` at fillers (which are anchor 0 without words).
+        `regions` is the largest number that any picture on any process has.
+    """
+    chosen = []
+    for picture in range(batch):
+        places = (targets.picture == picture).nonzero().squeeze(1)
+        if len(places) > limit:
+            places = places[targets.centerness[places].topk(limit).indices.sort().values]
+        chosen.append(places)
+    width = max_over_processes(max((len(places) for places in chosen), default=0), targets.picture.device)
+    mask = torch.arange(width, device=targets.picture.device) < targets.picture.new_tensor(
+        [[len(places)] for places in chosen]
+    )
+    chosen = torch.cat(chosen)
+    padded = []
+    for values in (targets.anchor, targets.words, targets.classes):
+        filled = values.new_zeros(batch, width, *values.shape[1:])
+        filled[mask] = values[chosen]
+        padded.append(filled)
+    return (*padded, mask)
+
+
+def contrastive_loss(similarity: Tensor, is_match: Tensor) -> Tensor:
+    """
+    Cross entropy of each row of `similarity` against all its matches, summed over rows.
+
+    A row with k matches has a target of 1 / k on each; a row without matches counts nothing.
+
+    Args:
+        similarity: `(rows, columns)`, divided by the temperature; minus infinity at columns that do not take part.
+        is_match: boolean `(rows, columns)`.
+    """
+    matched = is_match.any(1)
+    # Rows that take no part may be minus infinity throughout and would give NaN.
+    log_probabilities = similarity[matched].log_softmax(1)
+    is_match = is_match[matched]
+    return -(log_probabilities.masked_fill(~is_match, 0).sum(1) / is_match.sum(1)).sum()
+
+
+def inter_image_loss(
+    regions: Tensor,
+    words: Tensor,
+    own_words: Tensor,
+    region_mask: Tensor,
+    word_mask: Tensor,
+    region_classes: Tensor,
+    word_classes: Tensor,
+    log_temperature: Tensor,
+    normalizer: Tensor,
+) -> Tensor:
+    """
+    L_inter: every region meets the words of every picture of the global batch, and every word every region.
+
+    A region matches its own picture's words by `own_words`, and the words of any other picture by class (label
+    propagation: `region_classes == word_classes`, where 0 is no class). Rows of this process's regions and columns of
+    its words are summed here, half each; the other processes sum theirs.
+
+    Args:
+        regions: `(batch, regions, dim)`, unit vectors.
+        words: `(batch, tokens, dim)`, unit vectors.
+        own_words: boolean `(batch, regions, tokens)`.
+        region_mask: boolean `(batch, regions)`, `False` at fillers.
+        word_mask: boolean `(batch, tokens)`, `False` at padding.
+        region_classes: long `(batch, regions)`, word_classes: long `(batch, tokens)`: from `class_id`, 0 for none.
+        log_temperature: `(1,)`, what the dot products are divided by, as its logarithm.
+        normalizer: anchors that learn a box, mean over processes.
+
+    All processes must pass the same shapes.
+    """
+    batch, num_regions, num_tokens = own_words.shape
+    rank = dist.get_rank() if num_processes() > 1 else 0
+    all_regions, all_words = gather(regions).flatten(0, 1), gather(words).flatten(0, 1)
+    all_region_mask, all_word_mask = gather(region_mask).flatten(), gather(word_mask).flatten()
+    all_region_classes, all_word_classes = gather(region_classes).flatten(), gather(word_classes).flatten()
+    first_region, first_word = rank * batch * num_regions, rank * batch * num_tokens
+    scale = (-log_temperature).exp()
+
+    def losses(rows: Tensor, columns: Tensor, row_mask: Tensor, column_mask: Tensor, is_match: Tensor) -> Tensor:
+        similarity = (rows @ columns.T * scale).masked_fill(~column_mask, -torch.inf)
+        return contrastive_loss(similarity, is_match & row_mask[:, None] & column_mask)
+
+    by_class = (region_classes.reshape(-1, 1) == all_word_classes) & (all_word_classes != 0)
+    is_match = own_picture_replaced(by_class, own_words, first_word)
+    region_loss = losses(regions.flatten(0, 1), all_words, region_mask.flatten(), all_word_mask, is_match)
+
+    by_class = (word_classes.reshape(-1, 1) == all_region_classes) & (all_region_classes != 0)
+    is_match = own_picture_replaced(by_class, own_words.transpose(1, 2), first_region)
+    word_loss = losses(words.flatten(0, 1), all_regions, word_mask.flatten(), all_region_mask, is_match)
+    return (region_loss + word_loss) / 2 / normalizer
+
+
+def own_picture_replaced(by_class: Tensor, own: Tensor, first_column: int) -> Tensor:
+    """
+    Matches by class, but for those inside a picture, which are its own map.
+
+    Args:
+        by_class: boolean `(batch * rows, columns)`.
+        own: boolean `(batch, rows, own_columns)`; picture i's columns start at `first_column + i * own_columns`.
+        first_column: where this process's columns start.
+    """
+    batch, rows, own_columns = own.shape
+    is_match = by_class.clone()
+    for picture in range(batch):
+        start = first_column + picture * own_columns
+        is_match[picture * rows : (picture + 1) * rows, start : start + own_columns] = own[picture]
+    return is_match
+
+
+# L_mlm ---------------------------------------------------------------------------------------------------------------
+
+
+def masked_word_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """
+    Cross entropy of hidden words, their mean over all processes.
+
+    Args:
+        logits: `(words, vocabulary)`.
+        labels: `(words,)`, the ids that were hidden.
+    """
+    count = mean_over_processes(torch.tensor(float(len(labels)), device=logits.device)).clamp(min=1)
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / count
+
+
+__all__ = [
+    "AnchorTargets",
+    "box_loss",
+    "centerness_loss",
+    "check_labels",
+    "choose_regions",
+    "class_id",
+    "classes_of_words",
+    "contrastive_loss",
+    "detection_losses",
+    "inter_image_loss",
+    "masked_word_loss",
+    "match_anchors",
+    "token_loss",
+]
