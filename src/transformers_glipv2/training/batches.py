@@ -1,0 +1,86 @@
+"""Which rows a step sees: decided by the step's number, whatever the number of processes and workers."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class StepBatches(Sampler[list[int]]):
+    """
+    The micro-batches of one process: step s of the run uses rows s * batch_size to (s + 1) * batch_size - 1.
+
+    A step's rows are cut into micro-batches in order and dealt to the processes in turn. So the same `batch_size`
+    trains on the same rows on one process and on many, and a run that resumes at a step reads what the interrupted one
+    would have read.
+
+    Args:
+        batch_size (`int`): rows of one optimizer step, over all processes and accumulated micro-batches.
+        num_steps (`int`): of the whole run.
+        start_step (`int`, *optional*, defaults to 0): steps already made.
+        accumulation_steps (`int`, *optional*, defaults to 1): micro-batches that each process takes a step.
+        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1).
+
+    Raises:
+        ValueError: when `batch_size` cannot be dealt evenly.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        num_steps: int,
+        start_step: int = 0,
+        accumulation_steps: int = 1,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        parts = accumulation_steps * num_processes
+        if batch_size < 1 or batch_size % parts:
+            raise ValueError(
+                f"`batch_size`={batch_size} is the number of pictures of one optimizer step over all processes; it "
+                f"must be a multiple of {num_processes} processes x {accumulation_steps} accumulated batches."
+            )
+        self.batch_size = batch_size
+        self.num_steps = num_steps
+        self.start_step = start_step
+        self.accumulation_steps = accumulation_steps
+        self.process_index = process_index
+        self.num_processes = num_processes
+
+    def __len__(self) -> int:
+        return max(0, self.num_steps - self.start_step) * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch_size // (self.accumulation_steps * self.num_processes)
+        for step in range(self.start_step, self.num_steps):
+            for micro in range(self.accumulation_steps):
+                start = step * self.batch_size + (micro * self.num_processes + self.process_index) * size
+                yield list(range(start, start + size))
+
+
+def step_loader(
+    dataset: Dataset,
+    batches: StepBatches,
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+    num_workers: int = 0,
+) -> DataLoader:
+    """A data loader of the micro-batches that neither reads nor moves the global random streams."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+        worker_init_fn=ignore_stop_signals,
+        # Without a generator of its own the loader would draw from the global stream, and dropout with it.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """A signal sent to the whole process group must not kill the workers before the last step is done."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,314 @@
+"""The training loop that every training script shares."""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from transformers_glipv2.data.seeding import derive_seed
+from transformers_glipv2.training.averaging import WeightAverage
+from transformers_glipv2.training.checkpoints import (
+    TrainingState,
+    checkpoint_folder,
+    export_model,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from transformers_glipv2.training.optimization import learning_rate_factor, set_learning_rates
+
+logger = logging.get_logger(__name__)
+
+LOG_FILE = "training_log.jsonl"
+
+
+@dataclass
+class TrainingPlan:
+    """
+    How a run goes.
+
+    Args:
+        output (`Path`): the folder for checkpoints, the log and the results.
+        num_steps (`int`): optimizer steps.
+        schedule (`str`, *optional*, defaults to `"cosine"`), warmup_steps (`int`, *optional*, defaults to 0):
+            see `learning_rate_factor`.
+        accumulation_steps (`int`, *optional*, defaults to 1): micro-batches of a process in a step.
+        max_grad_norm (`float`, *optional*, defaults to 1.0): the whole gradient is clipped to this norm.
+        log_steps (`int`, *optional*, defaults to 10): losses are averaged over so many steps for a line of the log.
+        save_steps (`int`, *optional*, defaults to 500): steps between checkpoints.
+        eval_steps (`int`, *optional*): steps between evaluations; by default at every checkpoint.
+        metric (`str`, *optional*, defaults to `"AP"`): what is best when largest.
+        patience (`int`, *optional*, defaults to 0): the run ends after so many evaluations in a row without a gain; 0
+            never ends it.
+        keep_checkpoints (`int`, *optional*, defaults to 2).
+        seed (`int`, *optional*, defaults to 0): of dropout and the like.
+    """
+
+    output: Path
+    num_steps: int
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    log_steps: int = 10
+    save_steps: int = 500
+    eval_steps: int | None = None
+    metric: str = "AP"
+    patience: int = 0
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    processor: Any,
+    make_loader: Callable[[int], DataLoader],
+    plan: TrainingPlan,
+    average: WeightAverage | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    resume_from: str | Path | None = None,
+) -> TrainingState:
+    """
+    Trains, logs, evaluates, saves, and stops in good order at SIGTERM.
+
+    `plan.output` gets the model and processor: the best evaluated weights, or without evaluation the last ones. With
+    evaluation the last ones are in `last/`. Averaged weights, where there are any, are the ones that are evaluated and
+    kept. `training_log.jsonl` gets a line for every `log_steps` steps (means over steps and processes) and for
+    every evaluation.
+
+    Args:
+        accelerator (`Accelerator`), model (`nn.Module`), optimizer (`Optimizer`): prepared. The model gives `loss` and
+            `loss_dict`; groups have "initial_lr" as `parameter_groups` gives it.
+        processor: saved beside the model.
+        make_loader (`Callable[[int], DataLoader]`): from the step to start at to the micro-batches of this process, as
+            `step_loader` gives them.
+        plan (`TrainingPlan`): how the run goes.
+        average (`WeightAverage`, *optional*): updated after each step.
+        evaluate (`Callable[[nn.Module], dict[str, float]]`, *optional*): from the prepared model, in eval mode and
+            without gradients, to metrics; called by all processes and must give all of them the same.
+        resume_from (`str` or `Path`, *optional*): see `find_checkpoint`.
+
+    Returns:
+        `TrainingState`: `stopped` says whether a signal or a lack of gains ended the run before `plan.num_steps`.
+
+    Raises:
+        FloatingPointError: when a loss is not finite.
+    """
+    state = TrainingState()
+    checkpoint = find_checkpoint(plan.output, resume_from) if resume_from is not None else None
+    if checkpoint is not None:
+        state = load_checkpoint(accelerator, checkpoint, average)
+        logger.info(f"taking up {checkpoint} at step {state.step} of {plan.num_steps}")
+    plan.output.mkdir(parents=True, exist_ok=True)
+    log = TrainingLog(accelerator, plan.output / LOG_FILE, state.step)
+    every = plan.eval_steps or plan.save_steps
+    batches = iter(make_loader(state.step)) if state.step < plan.num_steps else None
+    started = time.monotonic() - state.seconds
+
+    with (
+        StopSignal(accelerator) as stop,
+        tqdm(total=plan.num_steps, initial=state.step, disable=not accelerator.is_main_process, unit="step") as bar,
+    ):
+        while state.step < plan.num_steps and not state.stopped:
+            set_learning_rates(
+                optimizer, learning_rate_factor(state.step, plan.num_steps, plan.warmup_steps, plan.schedule)
+            )
+            losses = training_step(accelerator, model, optimizer, batches, plan, state.step)
+            state.step += 1
+            if average is not None:
+                average.update(accelerator.unwrap_model(model))
+            log.add(losses)
+            state.seconds = time.monotonic() - started
+            last = state.step == plan.num_steps
+            state.stopped = "signal" if stop.requested() and not last else ""
+            saving = last or bool(state.stopped) or state.step % plan.save_steps == 0
+            if saving or state.step % plan.log_steps == 0:
+                bar.set_postfix(log.flush(state, optimizer))
+            bar.update()
+            if evaluate is not None and not state.stopped and (last or state.step % every == 0):
+                _evaluate_and_keep(accelerator, model, processor, plan, average, evaluate, state, log)
+                state.seconds = time.monotonic() - started
+            if saving or state.stopped:
+                save_checkpoint(accelerator, plan.output, state, average, plan.keep_checkpoints)
+
+    if state.stopped != "signal":
+        folder = plan.output / "last" if state.best_step is not None else plan.output
+        with _averaged(accelerator, model, average):
+            export_model(accelerator, model, processor, folder)
+    else:
+        logger.warning(
+            f"stopped by a signal after step {state.step} of {plan.num_steps}; go on with `--resume_from_checkpoint "
+            f"latest` from {checkpoint_folder(plan.output, state.step)}"
+        )
+    return state
+
+
+def training_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterator[dict[str, Any]],
+    plan: TrainingPlan,
+    step: int,
+) -> dict[str, torch.Tensor]:
+    """
+    One optimizer step.
+
+    Returns:
+        `dict[str, torch.Tensor]`: this process' mean "loss", each part of the loss, and "grad_norm" before clipping;
+        on the device, detached.
+    """
+    model.train()
+    sums: dict[str, torch.Tensor] = {}
+    for micro in range(plan.accumulation_steps):
+        # Dropout depends on the step's number only, so a resumed run drops the same.
+        torch.manual_seed(derive_seed(plan.seed, "noise", step, micro, accelerator.process_index))
+        batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
+        is_last = micro == plan.accumulation_steps - 1
+        with nullcontext() if is_last else accelerator.no_sync(model):
+            outputs = model(**batch)
+            accelerator.backward(outputs.loss / plan.accumulation_steps)
+        parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
+        for name, value in parts.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().float() / plan.accumulation_steps
+    norm = accelerator.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**sums, "grad_norm": norm.detach()} if norm is not None else sums
+
+
+class TrainingLog:
+    """
+    Means of the losses over steps and processes, as lines of JSON and to the accelerator's trackers.
+
+    Args:
+        accelerator (`Accelerator`).
+        file (`Path`): appended to; lines of steps after `start_step`, left by a run that was cut off, are dropped.
+        start_step (`int`).
+    """
+
+    def __init__(self, accelerator: Accelerator, file: Path, start_step: int):
+        self.accelerator = accelerator
+        self.file = file
+        self.seconds: float | None = None
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = 0
+        if accelerator.is_main_process:
+            lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
+            partial = file.with_name(f".{file.name}.partial")
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(partial, file)
+
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        """Take in one step of this process."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+
+    def flush(self, state: TrainingState, optimizer: Optimizer) -> dict[str, str]:
+        """Write a line; called by all processes. Returns the total loss for the progress bar."""
+        mine = {name: float(value) / self.steps for name, value in self.sums.items()}
+        everyone = gather_object([mine])
+        names = dict.fromkeys(name for one in everyone for name in one)
+        # A loss that some process had no data for counts as zero there, as it does in the gradient.
+        means = {name: sum(one.get(name, 0.0) for one in everyone) / len(everyone) for name in names}
+        rates = {f"lr_{group.get('name', index)}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
+        seconds = state.seconds - (self.seconds or 0.0) if self.seconds is not None else None
+        line = {"step": state.step, **means, **rates, "seconds": round(state.seconds, 3)}
+        if seconds is not None:
+            line["seconds_per_step"] = round(seconds / self.steps, 4)
+        self.seconds, self.sums, self.steps = state.seconds, {}, 0
+        self.write(line)
+        if not math.isfinite(means["loss"]):
+            parts = ", ".join(f"{name} {value:g}" for name, value in means.items())
+            raise FloatingPointError(
+                f"the loss is not finite at step {state.step}: {parts}. Lower the learning rate, warm up longer, or "
+                "train in bf16 or float32 where this was fp16."
+            )
+        return {"loss": f"{means['loss']:.3f}"}
+
+    def write(self, line: dict[str, float]) -> None:
+        """A line as it stands."""
+        if self.accelerator.is_main_process:
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+
+
+class StopSignal:
+    """
+    Within the context SIGTERM and SIGINT only ask for a stop after the step; a second SIGINT stops at once.
+
+    Args:
+        accelerator (`Accelerator`): whose processes agree on the stop.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Whether any process was asked to stop; called by all processes after every step."""
+        return self.accelerator.check_trigger()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.accelerator.set_trigger()
+        signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
+
+
+def _evaluate_and_keep(
+    accelerator: Accelerator,
+    model: nn.Module,
+    processor: Any,
+    plan: TrainingPlan,
+    average: WeightAverage | None,
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    state: TrainingState,
+    log: TrainingLog,
+) -> None:
+    """Evaluates, keeps the weights where they are the best so far, and counts evaluations without a gain."""
+    with _averaged(accelerator, model, average):
+        model.eval()
+        with torch.no_grad():
+            metrics = evaluate(model)
+        if plan.metric not in metrics:
+            raise ValueError(f"`metric` is {plan.metric!r}, but the evaluation gives {', '.join(metrics)}.")
+        log.write({"step": state.step, **{f"eval_{name}": value for name, value in metrics.items()}})
+        if state.best_metrics is None or metrics[plan.metric] > state.best_metrics[plan.metric]:
+            state.best_step, state.best_metrics, state.evaluations_without_gain = state.step, metrics, 0
+            export_model(accelerator, model, processor, plan.output)
+        else:
+            state.evaluations_without_gain += 1
+    if plan.patience and state.evaluations_without_gain >= plan.patience and state.step < plan.num_steps:
+        state.stopped = "no gain"
+
+
+def _averaged(accelerator: Accelerator, model: nn.Module, average: WeightAverage | None):
+    return nullcontext() if average is None else average.applied(accelerator.unwrap_model(model))

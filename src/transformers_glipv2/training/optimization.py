@@ -1,0 +1,97 @@
+"""What is trained, how fast: parameter groups and learning rates as functions of the step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+SCHEDULES = ("cosine", "steps", "constant")
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 1e-4,
+    text_learning_rate_factor: float = 0.1,
+    text_prefixes: Sequence[str] = ("text_encoder.",),
+) -> list[dict[str, Any]]:
+    """
+    Groups of trainable parameters for AdamW.
+
+    The pretrained text encoder learns more slowly than the rest. Norms, biases, scales and tables of relative
+    positions are not decayed.
+
+    Args:
+        model (`nn.Module`): parameters with `requires_grad=False` are left out.
+        learning_rate (`float`): of everything but the text encoder.
+        weight_decay (`float`, *optional*, defaults to 1e-4): of matrices and convolutions.
+        text_learning_rate_factor (`float`, *optional*, defaults to 0.1): the text encoder's rate over the others'.
+        text_prefixes (`Sequence[str]`, *optional*): what the names of the text encoder's parameters contain.
+
+    Returns:
+        `list[dict]`: at most four groups with "params", "lr", "initial_lr", "weight_decay" and a "name" ("base",
+        "base_no_decay", "text", "text_no_decay"). Empty groups are left out.
+
+    Raises:
+        ValueError: when nothing is trainable.
+    """
+    params: dict[str, list[nn.Parameter]] = {"base": [], "base_no_decay": [], "text": [], "text_no_decay": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "text" if any(prefix in name for prefix in text_prefixes) else "base"
+            params[part if is_decayed(name, parameter) else f"{part}_no_decay"].append(parameter)
+    groups = []
+    for name, members in params.items():
+        rate = learning_rate * (text_learning_rate_factor if name.startswith("text") else 1.0)
+        decay = 0.0 if name.endswith("no_decay") else weight_decay
+        if members:
+            groups.append({"params": members, "lr": rate, "initial_lr": rate, "weight_decay": decay, "name": name})
+    if not groups:
+        raise ValueError("no parameter of the model has `requires_grad`; unfreeze the part that is to be trained.")
+    return groups
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to biases, norms, scales and tables of relative positions."""
+    return parameter.ndim > 1 and not name.endswith("bias") and "relative_position_bias_table" not in name
+
+
+def learning_rate_factor(
+    step: int, num_steps: int, warmup_steps: int = 0, schedule: str = "cosine", drops: Sequence[float] = (0.67, 0.89)
+) -> float:
+    """
+    What the initial learning rate is multiplied with at a step. A pure function, so a resumed run needs no history.
+
+    Args:
+        step (`int`): from 0.
+        num_steps (`int`): of the whole run.
+        warmup_steps (`int`, *optional*, defaults to 0): the factor rises linearly to 1 over these.
+        schedule (`str`, *optional*, defaults to `"cosine"`): then "cosine" falls to 0 at `num_steps`, "steps" is
+            divided by 10 at each of `drops`, "constant" stays.
+        drops (`Sequence[float]`, *optional*): shares of `num_steps`; the original's.
+
+    Raises:
+        ValueError: for an unknown schedule or a negative number of steps.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"`schedule` is {schedule!r}; choose one of {', '.join(SCHEDULES)}.")
+    if step < 0 or num_steps < 1 or warmup_steps < 0:
+        raise ValueError(
+            f"`step` and `warmup_steps` must be >= 0 and `num_steps` >= 1, got {step}, {warmup_steps}, {num_steps}."
+        )
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if schedule == "steps":
+        return 0.1 ** sum(step >= drop * num_steps for drop in drops)
+    return 1.0
+
+
+def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
+    """Sets every group's rate to `factor` times its "initial_lr"."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
