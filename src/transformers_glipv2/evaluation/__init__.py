@@ -1,0 +1,1 @@
+"""One module a benchmark: functions on predictions and annotations. Needs the `eval` extra."""
