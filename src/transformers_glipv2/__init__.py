@@ -1,12 +1,26 @@
 """GLIPv2 for Hugging Face transformers."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotObjectDetection
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotObjectDetection
 
 from .configuration_glipv2 import GLIPv2Config
+from .image_processing_glipv2 import GLIPv2ImageProcessor
+from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2PreTrainedModel
 
 AutoConfig.register("glipv2", GLIPv2Config, exist_ok=True)
 AutoModel.register(GLIPv2Config, GLIPv2Model, exist_ok=True)
 AutoModelForZeroShotObjectDetection.register(GLIPv2Config, GLIPv2ForObjectDetection, exist_ok=True)
+AutoImageProcessor.register(
+    GLIPv2Config,
+    image_processor_classes={"torchvision": GLIPv2ImageProcessor, "pil": GLIPv2ImageProcessorPil},
+    exist_ok=True,
+)
 
-__all__ = ["GLIPv2Config", "GLIPv2ForObjectDetection", "GLIPv2Model", "GLIPv2PreTrainedModel"]
+__all__ = [
+    "GLIPv2Config",
+    "GLIPv2ForObjectDetection",
+    "GLIPv2ImageProcessor",
+    "GLIPv2ImageProcessorPil",
+    "GLIPv2Model",
+    "GLIPv2PreTrainedModel",
+]

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from torchvision.transforms.v2 import functional as tvF  # noqa: N812
+from torchvision.transforms.v2 import functional as tvF
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_transforms import group_images_by_shape, reorder_images
@@ -119,7 +119,7 @@ def open_picture(source: str | os.PathLike | PIL.Image.Image, timeout: float | N
         return PIL.ImageOps.exif_transpose(source)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"A picture must be a path, an address, a base64 string or a PIL picture here, not {type(source).__name__}."
+            f"A picture must be a path, an address, a base64 string or a PIL picture here, not {type(source)}."
         )
     path = Path(source)
     if not _is_file(path):
@@ -194,13 +194,13 @@ def _pil_to_array(image: PIL.Image.Image) -> np.ndarray:
     grey = np.array(image)
     if image.mode == "F":
         return grey
-    if grey.size and not 0 <= grey.min() <= grey.max() <= 65535:
+    if not 0 <= grey.min() <= grey.max() <= 65535:
         raise ValueError(
             f'A picture of mode "{image.mode}" has values from {grey.min()} to {grey.max()}; expected 8 or 16 bits. '
             "Scale it to 0..255 and convert it to mode L."
         )
     # Mode I holds 32 bits, whatever depth the file had.
-    is_16_bit = image.mode != "I" or grey.size and grey.max() > 255
+    is_16_bit = image.mode != "I" or grey.max() > 255
     return grey.astype(np.uint16 if is_16_bit else np.uint8)
 
 
@@ -299,8 +299,8 @@ class GLIPv2ImageProcessor(TorchvisionBackend):
     Prepares pictures as GLIP did: resize with its own rule, order the channels, rescale, normalise, then pad with
     zeros to the right and below.
 
-    Pictures may be PIL pictures of any mode, arrays, tensors, paths or addresses, of different sizes in one call. Files
-    are turned upright (EXIF); the pixels of picture objects are taken as they lie, so that boxes refer to them.
+    Pictures may be PIL pictures of any mode, arrays, tensors, paths or addresses, of different sizes in one call.
+    Files are turned upright (EXIF); the pixels of picture objects are taken as they lie, so that boxes refer to them.
     Transparency is dropped. Defaults are those of the released GLIP weights.
 
     Args:
