@@ -1,0 +1,207 @@
+"""
+Masks from words: the detector's boxes, and in each a mask of what its label names (section 3.2 of the GLIPv2 paper).
+
+The paper trains the mask head on a trained detector that stays as it is (`freeze_detector`), then optionally all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils import can_return_tuple
+
+from .boxes import denormalize_boxes
+from .configuration_glipv2 import GLIPv2Config
+from .losses import check_labels
+from .mask_head import (
+    REGIONS_PER_CHUNK,
+    GLIPv2MaskHead,
+    check_regions,
+    init_mask_head,
+    mask_loss,
+    mask_targets,
+    mean_weights,
+    training_regions,
+)
+from .modeling_glipv2 import FeatureMaps, GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, Labels
+
+
+@dataclass
+class GLIPv2InstanceSegmentationOutput(GLIPv2ObjectDetectionOutput):
+    """
+    Output of `GLIPv2ForInstanceSegmentation`: that of `GLIPv2ForObjectDetection`, and `predict_masks`.
+
+    Masks are made for the boxes that are kept, after post-processing, so the output also keeps its model. Copies of an
+    output (as Accelerate makes under mixed precision) lose it; there call `predict_masks` of the model.
+    """
+
+    def predict_masks(
+        self, boxes: Sequence[torch.Tensor], positive_maps: Sequence[torch.Tensor]
+    ) -> list[torch.FloatTensor]:
+        """As `GLIPv2ForInstanceSegmentation.predict_masks`."""
+        model = getattr(self, "_model", None)
+        if model is None:
+            raise ValueError(
+                "This output is a copy and no longer knows its model; pass `model=` to the post-processing, or call "
+                "`model.predict_masks(outputs, boxes, positive_maps)`."
+            )
+        return model.predict_masks(self, boxes, positive_maps)
+
+
+class GLIPv2ForInstanceSegmentation(GLIPv2ForObjectDetection):
+    """
+    Detection of what a text names, with a mask for every box.
+
+    Args:
+        config: sizes and options; the fields `mask_...` are those of the mask head.
+    """
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__(config)
+        self.mask_head = GLIPv2MaskHead(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, GLIPv2MaskHead):
+            init_mask_head(module)
+
+    # Training in two steps -------------------------------------------------------------------------------------------
+
+    @property
+    def detector_is_frozen(self) -> bool:
+        """Whether the mask head alone is trained: nothing else asks for gradients."""
+        detector = (self.model, self.detection_head)
+        return not any(parameter.requires_grad for part in detector for parameter in part.parameters())
+
+    def freeze_detector(self) -> None:
+        """
+        Trains the mask head alone: everything else keeps its weights, stays in `eval()` through calls of `train()`,
+        and adds no loss. The paper's first step, for a detector that is already good.
+        """
+        for part in (self.model, self.detection_head):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def unfreeze_detector(self) -> None:
+        """Trains everything; the detection losses count again. The optional second step."""
+        for part in (self.model, self.detection_head):
+            part.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "GLIPv2ForInstanceSegmentation":
+        """As `nn.Module.train`; a frozen detector stays in evaluation mode, without dropout."""
+        super().train(mode)
+        if mode and self.detector_is_frozen:
+            self.model.eval()
+            self.detection_head.eval()
+        return self
+
+    # Forward ---------------------------------------------------------------------------------------------------------
+
+    @can_return_tuple
+    def forward(self, *args, labels: Labels | None = None, **kwargs) -> GLIPv2InstanceSegmentationOutput:
+        """
+        As `GLIPv2ForObjectDetection.forward`; masks come from `predict_masks` once boxes are chosen.
+
+        Args:
+            labels: also "masks", `(n, H, W)` bool of the whole un-padded picture at whatever resolution, or `None`. A
+                mask without any pixel stands for an object whose mask is not known. `loss_dict` adds loss_mask, and
+                holds nothing else while the detector is frozen.
+        """
+        kwargs.pop("return_dict", None)
+        detector_labels = None if self.detector_is_frozen else labels
+        output = super().forward(*args, labels=detector_labels, **kwargs, return_dict=True)
+        if labels is None:
+            output = GLIPv2InstanceSegmentationOutput(**output)
+        else:
+            losses = {**(output.loss_dict or {}), "loss_mask": self.mask_loss(output, labels)}
+            fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict")}
+            output = GLIPv2InstanceSegmentationOutput(loss=sum(losses.values()), loss_dict=losses, **fields)
+        output._model = self
+        return output
+
+    def predict_masks(
+        self,
+        output: GLIPv2ObjectDetectionOutput,
+        boxes: Sequence[torch.Tensor],
+        positive_maps: Sequence[torch.Tensor],
+    ) -> list[torch.FloatTensor]:
+        """
+        Masks inside chosen boxes; the pictures and texts are not encoded again.
+
+        Args:
+            output: of `forward`.
+            boxes: for each picture `(n_i, 4)`, x1, y1, x2, y2 in pixels of the resized picture, inclusive corners.
+            positive_maps: for each picture `(n_i, tokens)`, above 0 at the words of each box's label.
+
+        Returns:
+            For each picture `(n_i, side, side)`, side = 2 `mask_pool_size`: the mean logit over the label's words of
+            each cell of the box; float32. `segmentation_post_processing.py` puts them into the picture.
+
+        Raises:
+            ValueError: when boxes and words do not fit the output, or a label has no words.
+        """
+        batch, tokens = output.fused_text.shape[:2]
+        check_regions(boxes, positive_maps, batch, tokens)
+        device = output.fused_text.device
+        maps = self._mask_features(output)
+        logits = []
+        for index in range(batch):
+            # Slices share memory, and chunks bound that of the activations.
+            picture_maps = [feature_map[index : index + 1] for feature_map in maps]
+            text = output.fused_text[index : index + 1]
+            chunks = [
+                self.mask_head(picture_maps, [some_boxes], text, [some_maps])
+                for some_boxes, some_maps in zip(
+                    boxes[index].to(device).split(REGIONS_PER_CHUNK),
+                    positive_maps[index].to(device).split(REGIONS_PER_CHUNK),
+                    strict=True,
+                )
+            ]
+            logits.append(torch.cat(chunks))
+        return logits
+
+    def mask_loss(self, output: GLIPv2ObjectDetectionOutput, labels: Labels) -> torch.FloatTensor:
+        """Binary cross entropy of the masks in the objects' own boxes and in predicted ones that match them."""
+        check_labels(labels, *output.fused_text.shape[:2])
+        regions = [self._picture_regions(output, index, label) for index, label in enumerate(labels)]
+        boxes, positive_maps, targets = zip(*regions, strict=True)
+        logits = self.mask_head(self._mask_features(output), boxes, output.fused_text, positive_maps)
+        return mask_loss(logits, torch.cat(targets))
+
+    def _mask_features(self, output: GLIPv2ObjectDetectionOutput) -> FeatureMaps:
+        before = self.config.mask_feature_source == "before_fusion"
+        return output.feature_maps if before else output.fused_feature_maps
+
+    @torch.no_grad()
+    def _picture_regions(
+        self, output: GLIPv2ObjectDetectionOutput, index: int, label: dict | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Boxes `(regions, 4)`, positive maps `(regions, tokens)` and targets of one picture's training regions."""
+        device, side = output.logits.device, self.mask_head.output_size
+        masks = None if label is None else label.get("masks")
+        if masks is None:
+            tokens = output.logits.shape[2]
+            nothing = output.logits.new_zeros
+            return nothing((0, 4)), nothing((0, tokens)), nothing((0, side, side))
+        if masks.ndim != 3 or len(masks) != len(label["boxes"]):
+            raise ValueError(
+                f"`labels[{index}]['masks']` has shape {tuple(masks.shape)}; expected ({len(label['boxes'])}, height, "
+                "width), one mask a box."
+            )
+        # Boxes whose words were cut off with the end of the text cannot be learnt either.
+        known = masks.flatten(1).any(1).to(device) & (label["positive_map"] > 0).any(1).to(device)
+        image_size = output.image_sizes[index]
+        positive_map = label["positive_map"].to(device)[known]
+        gt_boxes = denormalize_boxes(label["boxes"].to(device)[known], image_size)
+        pred_boxes = denormalize_boxes(output.pred_boxes[index], image_size)
+        scores = output.logits[index].sigmoid() @ mean_weights(positive_map).T
+        boxes, owners = training_regions(gt_boxes, pred_boxes, scores * output.centerness[index, :, None].sigmoid())
+        masks = masks[known.to(masks.device)][owners.to(masks.device)]
+        return boxes, positive_map[owners], mask_targets(masks, boxes, image_size, side)
+
+
+__all__ = ["GLIPv2ForInstanceSegmentation", "GLIPv2InstanceSegmentationOutput"]
