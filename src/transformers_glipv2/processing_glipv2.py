@@ -1,0 +1,322 @@
+"""Pictures and texts to the model's inputs, and the model's outputs to boxes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import logging
+
+from .boxes import clip_boxes, coco_to_inclusive_xyxy, normalize_boxes
+from .image_processing_glipv2 import Picture, flatten_pictures, picture_size
+from .prompts import Span, check_labels, check_spans, join_labels, positive_map, spans_to_tokens
+
+logger = logging.get_logger(__name__)
+
+Text = str | Sequence[str] | Sequence[Sequence[str]]
+
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def is_list(value: Any) -> bool:
+    """A list or tuple, which a string is not."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def check_sentence(sentence: str, name: str) -> None:
+    """Raises TypeError or ValueError unless `sentence` is a string with at least one word."""
+    if not isinstance(sentence, str):
+        raise TypeError(f"`{name}` must be a string, got {type(sentence).__name__} {sentence!r}.")
+    if not sentence.strip():
+        raise ValueError(f"`{name}` is {sentence!r}; pass a sentence or labels with at least one word.")
+
+
+def arrange_text(text: Text, num_images: int | None) -> tuple[list[str], list[list[Span]] | None]:
+    """
+    One sentence for each picture, from any form of text.
+
+    Args:
+        text: a sentence for all pictures; a sentence for each picture; labels of the only picture; one list of labels
+            for all pictures, `[labels]`; or a list of labels for each picture.
+        num_images: pictures that go with the text; `None` without pictures, when each entry is a text of its own.
+
+    Returns:
+        The sentences, and for labels the characters [start, end) of each label in its sentence (else `None`).
+
+    Raises:
+        TypeError: for other types.
+        ValueError: for no text, an empty text or label, or another number of texts than pictures.
+    """
+    if isinstance(text, str):
+        check_sentence(text, "text")
+        return [text] * (1 if num_images is None else num_images), None
+    if not is_list(text):
+        raise TypeError(
+            f"`text` must be a sentence, a list of sentences, or a list of labels for each picture, got "
+            f"{type(text).__name__} {text!r}."
+        )
+    if not text:
+        raise ValueError("`text` is empty; pass a sentence, or at least one label, for each picture.")
+    if any(is_list(entry) for entry in text):
+        for index, entry in enumerate(text):
+            check_labels(entry, f"text[{index}]")
+        if num_images is not None and len(text) not in (1, num_images):
+            raise ValueError(
+                f"`text` has {len(text)} lists of labels for {num_images} pictures; pass one list for each picture, "
+                "or `[labels]` to look for the same labels in all of them."
+            )
+        repeats = num_images if num_images is not None and len(text) == 1 else 1
+        sentences, spans = zip(*(join_labels(entry) for entry in text), strict=True)
+        return list(sentences) * repeats, list(spans) * repeats
+    if num_images == 1 and len(text) > 1:
+        check_labels(text, "text")
+        sentence, spans = join_labels(text)
+        return [sentence], [spans]
+    for index, sentence in enumerate(text):
+        check_sentence(sentence, f"text[{index}]")
+    if num_images is not None and len(text) != num_images:
+        raise ValueError(
+            f"`text` has {len(text)} sentences for {num_images} pictures; pass one for each picture, one string for "
+            "all, or `[labels]` to look for the same labels in all of them."
+        )
+    return list(text), None
+
+
+# Annotations ---------------------------------------------------------------------------------------------------------
+
+
+def encode_annotation(
+    annotation: Mapping[str, Any],
+    image_size: tuple[int, int],
+    text: str,
+    label_spans: Sequence[Span] | None,
+    offsets: Sequence[Sequence[int]],
+    name: str = "annotation",
+) -> dict[str, Any]:
+    """
+    What one picture teaches, as the model takes it in `labels`.
+
+    Boxes get inclusive corners and are clipped to the picture before they are normalised. The original multiplies the
+    corners by resized size / original size, so as fractions they are the same for every resized size.
+
+    Args:
+        annotation: "boxes" `(n, 4)` x, y, width, height in pixels of the picture; "spans", for each box a list of
+            characters [start, end) (an empty list: no words), or where the text is a list of labels "labels", the
+            index of each box's label; optionally "class_names", a name a box, and "masks" `(n, height, width)`.
+        image_size: (height, width) of the picture before resizing.
+        text: the picture's sentence.
+        label_spans: characters of each label of the sentence.
+        offsets: characters of each token of the batch's row.
+        name: of the annotation in error messages.
+
+    Returns:
+        "boxes" `(n, 4)` centre x, centre y, width, height as fractions; "positive_map" `(n, tokens)`; "class_names";
+        "masks" boolean `(n, height, width)` of the picture before resizing, or `None`.
+
+    Raises:
+        TypeError, ValueError: name the entry that is wrong.
+    """
+    if not isinstance(annotation, Mapping):
+        raise TypeError(f"`{name}` must be a dict or None, got {type(annotation).__name__}.")
+    if "boxes" not in annotation:
+        raise ValueError(f'`{name}` has no "boxes" (its keys are {sorted(annotation)}); pass xywh boxes in pixels.')
+    boxes = torch.as_tensor(annotation["boxes"], dtype=torch.float32)
+    boxes = boxes.reshape(0, 4) if boxes.numel() == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"`{name}['boxes']` must have shape (n, 4), got {tuple(boxes.shape)}.")
+    class_names = annotation.get("class_names")
+    spans = annotation.get("spans")
+    if spans is None:
+        spans, class_names = _spans_of_labels(annotation, label_spans, text, name)
+    masks = annotation.get("masks")
+    masks = None if masks is None else torch.as_tensor(masks).bool()
+    for key, values in (("spans", spans), ("class_names", class_names), ("masks", masks)):
+        if values is not None and len(values) != len(boxes):
+            raise ValueError(f"`{name}` has {len(boxes)} boxes but {len(values)} {key}; pass one for each box.")
+    if masks is not None and tuple(masks.shape[1:]) != tuple(image_size):
+        raise ValueError(
+            f"`{name}['masks']` has shape {tuple(masks.shape)}; expected (n, {image_size[0]}, {image_size[1]}), the "
+            "size of the picture before resizing."
+        )
+    for index, own in enumerate(spans):
+        check_spans(own, text, f"{name}['spans'][{index}]")
+    tokens = spans_to_tokens(spans, offsets)
+    end = max((stop for _, stop in offsets), default=0)
+    lost = [index for index, own in enumerate(spans) if own and min(start for start, _ in own) >= end]
+    if lost:
+        logger.warning(
+            f"`{name}`: the words of {len(lost)} boxes lie beyond the end of the truncated text ({end} characters); "
+            "they teach no word. Drop these boxes or shorten the text."
+        )
+    boxes_xyxy = clip_boxes(coco_to_inclusive_xyxy(boxes), *image_size)
+    return {
+        "boxes": normalize_boxes(boxes_xyxy, torch.tensor(image_size)),
+        "positive_map": positive_map(tokens, len(offsets)),
+        "class_names": None if class_names is None else list(class_names),
+        "masks": masks,
+    }
+
+
+def _spans_of_labels(
+    annotation: Mapping[str, Any], label_spans: Sequence[Span] | None, text: str, name: str
+) -> tuple[list[list[Span]], list[str]]:
+    """Spans and names of boxes that say which label of the picture's list they show."""
+    if label_spans is None or "labels" not in annotation:
+        raise ValueError(
+            f'`{name}` says not what its boxes show: pass "spans" (characters of the text), or "labels" (indices) '
+            "where the text is a list of labels."
+        )
+    indices = torch.as_tensor(annotation["labels"]).flatten().tolist()
+    for index in indices:
+        if not isinstance(index, int) or not 0 <= index < len(label_spans):
+            raise ValueError(
+                f"`{name}['labels']` holds {index!r}; expected an index of the picture's {len(label_spans)} labels."
+            )
+    spans = [label_spans[index] for index in indices]
+    return [[span] for span in spans], [text[start:end] for start, end in spans]
+
+
+# The processor -------------------------------------------------------------------------------------------------------
+
+
+class GLIPv2Processor(ProcessorMixin):
+    r"""
+    Prepares pictures and texts, and reads boxes off the model's outputs.
+
+    Args:
+        image_processor (`GLIPv2ImageProcessor`): prepares pictures.
+        tokenizer (`PreTrainedTokenizerFast`): a fast tokenizer; words are found by its offsets.
+        max_text_length (`int`, *optional*, defaults to 256): tokens of a text at most, special tokens included.
+
+    Example:
+        >>> inputs = processor(images=image, text=[["cat", "remote control"]])
+        >>> outputs = model(**inputs)
+        >>> processor.post_process_grounded_object_detection(
+        ...     outputs, text_labels=[["cat", "remote control"]], target_sizes=[(image.height, image.width)]
+        ... )
+    """
+
+    text_kwargs = {"padding": True, "return_token_type_ids": False}
+
+    def __init__(self, image_processor, tokenizer, max_text_length=256):
+        if not getattr(tokenizer, "is_fast", False):
+            raise TypeError(
+                f"`tokenizer` must be a fast one (words are found by its offsets), got {type(tokenizer).__name__}."
+            )
+        if not isinstance(max_text_length, int) or max_text_length < 3:
+            raise ValueError(f"`max_text_length` must be an integer of at least 3, got {max_text_length!r}.")
+        super().__init__(image_processor, tokenizer)
+        self.max_text_length = max_text_length
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text at most, special tokens included: the smaller of our limit and the tokenizer's."""
+        return min(self.max_text_length, self.tokenizer.model_max_length)
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture] | None = None,
+        text: Text | None = None,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images: one picture or several: PIL pictures, arrays, tensors, paths or addresses.
+            text: a sentence for all pictures; a sentence for each picture; for one picture a list of labels;
+                `[labels]` for the same labels in all pictures; or a list of labels for each picture.
+            annotations: for training, one dict (or `None`, nothing is known) for each picture: see
+                [`encode_annotation`].
+            return_tensors: `"pt"`; annotations need it.
+            kwargs: further arguments of the image processor (`size`, ...) and the tokenizer (`truncation`, ...).
+
+        Returns:
+            `BatchFeature`: "pixel_values" and "pixel_mask" (with pictures), "input_ids" and "attention_mask" (with
+            text), padded to the longest text, and with annotations "labels", one dict (or `None`) for each picture.
+
+        Raises:
+            TypeError: for wrong types.
+            ValueError: for no text or an empty one, another number of texts or annotations than pictures, a text that
+                is longer than `max_tokens` (with annotations a long sentence is cut instead), a bad annotation.
+        """
+        if images is None and text is None:
+            raise ValueError("Pass `images`, `text`, or both.")
+        images = None if images is None else flatten_pictures(images)
+        num_images = None if images is None else len(images)
+        sentences, label_spans = (None, None) if text is None else arrange_text(text, num_images)
+        if annotations is not None:
+            annotations = self._check_annotations(annotations, num_images, sentences, return_tensors)
+        # A sentence that teaches may lose its end; a label may never vanish.
+        limits = {"truncation": annotations is not None and label_spans is None, "max_length": self.max_tokens}
+        limits |= {name: kwargs.pop(name) for name in limits if name in kwargs}
+        text_kwargs = limits | kwargs.pop("text_kwargs", {}) | {"return_offsets_mapping": annotations is not None}
+        inputs = super().__call__(
+            images=images, text=sentences, text_kwargs=text_kwargs, return_tensors=return_tensors, **kwargs
+        )
+        if sentences is not None:
+            self._check_lengths(
+                inputs, sentences, label_spans, text_kwargs.get("max_length", kwargs.get("max_length"))
+            )
+        if annotations is not None:
+            offsets = inputs.pop("offset_mapping").tolist()
+            inputs["labels"] = [
+                None
+                if annotation is None
+                else encode_annotation(
+                    annotation,
+                    picture_size(images[index]),
+                    sentences[index],
+                    None if label_spans is None else label_spans[index],
+                    offsets[index],
+                    f"annotations[{index}]",
+                )
+                for index, annotation in enumerate(annotations)
+            ]
+        return inputs
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Pictures in a flat list, texts as one sentence for each."""
+        images = None if images is None else flatten_pictures(images)
+        if text is not None:
+            text, _ = arrange_text(text, None if images is None else len(images))
+        return images, text, videos, audio
+
+    @staticmethod
+    def _check_annotations(
+        annotations: Any, num_images: int | None, sentences: list[str] | None, return_tensors: str | None
+    ) -> list[Mapping[str, Any] | None]:
+        if num_images is None or sentences is None:
+            raise ValueError("`annotations` belong to pictures and texts; pass `images` and `text` with them.")
+        if return_tensors != "pt":
+            raise ValueError(f'`annotations` need `return_tensors="pt"`, got {return_tensors!r}.')
+        annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+        if len(annotations) != num_images:
+            raise ValueError(
+                f"`annotations` has {len(annotations)} entries for {num_images} pictures; pass one for each (None "
+                "where nothing is known)."
+            )
+        return annotations
+
+    @staticmethod
+    def _check_lengths(
+        inputs: BatchFeature, sentences: list[str], label_spans: list[list[Span]] | None, max_length: int
+    ) -> None:
+        for index, mask in enumerate(inputs["attention_mask"]):
+            length = int(sum(mask))
+            if length <= max_length:
+                continue
+            if label_spans is None:
+                remedy = "Shorten it, split it, or pass `truncation=True` to lose its end."
+            else:
+                remedy = (
+                    f"Split its {len(label_spans[index])} labels over several prompts with `prompts.split_labels`."
+                )
+            start = sentences[index][:60]
+            raise ValueError(
+                f"The text of picture {index} has {length} tokens, at most {max_length} fit: {start!r}... {remedy}"
+            )
+
+
+__all__ = ["GLIPv2Processor"]
