@@ -1,12 +1,18 @@
-"""COCO-format detection data: COCO, LVIS, Objects365, Roboflow and ODinW folders, with masks."""
+"""
+COCO-format detection data: COCO, Objects365, Roboflow and ODinW folders, with masks.
 
+Objects365 needs nothing of its own: its `file_name`s ("images/v1/patch8/objects365_v1_00420917.jpg") are found under
+the folder that holds the patches. Its names ("Cabinet/shelf") can be cleaned by the sampler.
+"""
+
+import gzip
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_glipv2.data.dataset import PictureDataset
+from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -47,17 +53,16 @@ def load_coco(
     content = read_coco_json(path)
     report = BoxReport(policy, path.name)
     categories = used_categories(content["categories"], content["annotations"])
-    annotations = _by_picture(content, report)
-    records = []
-    folder = Path(image_folder) if image_folder is not None else path.parent
-    find = PictureFinder(folder)
-    for image in content["images"]:
-        record = coco_record(image, annotations.get(image["id"], ()), categories, report, with_masks)
-        record["image_path"] = find(image["file_name"])
-        if keep_empty or record["objects"]["bbox"]:
-            records.append(record)
+    find = PictureFinder(Path(image_folder) if image_folder is not None else path.parent)
+
+    def records() -> Iterator[dict[str, Any]]:
+        for image, annotations in by_picture(content, report, ("file_name", "width", "height")):
+            record = coco_record(image, annotations, categories, report, with_masks)
+            if keep_empty or record["objects"]["bbox"]:
+                yield {**record, "image_path": find(image["file_name"])}
+
+    dataset = PictureDataset(PackedRecords(records()), list(categories.values()), report)
     report.warn_once()
-    dataset = PictureDataset(records, list(categories.values()), report)
     dataset.category_ids = list(categories)
     return dataset
 
@@ -81,13 +86,16 @@ def coco_record(
     """
     objects: dict[str, list[Any]] = {
         "bbox": [entry.get("bbox", ()) for entry in annotations],
-        "category": [categories.get(entry["category_id"], f"id {entry['category_id']}") for entry in annotations],
-        "area": [float(entry.get("area", 0.0)) for entry in annotations],
-        "iscrowd": [int(entry.get("iscrowd", 0)) for entry in annotations],
+        "category": [
+            categories.get(entry.get("category_id"), f"id {entry.get('category_id')}") for entry in annotations
+        ],
+        "area": [float(entry.get("area") or 0.0) for entry in annotations],
+        "iscrowd": [int(entry.get("iscrowd") or 0) for entry in annotations],
     }
     if with_masks:
         objects["segmentation"] = [entry.get("segmentation") or None for entry in annotations]
-    width, height = image["width"], image["height"]
+    # The grounding files publish sizes as strings.
+    width, height = int(image["width"]), int(image["height"])
     where = f"picture {image['id']!r} ({image.get('file_name', image.get('coco_url'))})"
     objects = checked_objects(objects, width, height, report, where, list(categories.values()))
     return {"image_id": image["id"], "width": width, "height": height, "objects": objects, "kind": "detection"}
@@ -113,13 +121,25 @@ def find_annotation_file(path: str | Path, split: str | None = None) -> Path:
     raise FileNotFoundError(f"no COCO annotations at {', '.join(map(str, candidates))}{hint}.")
 
 
-def read_coco_json(path: Path) -> dict[str, Any]:
-    """The content of a COCO file; raises ValueError where it is none."""
-    with open(path, encoding="utf-8") as file:
-        content = json.load(file)
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+def read_json(path: str | Path) -> Any:
+    """The content of a json file, also of a gzipped one (`.gz`); raises ValueError where it is none."""
+    path = Path(path)
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not json: {error}.") from error
+
+
+def read_coco_json(
+    path: str | Path, keys: Sequence[str] = ("images", "annotations", "categories"), what: str = "COCO detection"
+) -> dict[str, Any]:
+    """The content of a COCO-like file; raises ValueError where it lacks a list of these keys."""
+    content = read_json(path)
+    found = content if isinstance(content, Mapping) else {}
+    missing = [key for key in keys if not isinstance(found.get(key), list)]
     if missing:
-        raise ValueError(f"{path} is not a COCO detection file: it lacks {', '.join(missing)}.")
+        raise ValueError(f"{path} is not a {what} file: it lacks a list of {', '.join(missing)}.")
     return content
 
 
@@ -136,7 +156,7 @@ def used_categories(
     others = [entry for entry in categories if entry["id"] != 0]
     group = names.get(0)
     is_group = group is not None and bool(others) and all(entry.get("supercategory") == group for entry in others)
-    if is_group and all(entry["category_id"] != 0 for entry in annotations):
+    if is_group and all(entry.get("category_id") != 0 for entry in annotations):
         del names[0]
     return names
 
@@ -167,12 +187,32 @@ class PictureFinder:
         return str(self.folder / file_name)
 
 
-def _by_picture(content: Mapping[str, Any], report: BoxReport) -> dict[Any, list[Mapping[str, Any]]]:
-    known = {image["id"] for image in content["images"]}
+def by_picture(
+    content: Mapping[str, Any], report: BoxReport, needed: Sequence[str] = ()
+) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+    """
+    Each entry of `images` with its entries of `annotations`, in the file's order.
+
+    Args:
+        content (`Mapping`): of a COCO-like file.
+        report (`BoxReport`): counts annotations of unknown pictures, and pictures that come twice or lack a field,
+            which are left out.
+        needed (`Sequence[str]`): the fields.
+    """
+    images: dict[Any, Mapping[str, Any]] = {}
+    for image in content["images"]:
+        lacking = [name for name in ("id", *needed) if image.get(name) in (None, "")]
+        if lacking:
+            report.add("bad_entry", f"picture {image.get('id')!r} lacks {', '.join(lacking)}")
+        elif image["id"] in images:
+            report.add("bad_entry", f"picture {image['id']!r} comes twice in `images`")
+        else:
+            images[image["id"]] = image
     groups: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in content["annotations"]:
-        if entry["image_id"] in known:
+        if entry.get("image_id") in images:
             groups[entry["image_id"]].append(entry)
         else:
-            report.add("unknown_picture", f"annotation {entry.get('id')!r} of picture {entry['image_id']!r}")
-    return groups
+            report.add("unknown_picture", f"annotation {entry.get('id')!r} of picture {entry.get('image_id')!r}")
+    for key, image in images.items():
+        yield image, groups.pop(key, [])

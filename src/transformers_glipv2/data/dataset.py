@@ -1,9 +1,9 @@
 """
 Rows of the schema whose pictures are opened when they are asked for.
 
-No loader holds pictures in memory, only their annotations, and those packed: about 200 bytes a row and 60 a box. The
-formats that are one json file (COCO, LVIS, GoldG, ...) need 10 times the file's size while they are read, since Python
-parses it whole; line-wise formats, folders and the Hub can be streamed (`streaming=True`) in constant memory.
+No loader holds pictures in memory, only their annotations, packed: about 200 bytes a row, 60 a box, and polygons. The
+formats that are one json file (COCO, LVIS, GoldG, ...) need 4 to 5 times the file's size while it is read, since
+Python parses it whole; line-wise files, folders and the Hub can be streamed (`streaming=True`) in constant memory.
 """
 
 import io

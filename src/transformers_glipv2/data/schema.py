@@ -179,6 +179,10 @@ def checked_box(box: Sequence[float], width: int, height: int, report: BoxReport
     return [x, y, w, h]
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+
+
 def checked_spans(spans: Sequence[Sequence[int]], text: str, report: BoxReport, where: str) -> list[list[int]]:
     """The spans of one box that lie in the text, each [start, end) with start < end; the others are reported."""
     good = []
