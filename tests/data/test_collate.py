@@ -102,6 +102,16 @@ def test_unknown_boxes_are_not_no_boxes():
     assert batch["labels"][1]["boxes"].shape == (0, 4)
 
 
+def test_every_listed_class_has_its_words():
+    processor = StubProcessor()
+    batch = GroundingCollator(processor)([detection_row(categories=("teddy bear",), draw=3), grounding_row(draw=4)])
+    label = batch["labels"][0]
+    assert set(label["prompt_labels"]) > {"teddy bear"}
+    for name, row in zip(label["prompt_labels"], label["prompt_map"], strict=True):
+        assert processor.tokenizer.decode(batch["input_ids"][0][row > 0]) == name
+    assert "prompt_labels" not in batch["labels"][1]
+
+
 def test_a_size_is_shared_by_a_period():
     processor = StubProcessor()
     collator = GroundingCollator(processor, sizes=[320, 352, 384], max_size=640, size_period=4)

@@ -18,6 +18,7 @@ from transformers_glipv2.data.sampling import (
     token_counter,
 )
 from transformers_glipv2.data.seeding import derive_random, derive_seed
+from transformers_glipv2.prompts import positive_map, spans_to_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -50,7 +51,8 @@ class GroundingCollator:
     Returns (when called with a list of rows):
         `dict`: what the processor gives (pixel_values, pixel_mask, input_ids, attention_mask, labels), and
         `mlm_labels` of shape `(batch, tokens)` with `mlm_probability`. `labels` of a row without `objects` (a caption
-        whose boxes are unknown, not absent) is `None`.
+        whose boxes are unknown, not absent) is `None`; those of a detection row also hold "prompt_labels", every class
+        that its sentence lists, and "prompt_map" `(names, tokens)`, which L_inter needs.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class GroundingCollator:
             )
         )
         batch["labels"] = [
-            labels if row.get("objects") is not None else None
-            for row, labels in zip(rows, batch["labels"], strict=True)
+            labels | prompt_labels(text, token["offset_mapping"], mask) if row.get("objects") is not None else None
+            for row, labels, text, token, mask in zip(
+                rows, batch["labels"], texts, tokens, batch["attention_mask"], strict=True
+            )
         ]
         if self.mlm_probability:
             self._hide_words(batch, texts, tokens, draws)
@@ -209,3 +213,28 @@ class GroundingCollator:
                 torch.Generator().manual_seed(derive_seed(self.seed, "words", draw)),
                 self.mlm_probability,
             )
+
+
+def prompt_labels(
+    text: GroundedText, offsets: Sequence[Sequence[int]], attention_mask: torch.Tensor
+) -> dict[str, list[str] | torch.Tensor]:
+    """
+    Every class that a sentence lists and its tokens, whether the picture has it or not: L_inter tells by them which
+    words of other pictures a region matches.
+
+    Args:
+        text (`GroundedText`): a sentence.
+        offsets (`Sequence` of pairs): characters [start, end) of each token, without padding.
+        attention_mask (`torch.Tensor` of shape `(tokens,)`): 1 at those tokens, 0 at padding.
+
+    Returns:
+        `dict`: "prompt_labels", a list of names, and "prompt_map", `(names, tokens)`, above 0 at the words of each;
+        empty for sentences that are no lists of classes.
+    """
+    if text.labels is None:
+        return {}
+    own = positive_map(spans_to_tokens([[span] for span in text.label_spans], offsets), len(offsets))
+    # Whatever side the processor pads on, the attended tokens are the text.
+    padded = torch.zeros(len(own), len(attention_mask))
+    padded[:, attention_mask.bool()] = own
+    return {"prompt_labels": text.labels, "prompt_map": padded}

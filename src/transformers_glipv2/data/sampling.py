@@ -22,6 +22,8 @@ class GroundedText:
             classes, whose words say nothing about other pictures.
         maskable (`list[tuple[int, int]]` or `None`): characters that masked language modelling may hide; `None` means
             all. In a list of classes only the names that have a box can be told from the picture.
+        labels (`list[str]` or `None`), label_spans (`list[tuple[int, int]]`): every class that the sentence lists,
+            present or not, and its characters; `None` for other sentences.
     """
 
     text: str
@@ -29,6 +31,8 @@ class GroundedText:
     spans: list[list[Span]] = field(default_factory=list)
     class_names: list[str] | None = None
     maskable: list[Span] | None = None
+    labels: list[str] | None = None
+    label_spans: list[Span] = field(default_factory=list)
 
 
 class DetectionSampler:
@@ -125,6 +129,8 @@ class DetectionSampler:
             spans=[[span_of[names[index]]] for index in kept],
             class_names=[names[index] for index in kept],
             maskable=[span for name, span in zip(chosen, spans, strict=True) if name in present],
+            labels=chosen,
+            label_spans=spans,
         )
 
     def _sample_negatives(self, row: Mapping[str, Any], positives: set[str], rng: random.Random) -> list[str]:
