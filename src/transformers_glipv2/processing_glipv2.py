@@ -248,10 +248,14 @@ class GLIPv2Processor(ProcessorMixin):
         sentences, label_spans = (None, None) if text is None else arrange_text(text, num_images)
         if annotations is not None:
             annotations = self._check_annotations(annotations, num_images, sentences, return_tensors)
+        text_kwargs = {name: kwargs.pop(name) for name in ("truncation", "max_length") if name in kwargs}
+        text_kwargs |= kwargs.pop("text_kwargs", {})
+        max_length = text_kwargs.pop("max_length", self.max_tokens)
         # A sentence that teaches may lose its end; a label may never vanish.
-        limits = {"truncation": annotations is not None and label_spans is None, "max_length": self.max_tokens}
-        limits |= {name: kwargs.pop(name) for name in limits if name in kwargs}
-        text_kwargs = limits | kwargs.pop("text_kwargs", {}) | {"return_offsets_mapping": annotations is not None}
+        text_kwargs.setdefault("truncation", annotations is not None and label_spans is None)
+        if text_kwargs["truncation"]:
+            text_kwargs["max_length"] = max_length
+        text_kwargs["return_offsets_mapping"] = annotations is not None
         inputs = super().__call__(
             images=images, text=sentences, text_kwargs=text_kwargs, return_tensors=return_tensors, **kwargs
         )
