@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
@@ -56,6 +55,22 @@ def max_over_processes(value: int, device: torch.device) -> int:
     return int(largest)
 
 
+class _Gather(torch.autograd.Function):
+    """All processes see all tensors, so the gradient of one is the sum of what all of them give it."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(num_processes())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(num_processes())[dist.get_rank()]
+
+
 def gather(tensor: Tensor) -> Tensor:
     """
     Tensors of all processes, joined along the first dimension in the order of ranks; gradients flow back to each.
@@ -63,13 +78,7 @@ def gather(tensor: Tensor) -> Tensor:
     Args:
         tensor: of the same shape on every process.
     """
-    if num_processes() == 1:
-        return tensor
-    if tensor.requires_grad:
-        return torch.cat(dist_functional.all_gather(tensor))
-    parts = [torch.empty_like(tensor) for _ in range(num_processes())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    return tensor if num_processes() == 1 else _Gather.apply(tensor)
 
 
 # Targets -------------------------------------------------------------------------------------------------------------
