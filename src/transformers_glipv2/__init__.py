@@ -1,15 +1,28 @@
 """GLIPv2 for Hugging Face transformers."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForZeroShotObjectDetection,
+    AutoProcessor,
+)
 
 from .configuration_glipv2 import GLIPv2Config
 from .image_processing_glipv2 import GLIPv2ImageProcessor
 from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2PreTrainedModel
+from .modeling_glipv2_pretraining import GLIPv2ForMaskedLM, GLIPv2ForPreTraining
+from .processing_glipv2 import GLIPv2Processor
 
 AutoConfig.register("glipv2", GLIPv2Config, exist_ok=True)
 AutoModel.register(GLIPv2Config, GLIPv2Model, exist_ok=True)
 AutoModelForZeroShotObjectDetection.register(GLIPv2Config, GLIPv2ForObjectDetection, exist_ok=True)
+AutoModelForPreTraining.register(GLIPv2Config, GLIPv2ForPreTraining, exist_ok=True)
+AutoModelForMaskedLM.register(GLIPv2Config, GLIPv2ForMaskedLM, exist_ok=True)
+AutoProcessor.register(GLIPv2Config, GLIPv2Processor, exist_ok=True)
 AutoImageProcessor.register(
     GLIPv2Config,
     image_processor_classes={"torchvision": GLIPv2ImageProcessor, "pil": GLIPv2ImageProcessorPil},
@@ -18,9 +31,12 @@ AutoImageProcessor.register(
 
 __all__ = [
     "GLIPv2Config",
+    "GLIPv2ForMaskedLM",
     "GLIPv2ForObjectDetection",
+    "GLIPv2ForPreTraining",
     "GLIPv2ImageProcessor",
     "GLIPv2ImageProcessorPil",
     "GLIPv2Model",
     "GLIPv2PreTrainedModel",
+    "GLIPv2Processor",
 ]
