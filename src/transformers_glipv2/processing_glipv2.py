@@ -1,15 +1,28 @@
 """Pictures and texts to the model's inputs, and the model's outputs to boxes."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
-from .boxes import clip_boxes, coco_to_inclusive_xyxy, normalize_boxes
+from .boxes import clip_boxes, coco_to_inclusive_xyxy, denormalize_boxes, normalize_boxes
+from .detections import PRE_NMS_TOP_N, label_scores, scale_boxes, select_detections
 from .image_processing_glipv2 import Picture, flatten_pictures, picture_size
-from .prompts import Span, check_labels, check_spans, join_labels, positive_map, spans_to_tokens
+from .noun_phrases import find_noun_phrases
+from .prompts import (
+    Span,
+    check_labels,
+    check_spans,
+    join_labels,
+    label_map,
+    label_prompt,
+    positive_map,
+    prompt_tokens,
+    spans_to_tokens,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -177,6 +190,93 @@ def _spans_of_labels(
     return [[span] for span in spans], [text[start:end] for start, end in spans]
 
 
+# Outputs -------------------------------------------------------------------------------------------------------------
+
+
+def check_outputs(outputs: Any) -> None:
+    """Raises TypeError unless `outputs` has what post-processing reads."""
+    needed = ("logits", "centerness", "pred_boxes", "level_shapes", "image_sizes")
+    missing = [name for name in needed if getattr(outputs, name, None) is None]
+    if missing:
+        raise TypeError(
+            f"`outputs` ({type(outputs).__name__}) has no {', '.join(missing)}; pass what a GLIPv2 model that "
+            "detects gives with `return_dict=True`."
+        )
+
+
+def check_limits(threshold: float, nms_threshold: float, max_detections: int, name: str = "max_detections") -> None:
+    """Raises ValueError for thresholds outside [0, 1] and for no detections at all."""
+    for key, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{key}` must be in [0, 1], got {value}.")
+    if max_detections < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {max_detections}.")
+
+
+def check_target_sizes(
+    target_sizes: Any, image_sizes: torch.Tensor, keeps_aspect: bool
+) -> list[tuple[float, float]] | None:
+    """
+    Args:
+        target_sizes: (height, width) of each picture, as a list of pairs or a tensor `(batch, 2)`, or `None`.
+        image_sizes: `(batch, 2)` height and width of the resized pictures.
+        keeps_aspect: whether resizing kept the aspect ratio, so that a swapped height and width can be told.
+
+    Returns:
+        The sizes as a list of pairs, or `None`.
+
+    Raises:
+        TypeError, ValueError: for a wrong form or number, a size that is not positive, or (width, height).
+    """
+    if target_sizes is None:
+        return None
+    if isinstance(target_sizes, torch.Tensor):
+        target_sizes = target_sizes.tolist()
+    if not is_list(target_sizes):
+        raise TypeError(
+            f"`target_sizes` must be a list of (height, width) or a tensor (batch, 2), got "
+            f"{type(target_sizes).__name__}."
+        )
+    target_sizes = list(target_sizes)
+    if len(target_sizes) != len(image_sizes):
+        raise ValueError(
+            f"`target_sizes` has {len(target_sizes)} entries for {len(image_sizes)} pictures; pass one (height, "
+            "width) for each."
+        )
+    sizes = []
+    for index, (size, resized) in enumerate(zip(target_sizes, image_sizes.tolist(), strict=True)):
+        size = size.tolist() if isinstance(size, torch.Tensor) else size
+        if not is_list(size) or len(size) != 2:
+            raise ValueError(f"`target_sizes[{index}]` is {size!r}; pass a pair (height, width) in pixels.")
+        height, width = (float(side) for side in size)
+        if not (0 < height < math.inf and 0 < width < math.inf):
+            raise ValueError(
+                f"`target_sizes[{index}]` is {list(size)}; height and width in pixels must be above 0 and finite."
+            )
+        # The aspect ratio is kept up to rounding; only a difference that swapping mends is taken for a slip.
+        if keeps_aspect:
+            ratio = math.log(resized[0] / resized[1])
+            stays, swapped = (abs(ratio - turn * math.log(height / width)) for turn in (1, -1))
+            if stays > 0.1 and swapped < 0.2 * stays:
+                raise ValueError(
+                    f"`target_sizes[{index}]` is {list(size)}, but the resized picture is {resized[0]} high and "
+                    f"{resized[1]} wide; pass (height, width), for a PIL picture `(image.height, image.width)`."
+                )
+        sizes.append((height, width))
+    return sizes
+
+
+def per_picture(values: Any, num_images: int, is_entry: Callable[[Any], bool], name: str) -> list[Any]:
+    """One entry for each picture: `values` itself, or an entry (or a list of one) repeated for all pictures."""
+    if is_entry(values):
+        return [values] * num_images
+    if not is_list(values):
+        raise TypeError(f"`{name}` must be a list with an entry for each picture, got {type(values).__name__}.")
+    if len(values) not in (1, num_images) or not len(values):
+        raise ValueError(f"`{name}` has {len(values)} entries for {num_images} pictures; pass one for each.")
+    return list(values) * (num_images if len(values) == 1 else 1)
+
+
 # The processor -------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +386,176 @@ class GLIPv2Processor(ProcessorMixin):
         if text is not None:
             text, _ = arrange_text(text, None if images is None else len(images))
         return images, text, videos, audio
+
+    def post_process_grounded_object_detection(
+        self,
+        outputs: Any,
+        text_labels: Sequence[str] | Sequence[Sequence[str]],
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        threshold: float = 0.05,
+        nms_threshold: float = 0.6,
+        max_detections: int = 100,
+        pre_nms_top_n: int = PRE_NMS_TOP_N,
+    ) -> list[dict[str, Any]]:
+        """
+        Boxes of labels, as the original finds them; see [`select_detections`].
+
+        Args:
+            outputs (`GLIPv2ObjectDetectionOutput`): of a model that detects.
+            text_labels: the labels that the model was asked for, in order: a list for each picture, or one for all.
+            target_sizes: (height, width) of each picture, to have boxes in its pixels; without it they are in pixels
+                of the resized picture.
+            threshold: on the score of a label before centerness.
+            nms_threshold: IoU above which the weaker of two boxes of a label goes.
+            max_detections: boxes of a picture at most; ties at the cut all stay.
+            pre_nms_top_n: pairs of location and label that each level of the pyramid keeps before suppression.
+
+        Returns:
+            `list[dict]`, one for each picture: "scores" `(n,)` in falling order, "labels" `(n,)` long, indices of the
+            picture's labels, "text_labels", `n` strings, "boxes" `(n, 4)` x1, y1, x2, y2 in pixels (a box is
+            `x2 - x1 + 1` wide in the resized picture).
+
+        Raises:
+            TypeError: for wrong types.
+            ValueError: for no or empty labels, labels that are not those of the outputs, wrong sizes, limits out of
+                range.
+        """
+        check_outputs(outputs)
+        check_limits(threshold, nms_threshold, max_detections)
+        num_images = len(outputs.logits)
+        sizes = check_target_sizes(target_sizes, outputs.image_sizes, self._keeps_aspect)
+        labels = per_picture(
+            text_labels,
+            num_images,
+            lambda value: is_list(value) and bool(value) and isinstance(value[0], str),
+            "text_labels",
+        )
+        level_sizes = outputs.level_shapes.prod(1).tolist()
+        known: dict[tuple[str, ...], tuple[list[list[int]], int]] = {}
+        results = []
+        for index, own in enumerate(labels):
+            check_labels(own, f"text_labels[{index}]")
+            if tuple(own) not in known:
+                known[tuple(own)] = prompt_tokens(label_prompt(own), self.tokenizer)
+            named = self._label_map(outputs, index, *known[tuple(own)])
+            scores, found, boxes = select_detections(
+                label_scores(outputs.logits[index], named),
+                outputs.centerness[index],
+                denormalize_boxes(outputs.pred_boxes[index], outputs.image_sizes[index]),
+                level_sizes,
+                threshold,
+                nms_threshold,
+                max_detections,
+                pre_nms_top_n,
+            )
+            if sizes is not None:
+                boxes = scale_boxes(boxes, outputs.image_sizes[index], sizes[index])
+            text = [own[label] for label in found.tolist()]
+            results.append({"scores": scores, "labels": found, "text_labels": text, "boxes": boxes})
+        return results
+
+    def post_process_phrase_grounding(
+        self,
+        outputs: Any,
+        text: str | Sequence[str],
+        phrases: Sequence[Any] | None = None,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        top_k: int = 10,
+        threshold: float = 0.0,
+        nms_threshold: float = 0.6,
+    ) -> list[list[dict[str, Any]]]:
+        """
+        The best boxes of each phrase of a sentence.
+
+        Equal phrases at different places are different phrases, and each has a ranking of its own, so that recall at
+        k can be measured.
+
+        Args:
+            outputs (`GLIPv2ObjectDetectionOutput`): of a model that detects.
+            text: the sentence that the model was given: one for each picture, or one for all.
+            phrases: for each picture characters [start, end) of its phrases; where `text` is one sentence, those of
+                that sentence. By default the noun phrases, see [`find_noun_phrases`].
+            target_sizes: (height, width) of each picture, to have boxes in its pixels; without it they are in pixels
+                of the resized picture.
+            top_k: boxes of a phrase at most; ties at the cut all stay.
+            threshold: on the score of a phrase (the mean over its tokens) before centerness.
+            nms_threshold: IoU above which the weaker of two boxes of a phrase goes.
+
+        Returns:
+            `list[list[dict]]`: for each picture, for each phrase in the order given: "phrase" (`str`), "span",
+            "scores" `(n,)` in falling order, "boxes" `(n, 4)` x1, y1, x2, y2 in pixels.
+
+        Raises:
+            TypeError: for wrong types.
+            ValueError: for an empty text, a text that is not that of the outputs, a span out of the text or without
+                words, wrong sizes, limits out of range.
+        """
+        check_outputs(outputs)
+        check_limits(threshold, nms_threshold, top_k, "top_k")
+        num_images = len(outputs.logits)
+        sizes = check_target_sizes(target_sizes, outputs.image_sizes, self._keeps_aspect)
+        if phrases is not None:
+            phrases = (
+                [phrases] * num_images
+                if isinstance(text, str)
+                else per_picture(phrases, num_images, lambda value: False, "phrases")
+            )
+        sentences = per_picture(text, num_images, lambda value: isinstance(value, str), "text")
+        level_sizes = outputs.level_shapes.prod(1).tolist()
+        results = []
+        for index, sentence in enumerate(sentences):
+            check_sentence(sentence, f"text[{index}]")
+            spans = find_noun_phrases(sentence) if phrases is None else phrases[index]
+            named = self._phrase_map(outputs, index, sentence, spans)
+            boxes = denormalize_boxes(outputs.pred_boxes[index], outputs.image_sizes[index])
+            found = []
+            scores = label_scores(outputs.logits[index], named)
+            for span, own_scores in zip(spans, scores.split(1, dim=1) if spans else (), strict=True):
+                kept_scores, _, kept = select_detections(
+                    own_scores, outputs.centerness[index], boxes, level_sizes, threshold, nms_threshold, top_k
+                )
+                if sizes is not None:
+                    kept = scale_boxes(kept, outputs.image_sizes[index], sizes[index])
+                start, end = span
+                found.append(
+                    {"phrase": sentence[start:end], "span": (start, end), "scores": kept_scores, "boxes": kept}
+                )
+            results.append(found)
+        return results
+
+    @property
+    def _keeps_aspect(self) -> bool:
+        """Whether the image processor resizes by the short side, not to a fixed height and width."""
+        size = self.image_processor.size
+        return bool(size.get("shortest_edge") if isinstance(size, Mapping) else getattr(size, "shortest_edge", None))
+
+    def _phrase_map(self, outputs: Any, index: int, sentence: str, spans: Sequence[Span]) -> torch.Tensor:
+        """Boolean `(phrases, tokens)` for one picture."""
+        if not is_list(spans):
+            raise TypeError(f"`phrases[{index}]` must be a list of character spans, got {type(spans).__name__}.")
+        check_spans(spans, sentence, f"phrases[{index}]")
+        encoded = self.tokenizer(sentence, return_offsets_mapping=True, truncation=False, padding=False)
+        tokens = spans_to_tokens([[span] for span in spans], encoded["offset_mapping"])
+        for span, own in zip(spans, tokens, strict=True):
+            if not own:
+                raise ValueError(
+                    f"`phrases[{index}]` has the span {list(span)}, {sentence[span[0] : span[1]]!r}, in which the "
+                    "tokenizer finds no word; drop it."
+                )
+        return self._label_map(outputs, index, tokens, len(encoded["input_ids"]))
+
+    @staticmethod
+    def _label_map(outputs: Any, index: int, tokens: list[list[int]], num_tokens: int) -> torch.Tensor:
+        """Boolean `(labels, tokens)` for one picture, after a check that the text is the one that the model saw."""
+        logits, mask = outputs.logits, getattr(outputs, "attention_mask", None)
+        mask = logits.new_ones(logits.shape[-1], dtype=torch.long) if mask is None else mask[index]
+        given = int(mask.sum())
+        if given != num_tokens:
+            raise ValueError(
+                f"The text of picture {index} has {num_tokens} tokens, but the model was given {given}; pass the same "
+                "labels in the same order (or the same sentence) as to the processor."
+            )
+        return label_map(tokens, mask)
 
     @staticmethod
     def _check_annotations(

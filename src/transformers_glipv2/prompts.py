@@ -175,6 +175,24 @@ def positive_map(tokens: Sequence[Sequence[int]], num_tokens: int) -> torch.Tens
     return targets / (targets.sum(-1, keepdim=True) + 1e-6)
 
 
+def label_map(tokens: Sequence[Sequence[int]], attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Which tokens of a padded text name what.
+
+    Args:
+        tokens (`Sequence[Sequence[int]]`): the tokens of each of n things, counted in the text without padding.
+        attention_mask (`torch.Tensor` of shape `(num_tokens,)`): 1 for the text, 0 for padding, on whatever side.
+
+    Returns:
+        `torch.BoolTensor` of shape `(n, num_tokens)`, on the mask's device.
+    """
+    places = attention_mask.nonzero().flatten().tolist()
+    named = torch.zeros(len(tokens), len(attention_mask), dtype=torch.bool)
+    for row, own in zip(named, tokens, strict=True):
+        row[[places[token] for token in own]] = True
+    return named.to(attention_mask.device)
+
+
 # Prompts from labels -------------------------------------------------------------------------------------------------
 
 
