@@ -1,0 +1,170 @@
+"""
+A file that says what a run is trained on: data sets with weights, sizes of pictures, augmentations.
+
+    sources:                    # what is mixed; `weight` is its share of the rows, every other key goes to the loader
+      - {kind: coco, path: coco-mini, split: train, with_masks: true, weight: 1}
+      - {kind: "my_package.my_module:my_loader", path: scenes, seed: 3, weight: 2}
+    sizes: [320, 384, 448]      # shortest edges in pixels, one drawn for each step; default: the processor's size
+    max_size: 640               # longest edge in pixels that goes with them
+    mlm_probability: 0.15       # of a word to be hidden
+    max_negatives: 85           # absent classes in the sentence of a detection row, at most
+    augment: {flip: 0.5, photometric: 0.5, copy_paste: 0.0}    # probabilities; copy_paste needs a source with masks
+    evaluation: {path: coco-mini, split: val, max_images: 100}
+
+Paths are relative to the file. YAML, of which JSON is a part.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from transformers_glipv2.data.augment import Compose, CopyPaste, HorizontalFlip, PhotometricDistortion
+from transformers_glipv2.data.collate import GroundingCollator
+from transformers_glipv2.data.mixture import MixtureDataset
+from transformers_glipv2.data.sampling import DetectionSampler, token_counter
+from transformers_glipv2.prompts import clean_label
+
+# Loaders by kind; the first argument of each is the path.
+LOADERS = {
+    "coco": "transformers_glipv2.data.coco:load_coco",
+}
+
+
+@dataclass
+class DataFile:
+    """
+    The content of a data file, checked; see the head of this module.
+
+    Attributes:
+        folder (`Path`): paths are relative to it.
+        sources (`list[dict]`), sizes (`list[int]` or `None`), max_size (`int` or `None`), mlm_probability (`float`),
+        max_negatives (`int`), augment (`dict[str, float]`), evaluation (`dict` or `None`): as in the file.
+    """
+
+    folder: Path
+    sources: list[dict[str, Any]]
+    sizes: list[int] | None = None
+    max_size: int | None = None
+    mlm_probability: float = 0.15
+    max_negatives: int = 85
+    augment: dict[str, float] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+
+
+def read_data_file(path: str | Path) -> DataFile:
+    """
+    Reads and checks a data file.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: for unknown keys, kinds and augmentations, or when there is no source.
+    """
+    path = Path(path)
+    with open(path, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    if not isinstance(content, Mapping) or not content.get("sources"):
+        raise ValueError(f"{path} lists no `sources`; give at least one, such as {{kind: coco, path: FOLDER}}.")
+    known = set(DataFile.__dataclass_fields__) - {"folder"}
+    _check_known(content, known, f"{path}")
+    _check_known(content.get("augment", {}), {"flip", "photometric", "copy_paste"}, f"`augment` of {path}")
+    for index, source in enumerate(content["sources"]):
+        where = f"source {index} of {path}"
+        if "kind" not in source or "path" not in source:
+            raise ValueError(f"{where} is {source}; it needs `kind` ({', '.join(LOADERS)} or module:name) and `path`.")
+        if ":" not in source["kind"]:
+            _check_known([source["kind"]], set(LOADERS), f"`kind` of {where}")
+    return DataFile(folder=path.parent, **content)
+
+
+def load_sources(data: DataFile) -> tuple[list[Any], list[float]]:
+    """The data sets of the sources and their weights, in the file's order."""
+    datasets, weights = [], []
+    for source in data.sources:
+        options = {name: value for name, value in source.items() if name not in ("kind", "path", "weight")}
+        datasets.append(_loader(source["kind"])(data.folder / source["path"], **options))
+        weights.append(float(source.get("weight", 1.0)))
+    return datasets, weights
+
+
+def make_mixture(data: DataFile, num_draws: int, seed: int) -> MixtureDataset:
+    """The sources, mixed by their weights, `num_draws` rows altogether."""
+    datasets, weights = load_sources(data)
+    return MixtureDataset(datasets, weights, seed=seed, length=num_draws)
+
+
+def make_collator(data: DataFile, processor: Any, mixture: MixtureDataset, batch_size: int, seed: int):
+    """
+    The collator of a run.
+
+    Args:
+        data (`DataFile`).
+        processor (`GLIPv2Processor`).
+        mixture (`MixtureDataset`): its first source with masks gives what copy-paste pastes.
+        batch_size (`int`): rows of one optimizer step; they share a size.
+        seed (`int`).
+
+    Returns:
+        `GroundingCollator`.
+    """
+    tokenizer = processor.tokenizer
+    sampler = DetectionSampler(
+        max_negatives=data.max_negatives,
+        max_tokens=processor.max_tokens - tokenizer.num_special_tokens_to_add(),
+        count_tokens=token_counter(tokenizer),
+        clean=clean_name,
+    )
+    return GroundingCollator(
+        processor,
+        sampler=sampler,
+        augment=_augmentation(data, mixture),
+        sizes=data.sizes,
+        max_size=data.max_size,
+        size_period=batch_size,
+        mlm_probability=data.mlm_probability,
+        max_text_length=processor.max_tokens,
+        seed=seed,
+    )
+
+
+def clean_name(name: str) -> str:
+    """A class name as prompts have it; one that is all in brackets stays as it is."""
+    return clean_label(name).strip() or name
+
+
+def _augmentation(data: DataFile, mixture: MixtureDataset) -> Compose | None:
+    steps: list[Callable] = []
+    if data.augment.get("copy_paste"):
+        donor = next(
+            (
+                dataset
+                for source, dataset in zip(data.sources, mixture.sources, strict=True)
+                if source.get("with_masks")
+            ),
+            None,
+        )
+        if donor is None:
+            raise ValueError("`copy_paste` cuts objects out by their masks; give a source `with_masks: true`.")
+        steps.append(CopyPaste(donor, probability=data.augment["copy_paste"]))
+    if data.augment.get("flip"):
+        steps.append(HorizontalFlip(data.augment["flip"]))
+    if data.augment.get("photometric"):
+        steps.append(PhotometricDistortion(data.augment["photometric"]))
+    return Compose(steps) if steps else None
+
+
+def _loader(kind: str) -> Callable[..., Any]:
+    module, _, name = LOADERS.get(kind, kind).partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _check_known(given: Any, known: set[str], where: str) -> None:
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            raise ValueError(f"{where} has {name!r}{hint}; known: {', '.join(sorted(known))}.")
