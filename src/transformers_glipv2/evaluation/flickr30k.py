@@ -88,8 +88,8 @@ def evaluate_flickr30k(
         image_ids (`Iterable[int]`, *optional*): score these pictures only; predictions of others are refused.
 
     Returns:
-        `dict`: "any_box" and "merged_boxes", each {"recall@k", ..., "upper_bound"} of {"all", and each type: fraction},
-        and "phrase_counts", by type.
+        `dict`: "any_box" and "merged_boxes", each {"recall@1", ..., "upper_bound"} of fractions by type and of "all";
+        "phrase_counts" by type.
 
     Raises:
         ValueError: when a sentence is predicted twice, is unknown or lacks a prediction, or has another number of

@@ -20,14 +20,15 @@ from transformers_glipv2.data.masks import decode_mask
 from transformers_glipv2.evaluation.detections import read_json
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-COCO_CLASSES = frozenset(
+_COCO_CLASSES = (
     "person/bicycle/car/motorcycle/airplane/bus/train/truck/boat/traffic light/fire hydrant/stop sign/parking meter/"
     "bench/bird/cat/dog/horse/sheep/cow/elephant/bear/zebra/giraffe/backpack/umbrella/handbag/tie/suitcase/frisbee/"
     "skis/snowboard/sports ball/kite/baseball bat/baseball glove/skateboard/surfboard/tennis racket/bottle/wine glass/"
     "cup/fork/knife/spoon/bowl/banana/apple/sandwich/orange/broccoli/carrot/hot dog/pizza/donut/cake/chair/couch/"
     "potted plant/bed/dining table/toilet/tv/laptop/mouse/remote/keyboard/cell phone/microwave/oven/toaster/sink/"
-    "refrigerator/book/clock/vase/scissors/teddy bear/hair drier/toothbrush".split("/")
+    "refrigerator/book/clock/vase/scissors/teddy bear/hair drier/toothbrush"
 )
+COCO_CLASSES = frozenset(_COCO_CLASSES.split("/"))
 
 
 def evaluate_phrasecut(
@@ -101,16 +102,20 @@ def phrase_mask(polygons: Sequence[Sequence[Sequence[Sequence[float]]]], height:
     return np.asarray(canvas, dtype=bool)
 
 
-def boxes_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+def boxes_iou(predicted: Sequence[Sequence[float]], true: Sequence[Sequence[float]]) -> float:
     """
-    The union of boxes x, y, width, height as a `(height, width)` bool mask, with the official rounding: corners are
-    truncated, and the last row and column are left out twice. A corner left of or above the picture counts from the
-    other end there, which mostly empties the box; cut boxes to the picture first.
+    IoU of two unions of boxes x, y, width, height in pixels, with the official rounding: corners are truncated, and
+    the last row and column are left out twice. Boxes are not cut to the picture; a corner at negative coordinates
+    counts from the other end, which mostly empties the box.
     """
-    mask = np.zeros((height, width), dtype=bool)
-    for x, y, box_width, box_height in boxes:
-        mask[int(y) : int(y + box_height - 1), int(x) : int(x + box_width - 1)] = True
-    return mask
+    boxes = [*predicted, *true]
+    height = int(max((y + box_height for _, y, _, box_height in boxes), default=0))
+    width = int(max((x + box_width for x, _, box_width, _ in boxes), default=0))
+    masks = np.zeros((2, max(height, 0), max(width, 0)), dtype=bool)
+    for mask, rows in zip(masks, (predicted, true), strict=True):
+        for x, y, box_width, box_height in rows:
+            mask[int(y) : int(y + box_height - 1), int(x) : int(x + box_width - 1)] = True
+    return mask_iou(*masks)[0]
 
 
 def mask_iou(predicted: np.ndarray, true: np.ndarray) -> tuple[float, int, int]:
@@ -205,8 +210,7 @@ def _score_task(
         "subsets": phrase_subsets(task, true.sum() / true.size, image, ranks),
     }
     if prediction.get("boxes") is not None:
-        boxes = [boxes_mask(rows, height, width) for rows in (prediction["boxes"], task["instance_boxes"])]
-        scores["box_iou"] = mask_iou(*boxes)[0]
+        scores["box_iou"] = boxes_iou(prediction["boxes"], task["instance_boxes"])
     return scores
 
 
