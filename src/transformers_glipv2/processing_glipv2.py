@@ -350,7 +350,7 @@ class GLIPv2Processor(ProcessorMixin):
             annotations = self._check_annotations(annotations, num_images, sentences, return_tensors)
         text_kwargs = {name: kwargs.pop(name) for name in ("truncation", "max_length") if name in kwargs}
         text_kwargs |= kwargs.pop("text_kwargs", {})
-        max_length = text_kwargs.pop("max_length", self.max_tokens)
+        max_length = text_kwargs.pop("max_length", None) or self.max_tokens
         # A sentence that teaches may lose its end; a label may never vanish.
         text_kwargs.setdefault("truncation", annotations is not None and label_spans is None)
         if text_kwargs["truncation"]:
@@ -360,9 +360,7 @@ class GLIPv2Processor(ProcessorMixin):
             images=images, text=sentences, text_kwargs=text_kwargs, return_tensors=return_tensors, **kwargs
         )
         if sentences is not None:
-            self._check_lengths(
-                inputs, sentences, label_spans, text_kwargs.get("max_length", kwargs.get("max_length"))
-            )
+            self._check_lengths(inputs, sentences, label_spans, max_length)
         if annotations is not None:
             offsets = inputs.pop("offset_mapping").tolist()
             inputs["labels"] = [
