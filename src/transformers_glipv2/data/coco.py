@@ -94,7 +94,6 @@ def coco_record(
     }
     if with_masks:
         objects["segmentation"] = [entry.get("segmentation") or None for entry in annotations]
-    # The grounding files publish sizes as strings.
     width, height = int(image["width"]), int(image["height"])
     where = f"picture {image['id']!r} ({image.get('file_name', image.get('coco_url'))})"
     objects = checked_objects(objects, width, height, report, where, list(categories.values()))
@@ -201,9 +200,10 @@ def by_picture(
     """
     images: dict[Any, Mapping[str, Any]] = {}
     for image in content["images"]:
-        lacking = [name for name in ("id", *needed) if image.get(name) in (None, "")]
+        lacking = [name for name in ("id", *needed) if not _is_usable(name, image.get(name))]
         if lacking:
-            report.add("bad_entry", f"picture {image.get('id')!r} lacks {', '.join(lacking)}")
+            values = ", ".join(f"{name} {image.get(name)!r}" for name in lacking)
+            report.add("bad_entry", f"picture {image.get('id')!r} has {values}")
         elif image["id"] in images:
             report.add("bad_entry", f"picture {image['id']!r} comes twice in `images`")
         else:
@@ -216,3 +216,10 @@ def by_picture(
             report.add("unknown_picture", f"annotation {entry.get('id')!r} of picture {entry.get('image_id')!r}")
     for key, image in images.items():
         yield image, groups.pop(key, [])
+
+
+def _is_usable(name: str, value: Any) -> bool:
+    if name in ("width", "height"):
+        # The grounding files publish sizes as strings.
+        return str(value).isdecimal() and int(value) > 0
+    return value not in (None, "")

@@ -6,8 +6,17 @@ left as the files have them, as the recall of the grounding papers takes them.
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.ops import box_iou
+
+from transformers_glipv2.data.dataset import PictureDataset, PictureStream, make_dataset
+from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 # A phrase opens with a word of its own: "[/EN#283585/people" or, of several types, "[/EN#283585/people/other".
 _OPENING = re.compile(r"\[/EN#([^/\s]*)((?:/[^/\s]*)*)")
@@ -137,3 +146,122 @@ def read_annotation(path: str | Path) -> FlickrAnnotation:
         return FlickrAnnotation(int(size.findtext("width")), int(size.findtext("height")), boxes, scene, no_box)
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an annotation of Flickr30k Entities: {error}.") from error
+
+
+def load_flickr30k(
+    folder: str | Path,
+    image_folder: str | Path,
+    split: str = "train",
+    *,
+    policy: str | Mapping[str, str] = "skip",
+    merge_boxes: bool = False,
+    same_box_iou: float = 0.95,
+    keep_empty: bool = True,
+    streaming: bool = False,
+) -> PictureDataset | PictureStream:
+    """
+    Grounding rows of Flickr30k Entities, one a sentence.
+
+    Args:
+        folder (`str` or `Path`): holds `Annotations/`, `Sentences/` and `train.txt`, `val.txt`, `test.txt`.
+        image_folder (`str` or `Path`): holds `ID.jpg`.
+        split (`str`, *optional*, defaults to `"train"`): the name of a list of picture ids in the folder.
+        policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
+        merge_boxes (`bool`, *optional*, defaults to `False`): give a chain of several boxes the one around them all
+            (the MERGED-BOXES protocol); else each is an object (ANY-BOX).
+        same_box_iou (`float`, *optional*, defaults to 0.95): boxes of one sentence that overlap as much are one object
+            with the phrases of both, as in the files that MDETR and GLIP were trained on; the first's corners stay.
+        keep_empty (`bool`, *optional*, defaults to `True`): keep sentences without a box, as those files do.
+        streaming (`bool`, *optional*, defaults to `False`): read files while rows are asked for.
+
+    Returns:
+        `PictureDataset` or `PictureStream`: rows with `sentence_id` (the sentence's place in its file) and objects of
+        bbox, phrase (the first of the box's) and tokens_positive.
+
+    Raises:
+        FileNotFoundError: when there is no list of the split.
+        ValueError: when the policy refuses.
+    """
+    folder, image_folder = Path(folder), Path(image_folder)
+    if not (folder / f"{split}.txt").is_file():
+        lists = ", ".join(sorted(path.stem for path in folder.glob("*.txt")))
+        raise FileNotFoundError(f"no list of pictures at {folder / f'{split}.txt'}; lists found: {lists or 'none'}.")
+    read = partial(_records, folder, image_folder, split, merge_boxes, same_box_iou, keep_empty)
+    return make_dataset(read, BoxReport(policy, f"Flickr30k Entities {split}"), streaming=streaming)
+
+
+def sentence_objects(
+    sentence: FlickrSentence, boxes: Mapping[str, Sequence[Sequence[float]]], same_box_iou: float = 0.95
+) -> dict[str, list[Any]]:
+    """
+    The objects that a sentence speaks of.
+
+    Args:
+        sentence (`FlickrSentence`): its phrases without a box give nothing.
+        boxes (`Mapping[str, Sequence]`): x1, y1, x2, y2 in pixels, by chain id.
+        same_box_iou (`float`, *optional*, defaults to 0.95): see `load_flickr30k`.
+
+    Returns:
+        `dict[str, list]`: columns bbox (x, y, width, height), phrase, tokens_positive (all phrases of the box).
+    """
+    named = [(box, phrase) for phrase in sentence.phrases for box in boxes.get(phrase.chain_id, ())]
+    overlaps = torch.tensor([box for box, _ in named], dtype=torch.float64).reshape(-1, 4)
+    same = (box_iou(overlaps, overlaps) >= same_box_iou).tolist()
+    objects: dict[str, list[Any]] = {"bbox": [], "phrase": [], "tokens_positive": []}
+    firsts: list[int] = []
+    for index, ((x1, y1, x2, y2), phrase) in enumerate(named):
+        place = next((place for place, first in enumerate(firsts) if same[index][first]), None)
+        if place is None:
+            firsts.append(index)
+            objects["bbox"].append([float(x1), float(y1), float(x2 - x1), float(y2 - y1)])
+            objects["phrase"].append(phrase.text)
+            objects["tokens_positive"].append([list(phrase.span)])
+        elif list(phrase.span) not in objects["tokens_positive"][place]:
+            objects["tokens_positive"][place].append(list(phrase.span))
+    return objects
+
+
+def enclosing_box(boxes: Sequence[Sequence[float]]) -> list[float]:
+    """x1, y1, x2, y2 around all of the boxes."""
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return [min(x1), min(y1), max(x2), max(y2)]
+
+
+def _records(
+    folder: Path,
+    image_folder: Path,
+    split: str,
+    merge_boxes: bool,
+    same_box_iou: float,
+    keep_empty: bool,
+    report: BoxReport,
+) -> Iterator[dict[str, Any]]:
+    for picture in (folder / f"{split}.txt").read_text().split():
+        try:
+            annotation = read_annotation(folder / "Annotations" / f"{picture}.xml")
+            sentences = read_sentences(folder / "Sentences" / f"{picture}.txt")
+        except (OSError, ValueError) as error:
+            report.add("bad_entry", f"picture {picture}: {error}")
+            continue
+        boxes = annotation.boxes
+        if merge_boxes:
+            boxes = {chain_id: [enclosing_box(several)] for chain_id, several in boxes.items()}
+        size = (annotation.width, annotation.height)
+        for number, sentence in enumerate(sentences):
+            where = f"picture {picture}, sentence {number}"
+            if not sentence.text.strip():
+                report.add("empty_text", where)
+                continue
+            objects = sentence_objects(sentence, boxes, same_box_iou)
+            objects = checked_objects(objects, *size, report, where, text=sentence.text)
+            if keep_empty or objects["bbox"]:
+                yield {
+                    "kind": "grounding",
+                    "image_id": int(picture) if picture.isdecimal() else picture,
+                    "image_path": str(image_folder / f"{picture}.jpg"),
+                    "width": size[0],
+                    "height": size[1],
+                    "text": sentence.text,
+                    "sentence_id": number,
+                    "objects": objects,
+                }

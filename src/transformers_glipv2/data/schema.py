@@ -179,13 +179,24 @@ def checked_box(box: Sequence[float], width: int, height: int, report: BoxReport
     return [x, y, w, h]
 
 
+def xyxy_to_xywh(box: Any) -> Any:
+    """[x1, y1, x2, y2] as [x, y, width, height]; anything that is not four numbers comes back for `checked_box`."""
+    try:
+        x1, y1, x2, y2 = box
+        return [x1, y1, x2 - x1, y2 - y1]
+    except (TypeError, ValueError):
+        return box
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and math.isfinite(value)
 
 
 def checked_spans(spans: Sequence[Sequence[int]], text: str, report: BoxReport, where: str) -> list[list[int]]:
-    """The spans of one box that lie in the text, each [start, end) with start < end; the others are reported."""
+    """The spans of one box that lie in the text, each [start, end) with start < end; others, or none, are reported."""
     good = []
+    if isinstance(spans, Sequence) and not spans:
+        report.add("bad_span", f"{where} has no span")
     for span in spans if isinstance(spans, Sequence) else [spans]:
         pair = isinstance(span, Sequence) and len(span) == 2 and all(isinstance(place, int) for place in span)
         if pair and 0 <= span[0] < span[1] <= len(text):

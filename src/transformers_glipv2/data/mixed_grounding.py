@@ -1,0 +1,121 @@
+"""
+Grounding json as MDETR publishes it, of which GoldG is made (final_mixed_train, final_flickr_separateGT_train, ...).
+
+COCO-like: each entry of `images` is a picture with one `caption`, and each of its `annotations` has `tokens_positive`,
+the characters of the caption that name the box. The same picture comes again for each caption. `tokens_negative` is
+not read: the losses take every word that is not named as negative, which is what the published files say too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers_glipv2.data.coco import PictureFinder, by_picture, read_coco_json
+from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
+from transformers_glipv2.data.schema import BoxReport, checked_objects
+
+
+def load_mixed_grounding(
+    annotation_file: str | Path,
+    image_folder: str | Path | Sequence[str | Path],
+    *,
+    policy: str | Mapping[str, str] = "skip",
+    min_score: float = 0.0,
+    with_masks: bool = False,
+    keep_empty: bool = True,
+) -> PictureDataset:
+    """
+    Grounding rows of an MDETR-style file.
+
+    Args:
+        annotation_file (`str` or `Path`): the json (`.gz` too).
+        image_folder (`str`, `Path` or a sequence of them): where the pictures are. GoldG's mixed file names pictures
+            of COCO and of Visual Genome: give both folders; the first that holds a `file_name` counts.
+        policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
+        min_score (`float`, *optional*, defaults to 0.0): boxes whose `score` is below are left out (files with pseudo
+            boxes); boxes without a score stay.
+        with_masks (`bool`, *optional*, defaults to `False`): keep `segmentation`.
+        keep_empty (`bool`, *optional*, defaults to `True`): keep captions without boxes.
+
+    Returns:
+        `PictureDataset`: rows whose `image_id` is the entry's id, one a caption; `original_image_id`, `dataset_name`
+        and `sentence_id` where the file has them; objects of bbox, phrase (the words of all spans), tokens_positive,
+        iscrowd and, on request, segmentation.
+
+    Raises:
+        FileNotFoundError: when there is no annotation file.
+        ValueError: when the file is not of this kind, or the policy refuses.
+    """
+    path = Path(annotation_file)
+    content = read_coco_json(path, ("images", "annotations"), "grounding")
+    folders = [image_folder] if isinstance(image_folder, (str, Path)) else list(image_folder)
+    if not folders:
+        raise ValueError("`image_folder` is an empty sequence; pass one folder or several.")
+    report = BoxReport(policy, path.name)
+    records = PackedRecords(_records(content, folders, report, min_score, with_masks, keep_empty))
+    report.warn_once()
+    return PictureDataset(records, report=report)
+
+
+def _records(
+    content: Mapping[str, Any],
+    folders: Sequence[str | Path],
+    report: BoxReport,
+    min_score: float,
+    with_masks: bool,
+    keep_empty: bool,
+) -> Iterator[dict[str, Any]]:
+    finders = [PictureFinder(Path(folder)) for folder in folders]
+    for image, annotations in by_picture(content, report, ("file_name", "width", "height")):
+        where = f"picture {image['id']!r} ({image['file_name']})"
+        text = image.get("caption")
+        if not isinstance(text, str) or not text.strip():
+            report.add("empty_text", f"{where}, caption {text!r}")
+            continue
+        entries = [entry for entry in annotations if entry.get("score") is None or entry["score"] >= min_score]
+        objects = _objects(entries, text, image, report, where, with_masks)
+        if not keep_empty and not objects["bbox"]:
+            continue
+        # The published original id is the picture's own; a caption's id is a running number.
+        original = image.get("original_img_id", image.get("original_id"))
+        extra = {
+            "original_image_id": original,
+            "dataset_name": image.get("dataset_name"),
+            "sentence_id": image.get("sentence_id"),
+        }
+        yield {
+            "kind": "grounding",
+            "image_id": image["id"],
+            "image_path": _first_found(finders, image["file_name"]),
+            "width": int(image["width"]),
+            "height": int(image["height"]),
+            "text": text,
+            "objects": objects,
+            **{name: value for name, value in extra.items() if value is not None},
+        }
+
+
+def _objects(
+    entries: Sequence[Mapping[str, Any]],
+    text: str,
+    image: Mapping[str, Any],
+    report: BoxReport,
+    where: str,
+    with_masks: bool,
+) -> dict[str, list[Any]]:
+    objects: dict[str, list[Any]] = {
+        "bbox": [entry.get("bbox", ()) for entry in entries],
+        "tokens_positive": [entry.get("tokens_positive", ()) for entry in entries],
+        "iscrowd": [int(entry.get("iscrowd") or 0) for entry in entries],
+    }
+    if with_masks:
+        objects["segmentation"] = [entry.get("segmentation") or None for entry in entries]
+    objects = checked_objects(objects, int(image["width"]), int(image["height"]), report, where, text=text)
+    objects["phrase"] = [" ".join(text[start:end] for start, end in spans) for spans in objects["tokens_positive"]]
+    return objects
+
+
+def _first_found(finders: Sequence[PictureFinder], file_name: str) -> str:
+    """The file in the first folder that has it; in the first folder where none has."""
+    paths = [finder(file_name) for finder in finders]
+    return next((path for path in paths if Path(path).is_file()), paths[0])

@@ -1,0 +1,111 @@
+"""PhraseCut (VGPhraseCut_v0): one phrase of a picture, and boxes and polygons of everything that it refers to."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers_glipv2.data.coco import PictureFinder, read_json
+from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
+from transformers_glipv2.data.schema import BoxReport, checked_objects
+
+
+def load_phrasecut(
+    folder: str | Path,
+    image_folder: str | Path,
+    split: str = "train",
+    *,
+    policy: str | Mapping[str, str] = "skip",
+    file_names: Mapping[int, str] | None = None,
+) -> PictureDataset:
+    """
+    Grounding rows with masks of PhraseCut, one a task (a phrase of a picture).
+
+    Args:
+        folder (`str` or `Path`): holds `refer_SPLIT.json` and `image_data_split.json`.
+        image_folder (`str` or `Path`): holds Visual Genome's pictures, `ID.jpg`.
+        split (`str`, *optional*, defaults to `"train"`): "train", "val", "test" or "miniv".
+        policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
+        file_names (`Mapping[int, str]`, *optional*): names of pictures under `image_folder` by id, where they are not
+            `ID.jpg`; pictures that it does not name are left out and counted.
+
+    Returns:
+        `PictureDataset`: rows with `task_id` and objects of bbox, phrase, tokens_positive (the whole phrase) and
+        segmentation (polygons in pixels, as published: some leave the picture). An object is an instance; the
+        phrase's mask is the union.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when a file is not PhraseCut's, or the policy refuses.
+    """
+    folder = Path(folder)
+    path = folder / f"refer_{split}.json"
+    tasks, pictures = read_json(path), read_json(folder / "image_data_split.json")
+    for name, content in ((path.name, tasks), ("image_data_split.json", pictures)):
+        if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+            raise ValueError(f"{folder / name} is not a file of PhraseCut: expected a list of objects.")
+    sizes = {entry.get("image_id"): (entry.get("width"), entry.get("height")) for entry in pictures}
+    report = BoxReport(policy, f"PhraseCut {split}")
+    find = PictureFinder(Path(image_folder))
+
+    def records() -> Iterator[dict[str, Any]]:
+        seen: set[str] = set()
+        for task in tasks:
+            picture, task_id = task.get("image_id"), task.get("task_id")
+            name = f"{picture}.jpg" if file_names is None else file_names.get(picture)
+            if picture not in sizes or name is None:
+                report.add("unknown_picture", f"task {task_id!r} of picture {picture!r}")
+            elif task_id is None or task_id in seen:
+                report.add("bad_entry", f"picture {picture!r}: task {task_id!r} has no id or comes twice")
+            else:
+                seen.add(task_id)
+                record = task_record(task, *sizes[picture], report)
+                if record is not None:
+                    yield {**record, "image_path": find(name)}
+
+    dataset = PictureDataset(PackedRecords(records()), report=report)
+    report.warn_once()
+    return dataset
+
+
+def task_record(task: Mapping[str, Any], width: int, height: int, report: BoxReport) -> dict[str, Any] | None:
+    """
+    One task as a record of `PictureDataset`, without `image_path`; `None` where it is left out.
+
+    Args:
+        task (`Mapping`): with task_id, image_id, phrase, instance_boxes (x, y, width, height of each instance) and
+            Polygons (instances, each a list of polygons, each a list of [x, y]).
+        width, height (`int`): the picture's, in pixels.
+        report (`BoxReport`): counts problems.
+    """
+    where = f"task {task['task_id']!r}"
+    phrase, boxes, instances = task.get("phrase"), task.get("instance_boxes"), task.get("Polygons")
+    if not isinstance(phrase, str) or not phrase.strip():
+        report.add("empty_text", f"{where}, phrase {phrase!r}")
+        return None
+    lists = isinstance(boxes, list) and isinstance(instances, list)
+    if not lists or len(boxes) != len(instances) or not isinstance(width, int) or not isinstance(height, int):
+        report.add("bad_entry", f"{where}: it needs a size, and as many `instance_boxes` as `Polygons`")
+        return None
+    objects = {
+        "bbox": boxes,
+        "phrase": [phrase] * len(boxes),
+        "tokens_positive": [[[0, len(phrase)]]] * len(boxes),
+        "segmentation": [flat_polygons(polygons) for polygons in instances],
+    }
+    return {
+        "kind": "grounding",
+        "image_id": task["image_id"],
+        "task_id": task["task_id"],
+        "width": width,
+        "height": height,
+        "text": phrase,
+        "objects": checked_objects(objects, width, height, report, where, text=phrase),
+    }
+
+
+def flat_polygons(polygons: Any) -> Any:
+    """Polygons of `[[x, y], ...]` in COCO's form `[x0, y0, x1, y1, ...]`; anything else comes back as it is."""
+    try:
+        return [[float(value) for x, y in polygon for value in (x, y)] for polygon in polygons]
+    except (TypeError, ValueError):
+        return polygons
