@@ -12,6 +12,7 @@ from transformers_glipv2 import GLIPv2ForObjectDetection
 from transformers_glipv2.boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
 from transformers_glipv2.convert_glip_checkpoint import config_from_state_dict, convert_state_dict
 from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor
+from transformers_glipv2.image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput
 from transformers_glipv2.processing_glipv2 import GLIPv2Processor
 
@@ -96,3 +97,74 @@ def test_detections_of_the_golden_head(processor, tensors, facts, case):
     assert len(results) == pictures
     for index, result in enumerate(results):
         assert_same_detections(result, tensors[name], f"{prefix}.{index}", labels)
+
+
+def test_boxes_in_the_raw_picture(processor, tensors, facts):
+    golden = tensors["forward"]
+    outputs = golden_outputs(golden, image_sizes(facts["forward"], "forward"), attention_mask(tensors, "forward"))
+    results = processor.post_process_grounded_object_detection(
+        outputs, text_labels=facts["forward"]["label_list"], target_sizes=facts["forward"]["raw_sizes_hw"]
+    )
+    for index, result in enumerate(results):
+        expected = golden[f"det.default.{index}.boxes_in_raw_image"]
+        torch.testing.assert_close(result["boxes"], expected, atol=1e-3, rtol=0)
+
+
+# The whole model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(reference_dir, facts):
+    """The converted models, by the name of the forward's description."""
+    config = facts["forward"]["config"]
+    settings = {
+        "MODEL": ast.literal_eval(config) if isinstance(config, str) else config,
+        "INPUT": facts["forward"]["config_input"],
+        "DATALOADER": {"SIZE_DIVISIBILITY": facts["forward"]["size_divisibility"]},
+    }
+    made = {}
+    # GLIP-T (A) differs in what its tensors' names and shapes tell.
+    for about, weights, original_config in (("forward", "state", settings), ("glip_a", "glip_a_state", None)):
+        original = load_file(reference_dir / f"{weights}.safetensors")
+        text_config = facts["forward"]["spec"]["bert"]
+        model = GLIPv2ForObjectDetection(config_from_state_dict(original, original_config, text_config))
+        own = model.state_dict()
+        model.load_state_dict({name: tensor for name, tensor in convert_state_dict(original).items() if name in own})
+        made[about] = model.eval()
+    return made
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+@torch.no_grad()
+def test_detections_of_the_whole_model(processor, models, tensors, facts, case):
+    """Without the original's padding of texts to 256 tokens."""
+    name, about, prefix, pictures, settings = case
+    labels = facts["forward"]["label_list"]
+    pixel_values = tensors[name]["input.pixel_values"]
+    pixel_mask = torch.zeros(pictures, *pixel_values.shape[-2:], dtype=torch.long)
+    for mask, (height, width) in zip(pixel_mask, image_sizes(facts[about], name).tolist(), strict=True):
+        mask[:height, :width] = 1
+    text = processor(text=[labels] * pictures)
+    assert text["input_ids"].shape[1] == 17
+    outputs = models[about](pixel_values=pixel_values, pixel_mask=pixel_mask, **text)
+    results = processor.post_process_grounded_object_detection(outputs, text_labels=labels, **settings)
+    for index, result in enumerate(results):
+        assert_same_detections(result, tensors[name], f"{prefix}.{index}", labels)
+
+
+@torch.no_grad()
+def test_detections_from_the_raw_pictures(models, tokenizer, tensors, facts):
+    """Picture and text in, boxes in the picture's pixels out; PIL resizes as the original did."""
+    golden = tensors["forward"]
+    processor = GLIPv2Processor(GLIPv2ImageProcessorPil(size={"shortest_edge": 256, "longest_edge": 384}), tokenizer)
+    pictures = [golden[f"input.raw_rgb.{index}"].numpy() for index in range(2)]
+    labels = facts["forward"]["label_list"]
+    inputs = processor(images=pictures, text=[labels])
+    torch.testing.assert_close(inputs["pixel_values"], golden["input.pixel_values"], atol=1e-5, rtol=0)
+    results = processor.post_process_grounded_object_detection(
+        models["forward"](**inputs), text_labels=labels, target_sizes=[picture.shape[:2] for picture in pictures]
+    )
+    for index, result in enumerate(results):
+        assert result["labels"].tolist() == (golden[f"det.default.{index}.labels"] - 1).tolist()
+        expected = golden[f"det.default.{index}.boxes_in_raw_image"]
+        torch.testing.assert_close(result["boxes"], expected, atol=5e-3, rtol=0)
