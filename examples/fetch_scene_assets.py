@@ -1,0 +1,349 @@
+"""
+Fetches the cut-outs and backgrounds that composite scenes are made of, from Debian and npm packages by their names.
+
+    python examples/fetch_scene_assets.py scene_assets
+    python examples/fetch_scene_assets.py scene_assets --with-gpl     # also Tux Paint's stamps and MATE's backgrounds
+
+The folder gets `index.jsonl` (one line a picture: file, noun, attributes, package, licence), `cutouts/` (RGBA PNG,
+transparent borders trimmed, at most 256 px) and `backgrounds/` (JPEG, at most 800 px). Needs `apt-get` and `dpkg-deb`
+(Debian and its kin) and `npm`; a package that was fetched, or a source that was finished, is not done again.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from transformers_glipv2.data.scene_colours import named_colour, recolour_way
+
+NAMES = json.loads(Path(__file__).with_name("scene_asset_names.json").read_text(encoding="utf-8"))
+MAX_CUTOUT, MAX_BACKGROUND = 256, 800
+MATERIALS = ("wooden", "glass", "plastic", "iron", "rattan", "concrete")
+SKIN_TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
+
+
+@dataclass
+class Picture:
+    """One picture of a package: how it is opened, what it shows, and what may be done with it."""
+
+    name: str
+    open: Callable[[], Image.Image]
+    licence: str
+    noun: str | None = None
+    attributes: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the pictures go; keep it out of the repository")
+    parser.add_argument("--with-gpl", action="store_true", help="also take sources under the GPL (say so in a card)")
+    parser.add_argument("--without-drawings", action="store_true", help="leave out openclipart-png (131 MB, drawings)")
+    options = parser.parse_args()
+    packages = options.folder / "packages"
+    packages.mkdir(parents=True, exist_ok=True)
+
+    sources: dict[str, Callable[[], Iterable[Picture]]] = {
+        "fluent-emoji-3d": lambda: fluent_emoji(packages),
+        "noto-color-emoji": lambda: noto_emoji(packages),
+        "twemoji": lambda: twemoji(packages),
+        "sweethome3d-furniture": lambda: furniture(packages),
+    }
+    if not options.without_drawings:
+        sources["openclipart-png"] = lambda: drawings(packages, known_nouns(options.folder))
+    for package in ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04"):
+        sources[package] = lambda package=package: backgrounds(packages, package, "CC-BY-4.0, CC-BY-SA or CC0-1.0")
+    if options.with_gpl:
+        sources["tuxpaint-stamps-default"] = lambda: stamps(packages, known_nouns(options.folder))
+        sources["mate-backgrounds"] = lambda: backgrounds(packages, "mate-backgrounds", "GPL-2.0-or-later", "nature/")
+    for name, pictures in sources.items():
+        take(options.folder, name, pictures)
+    entries = [entry for name in sources for entry in read_index(part_file(options.folder, name))]
+    write_index(options.folder / "index.jsonl", entries)
+    cutouts = [entry for entry in entries if entry["kind"] == "cutout"]
+    print(
+        f"{len(cutouts)} cut-outs of {len({entry['noun'] for entry in cutouts})} nouns and "
+        f"{len(entries) - len(cutouts)} backgrounds in {options.folder}"
+    )
+
+
+def take(folder: Path, source: str, pictures: Callable[[], Iterable[Picture]]) -> None:
+    """Clean and store the pictures of one source and write its part of the index; done once."""
+    if part_file(folder, source).exists():
+        return
+    entries, unreadable = [], []
+    for picture in tqdm(list(pictures()), desc=source):
+        try:
+            image = picture.open()
+        except (OSError, ValueError) as error:
+            unreadable.append(f"{picture.name}: {error}")
+            continue
+        entry = {"source": source, "licence": picture.licence}
+        if picture.noun is None:
+            image = image.convert("RGB")
+            image.thumbnail((MAX_BACKGROUND, MAX_BACKGROUND))
+            entry |= {"kind": "background", "file": f"backgrounds/{source}/{picture.name}.jpg"}
+        else:
+            image = trimmed(image)
+            if image is None or (source == "openclipart-png" and not is_clean_drawing(image)):
+                continue
+            way, hue = recolour_way(image)
+            entry |= {
+                "kind": "cutout",
+                "file": f"cutouts/{source}/{picture.name}.png",
+                "noun": picture.noun,
+                "attributes": picture.attributes,
+                "colour": named_colour(image),
+                "recolour": way,
+                "hue": hue,
+            }
+        save(image, folder / entry["file"])
+        entries.append(entry)
+    if unreadable:
+        print(f"{source}: {len(unreadable)} unreadable pictures left out; the first: {unreadable[0]}")
+    write_index(part_file(folder, source), entries)
+
+
+def trimmed(image: Image.Image) -> Image.Image | None:
+    """A cut-out without its transparent border, at most 256 px; `None` where it has no background to speak of."""
+    image = image.convert("RGBA")
+    solid = image.getchannel("A").point(lambda level: 255 if level >= 96 else 0)
+    box = solid.getbbox()
+    if box is None:
+        return None
+    image, solid = image.crop(box), solid.crop(box)
+    share = solid.histogram()[255] / (solid.width * solid.height)
+    if min(solid.size) < 16 or share < 0.08:
+        return None
+    image.thumbnail((MAX_CUTOUT, MAX_CUTOUT), Image.Resampling.LANCZOS)
+    return image if min(image.size) >= 12 else None
+
+
+def is_clean_drawing(image: Image.Image) -> bool:
+    """Whether a drawing has neither a painted background nor is a mere silhouette."""
+    alpha = image.getchannel("A").resize((32, 32), Image.Resampling.BOX)
+    return sum(alpha.histogram()[96:]) < 0.94 * 32 * 32 and named_colour(image) != "black"
+
+
+def save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    image.save(
+        partial,
+        format="PNG" if path.suffix == ".png" else "JPEG",
+        **({"quality": 92} if path.suffix == ".jpg" else {}),
+    )
+    os.replace(partial, path)
+
+
+def part_file(folder: Path, source: str) -> Path:
+    return folder / "packages" / f"{source}.jsonl"
+
+
+def read_index(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def write_index(path: Path, entries: list[dict[str, Any]]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def known_nouns(folder: Path) -> set[str]:
+    """Nouns of the sources done so far: those with names of many hands only add to them."""
+    parts = (part_file(folder, source) for source in ("fluent-emoji-3d", "sweethome3d-furniture"))
+    return {entry["noun"] for part in parts for entry in read_index(part)}
+
+
+# ---------------------------------------------------------------------------------------------------- the packages
+
+
+def run_client(command: list[str], folder: Path, what: str) -> None:
+    if shutil.which(command[0]) is None:
+        raise SystemExit(f"`{command[0]}` is needed to fetch {what} and is not on the PATH; install it first.")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"`{' '.join(command)}` failed ({done.returncode}):\n{done.stderr.strip()[-600:]}")
+
+
+def debian_package(packages: Path, name: str) -> Path:
+    """The unpacked files of a Debian package."""
+    target = packages / name
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(dir=packages) as scratch:
+        run_client(["apt-get", "download", name], Path(scratch), f"the Debian package {name}")
+        archive = next(Path(scratch).glob("*.deb"))
+        run_client(["dpkg-deb", "--extract", archive.name, "files"], Path(scratch), f"the Debian package {name}")
+        os.replace(Path(scratch) / "files", target)
+    return target
+
+
+def npm_package(packages: Path, name: str) -> Path:
+    """The unpacked files of an npm package."""
+    target = packages / name.replace("/", "_").lstrip("@")
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(dir=packages) as scratch:
+        run_client(["npm", "pack", "--silent", name], Path(scratch), f"the npm package {name}")
+        with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
+            archive.extractall(Path(scratch) / "files", filter="data")
+        os.replace(Path(scratch) / "files" / "package", target)
+    return target
+
+
+# ------------------------------------------------------------------------------------------------------- the names
+
+
+def emoji_nouns(packages: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(noun, code points as "1F34E-FE0F", record) of every emoji that shows a thing with a plain name."""
+    names = NAMES["emoji"]
+    renamed = {short: noun for noun, shorts in names["rename"].items() for short in shorts}
+    dropped, wanted = set(names["drop"]), set(names["subcategories"])
+    records = json.loads((npm_package(packages, "emoji-datasource-google") / "emoji.json").read_text(encoding="utf-8"))
+    for record in records:
+        short, subcategory = record["short_name"], record["subcategory"]
+        if short in renamed:
+            noun = renamed[short]
+        elif subcategory in names["whole_subcategories"]:
+            if subcategory == "country-flag" and sum(map(ord, short)) % 6:
+                continue
+            noun = names["whole_subcategories"][subcategory]
+        elif subcategory == "person-role" and re.match(r"(fe)?male-", short):
+            noun = "woman" if short.startswith("female-") else "man"
+        elif subcategory in wanted and short not in dropped and not short.startswith("clock"):
+            noun = short.replace("_", " ")
+        else:
+            continue
+        yield noun, record["unified"], record
+        for tone in SKIN_TONES:
+            # Roles come in one tone each, chosen by the code, so that people do not outnumber everything.
+            if tone in record.get("skin_variations", {}) and (
+                subcategory == "person" or SKIN_TONES[sum(map(ord, short)) % 5] == tone
+            ):
+                yield noun, record["skin_variations"][tone]["unified"], record
+
+
+def fluent_emoji(packages: Path) -> Iterator[Picture]:
+    folder = npm_package(packages, "@lobehub/fluent-emoji-3d") / "assets"
+    for noun, code, _ in emoji_nouns(packages):
+        plain = code.lower()
+        for name in dict.fromkeys((plain, plain.replace("-fe0f", ""))):
+            path = folder / f"{name}.webp"
+            if path.exists():
+                yield Picture(plain, lambda path=path: Image.open(path), "MIT", noun)
+                break
+
+
+def noto_emoji(packages: Path) -> Iterator[Picture]:
+    files = debian_package(packages, "fonts-noto-color-emoji")
+    # The font holds bitmaps of one size only: 109 pixels an em.
+    font = ImageFont.truetype(str(next(files.rglob("NotoColorEmoji.ttf"))), 109)
+    for noun, code, _ in emoji_nouns(packages):
+        text = "".join(chr(int(point, 16)) for point in code.split("-"))
+        yield Picture(code.lower(), lambda text=text: drawn(text, font), "OFL-1.1", noun)
+
+
+def drawn(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """One glyph of a colour font; several mean that the font does not know the sequence."""
+    if font.getlength(text) > 150:
+        raise ValueError(f"the font has no picture for {text!r}")
+    image = Image.new("RGBA", (160, 160))
+    ImageDraw.Draw(image).text((8, 8), text, font=font, embedded_color=True)
+    return image
+
+
+def twemoji(packages: Path) -> Iterator[Picture]:
+    folder = npm_package(packages, "emoji-datasource-twitter") / "img" / "twitter" / "64"
+    for noun, code, _ in emoji_nouns(packages):
+        path = folder / f"{code.lower()}.png"
+        if path.exists():
+            yield Picture(path.stem, lambda path=path: Image.open(path), "CC-BY-4.0", noun)
+
+
+def furniture(packages: Path) -> Iterator[Picture]:
+    """Renders of 3D models, named in the catalogue inside each .sh3f (a zip)."""
+    names = NAMES["furniture"]
+    renamed = {old: noun for noun, olds in names["rename"].items() for old in olds}
+    for catalogue in sorted(debian_package(packages, "sweethome3d-furniture").rglob("*.sh3f")):
+        licence = "CC0-1.0" if catalogue.stem.endswith("CC-0") else "CC-BY-3.0"
+        archive = zipfile.ZipFile(catalogue)
+        text = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
+        entries = dict(re.findall(r"^((?:name|icon)#\d+)=(.*?)\s*$", text, re.MULTILINE))
+        for key, name in entries.items():
+            icon = entries.get(key.replace("name", "icon"))
+            if not key.startswith("name") or icon is None or name in names["drop"]:
+                continue
+            noun = renamed.get(name, name.lower())
+            if len(noun.split()) > 3 or not re.fullmatch(r"[a-z' ]+", noun):
+                continue
+            words = name.lower().split()
+            attributes = [word for word in MATERIALS if word in words and word not in noun]
+            attributes += ["wooden"] if {"oak", "wood", "teck", "teak"} & set(words) and "wooden" not in words else []
+            member = icon.lstrip("/")
+            yield Picture(
+                f"{catalogue.stem}_{Path(member).stem}",
+                lambda archive=archive, member=member: Image.open(archive.open(member)),
+                licence,
+                noun,
+                attributes,
+            )
+
+
+def drawings(packages: Path, nouns: set[str]) -> Iterator[Picture]:
+    """Drawings whose file name begins with a known noun; the others have names of authors, languages and jokes."""
+    root = debian_package(packages, "openclipart-png") / "usr/share/openclipart/png"
+    unwanted = re.compile(
+        r"(^|_)(bw|black|symbol|sign|icon|silhouette|outline|contour|bitten|core|logo|badge|map|flag)(_|$|\d)"
+    )
+    folders = ("food", "plants", "animals", "transportation/vehicles", "transportation/boating", "tools", "containers")
+    folders += ("electronics", "recreation/music", "recreation/sports", "buildings", "office", "education", "clothing")
+    for folder in folders:
+        for path in sorted((root / folder).rglob("*.png")):
+            words = [word for word in re.split(r"[_\-\d.]+", path.stem.lower()) if word]
+            words = words[1:] if words and words[0] in ("a", "an", "the", "another", "simple", "cartoon") else words
+            noun = next((" ".join(words[:n]) for n in (3, 2, 1) if " ".join(words[:n]) in nouns), None)
+            if noun is not None and noun not in NAMES["drawings_drop"] and not unwanted.search(path.stem.lower()):
+                name = "_".join(path.relative_to(root).with_suffix("").parts)
+                yield Picture(name, lambda path=path: Image.open(path), "public domain", noun)
+
+
+def stamps(packages: Path, nouns: set[str]) -> Iterator[Picture]:
+    """Stamps whose sentence ("A red kangaroo.") is a known noun, alone or behind one adjective, or a single word."""
+    root = debian_package(packages, "tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
+    for path in sorted(root.rglob("*.png")):
+        told = path.with_suffix(".txt")
+        if not told.exists() or path.relative_to(root).parts[0] in ("symbols", "space", "people"):
+            continue
+        sentence = told.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip().lower()
+        match = re.fullmatch(r"an? ([a-z' ]+)[.!]?", sentence)
+        words = match.group(1).split() if match else []
+        noun = next((" ".join(words[n:]) for n in (0, 1) if " ".join(words[n:]) in nouns), None)
+        if noun is None and len(words) == 1:
+            noun = NAMES["synonyms"].get(words[0], words[0])
+        if noun and noun not in NAMES["stamps_drop"]:
+            name = "_".join(path.relative_to(root).with_suffix("").parts)
+            yield Picture(name, lambda path=path: Image.open(path), "GPL-2.0-or-later", noun)
+
+
+def backgrounds(packages: Path, package: str, licence: str, part: str = "") -> Iterator[Picture]:
+    """Photographs, less those that show a thing which scenes ask for."""
+    for path in sorted(debian_package(packages, package).rglob("*.jpg")):
+        if part in path.as_posix() and not any(name in path.stem for name in NAMES["backgrounds_drop"]):
+            yield Picture(path.stem, lambda path=path: Image.open(path), licence)
+
+
+if __name__ == "__main__":
+    main()
