@@ -1,269 +1,30 @@
 """Pictures and texts to the model's inputs, and the model's outputs to boxes."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
-from transformers.utils import logging
 
-from .boxes import clip_boxes, coco_to_inclusive_xyxy, denormalize_boxes, normalize_boxes
+from .annotations import encode_annotation
+from .boxes import denormalize_boxes
 from .detections import PRE_NMS_TOP_N, label_scores, scale_boxes, select_detections
 from .image_processing_glipv2 import Picture, flatten_pictures, picture_size
 from .noun_phrases import find_noun_phrases
+from .post_processing import check_limits, check_outputs, check_target_sizes, level_sizes_of, picture_detections
 from .prompts import (
     Span,
+    Text,
+    arrange_text,
     check_labels,
+    check_sentence,
     check_spans,
-    join_labels,
+    is_list,
     label_map,
     label_prompt,
-    positive_map,
     prompt_tokens,
     spans_to_tokens,
 )
-
-logger = logging.get_logger(__name__)
-
-Text = str | Sequence[str] | Sequence[Sequence[str]]
-
-
-# Text ----------------------------------------------------------------------------------------------------------------
-
-
-def is_list(value: Any) -> bool:
-    """A list or tuple, which a string is not."""
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def check_sentence(sentence: str, name: str) -> None:
-    """Raises TypeError or ValueError unless `sentence` is a string with at least one word."""
-    if not isinstance(sentence, str):
-        raise TypeError(f"`{name}` must be a string, got {type(sentence).__name__} {sentence!r}.")
-    if not sentence.strip():
-        raise ValueError(f"`{name}` is {sentence!r}; pass a sentence or labels with at least one word.")
-
-
-def arrange_text(text: Text, num_images: int | None) -> tuple[list[str], list[list[Span]] | None]:
-    """
-    One sentence for each picture, from any form of text.
-
-    Args:
-        text: a sentence for all pictures; a sentence for each picture; labels of the only picture; one list of labels
-            for all pictures, `[labels]`; or a list of labels for each picture.
-        num_images: pictures that go with the text; `None` without pictures, when each entry is a text of its own.
-
-    Returns:
-        The sentences, and for labels the characters [start, end) of each label in its sentence (else `None`).
-
-    Raises:
-        TypeError: for other types.
-        ValueError: for no text, an empty text or label, or another number of texts than pictures.
-    """
-    if isinstance(text, str):
-        check_sentence(text, "text")
-        return [text] * (1 if num_images is None else num_images), None
-    if not is_list(text):
-        raise TypeError(
-            f"`text` must be a sentence, a list of sentences, or a list of labels for each picture, got "
-            f"{type(text).__name__} {text!r}."
-        )
-    if not text:
-        raise ValueError("`text` is empty; pass a sentence, or at least one label, for each picture.")
-    if any(is_list(entry) for entry in text):
-        for index, entry in enumerate(text):
-            check_labels(entry, f"text[{index}]")
-        if num_images is not None and len(text) not in (1, num_images):
-            raise ValueError(
-                f"`text` has {len(text)} lists of labels for {num_images} pictures; pass one list for each picture, "
-                "or `[labels]` to look for the same labels in all of them."
-            )
-        repeats = num_images if num_images is not None and len(text) == 1 else 1
-        sentences, spans = zip(*(join_labels(entry) for entry in text), strict=True)
-        return list(sentences) * repeats, list(spans) * repeats
-    if num_images == 1 and len(text) > 1:
-        check_labels(text, "text")
-        sentence, spans = join_labels(text)
-        return [sentence], [spans]
-    for index, sentence in enumerate(text):
-        check_sentence(sentence, f"text[{index}]")
-    if num_images is not None and len(text) != num_images:
-        raise ValueError(
-            f"`text` has {len(text)} sentences for {num_images} pictures; pass one for each picture, one string for "
-            "all, or `[labels]` to look for the same labels in all of them."
-        )
-    return list(text), None
-
-
-# Annotations ---------------------------------------------------------------------------------------------------------
-
-
-def encode_annotation(
-    annotation: Mapping[str, Any],
-    image_size: tuple[int, int],
-    text: str,
-    label_spans: Sequence[Span] | None,
-    offsets: Sequence[Sequence[int]],
-    name: str = "annotation",
-) -> dict[str, Any]:
-    """
-    What one picture teaches, as the model takes it in `labels`.
-
-    Boxes get inclusive corners and are clipped to the picture before they are normalised. The original multiplies the
-    corners by resized size / original size, so as fractions they are the same for every resized size.
-
-    Args:
-        annotation: "boxes" `(n, 4)` x, y, width, height in pixels of the picture; "spans", for each box a list of
-            characters [start, end) (an empty list: no words), or where the text is a list of labels "labels", the
-            index of each box's label; optionally "class_names", a name a box, and "masks" `(n, height, width)`.
-        image_size: (height, width) of the picture before resizing.
-        text: the picture's sentence.
-        label_spans: characters of each label of the sentence.
-        offsets: characters of each token of the batch's row.
-        name: of the annotation in error messages.
-
-    Returns:
-        "boxes" `(n, 4)` centre x, centre y, width, height as fractions; "positive_map" `(n, tokens)`; "class_names";
-        "masks" boolean `(n, height, width)` of the picture before resizing, or `None`.
-
-    Raises:
-        TypeError, ValueError: name the entry that is wrong.
-    """
-    if not isinstance(annotation, Mapping):
-        raise TypeError(f"`{name}` must be a dict or None, got {type(annotation).__name__}.")
-    if "boxes" not in annotation:
-        raise ValueError(f'`{name}` has no "boxes" (its keys are {sorted(annotation)}); pass xywh boxes in pixels.')
-    boxes = torch.as_tensor(annotation["boxes"], dtype=torch.float32)
-    boxes = boxes.reshape(0, 4) if boxes.numel() == 0 else boxes
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"`{name}['boxes']` must have shape (n, 4), got {tuple(boxes.shape)}.")
-    class_names = annotation.get("class_names")
-    spans = annotation.get("spans")
-    if spans is None:
-        spans, class_names = _spans_of_labels(annotation, label_spans, text, name)
-    masks = annotation.get("masks")
-    masks = None if masks is None else torch.as_tensor(masks).bool()
-    for key, values in (("spans", spans), ("class_names", class_names), ("masks", masks)):
-        if values is not None and len(values) != len(boxes):
-            raise ValueError(f"`{name}` has {len(boxes)} boxes but {len(values)} {key}; pass one for each box.")
-    if masks is not None and tuple(masks.shape[1:]) != tuple(image_size):
-        raise ValueError(
-            f"`{name}['masks']` has shape {tuple(masks.shape)}; expected (n, {image_size[0]}, {image_size[1]}), the "
-            "size of the picture before resizing."
-        )
-    for index, own in enumerate(spans):
-        check_spans(own, text, f"{name}['spans'][{index}]")
-    tokens = spans_to_tokens(spans, offsets)
-    end = max((stop for _, stop in offsets), default=0)
-    lost = [index for index, own in enumerate(spans) if own and min(start for start, _ in own) >= end]
-    if lost:
-        logger.warning(
-            f"`{name}`: the words of {len(lost)} boxes lie beyond the end of the truncated text ({end} characters); "
-            "they teach no word. Drop these boxes or shorten the text."
-        )
-    boxes_xyxy = clip_boxes(coco_to_inclusive_xyxy(boxes), *image_size)
-    return {
-        "boxes": normalize_boxes(boxes_xyxy, torch.tensor(image_size)),
-        "positive_map": positive_map(tokens, len(offsets)),
-        "class_names": None if class_names is None else list(class_names),
-        "masks": masks,
-    }
-
-
-def _spans_of_labels(
-    annotation: Mapping[str, Any], label_spans: Sequence[Span] | None, text: str, name: str
-) -> tuple[list[list[Span]], list[str]]:
-    """Spans and names of boxes that say which label of the picture's list they show."""
-    if label_spans is None or "labels" not in annotation:
-        raise ValueError(
-            f'`{name}` says not what its boxes show: pass "spans" (characters of the text), or "labels" (indices) '
-            "where the text is a list of labels."
-        )
-    indices = torch.as_tensor(annotation["labels"]).flatten().tolist()
-    for index in indices:
-        if not isinstance(index, int) or not 0 <= index < len(label_spans):
-            raise ValueError(
-                f"`{name}['labels']` holds {index!r}; expected an index of the picture's {len(label_spans)} labels."
-            )
-    spans = [label_spans[index] for index in indices]
-    return [[span] for span in spans], [text[start:end] for start, end in spans]
-
-
-# Outputs -------------------------------------------------------------------------------------------------------------
-
-
-def check_outputs(outputs: Any) -> None:
-    """Raises TypeError unless `outputs` has what post-processing reads."""
-    needed = ("logits", "centerness", "pred_boxes", "level_shapes", "image_sizes")
-    missing = [name for name in needed if getattr(outputs, name, None) is None]
-    if missing:
-        raise TypeError(
-            f"`outputs` ({type(outputs).__name__}) has no {', '.join(missing)}; pass what a GLIPv2 model that "
-            "detects gives with `return_dict=True`."
-        )
-
-
-def check_limits(threshold: float, nms_threshold: float, max_detections: int, name: str = "max_detections") -> None:
-    """Raises ValueError for thresholds outside [0, 1] and for no detections at all."""
-    for key, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{key}` must be in [0, 1], got {value}.")
-    if max_detections < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {max_detections}.")
-
-
-def check_target_sizes(
-    target_sizes: Any, image_sizes: torch.Tensor, keeps_aspect: bool
-) -> list[tuple[float, float]] | None:
-    """
-    Args:
-        target_sizes: (height, width) of each picture, as a list of pairs or a tensor `(batch, 2)`, or `None`.
-        image_sizes: `(batch, 2)` height and width of the resized pictures.
-        keeps_aspect: whether resizing kept the aspect ratio, so that a swapped height and width can be told.
-
-    Returns:
-        The sizes as a list of pairs, or `None`.
-
-    Raises:
-        TypeError, ValueError: for a wrong form or number, a size that is not positive, or (width, height).
-    """
-    if target_sizes is None:
-        return None
-    if isinstance(target_sizes, torch.Tensor):
-        target_sizes = target_sizes.tolist()
-    if not is_list(target_sizes):
-        raise TypeError(
-            f"`target_sizes` must be a list of (height, width) or a tensor (batch, 2), got "
-            f"{type(target_sizes).__name__}."
-        )
-    target_sizes = list(target_sizes)
-    if len(target_sizes) != len(image_sizes):
-        raise ValueError(
-            f"`target_sizes` has {len(target_sizes)} entries for {len(image_sizes)} pictures; pass one (height, "
-            "width) for each."
-        )
-    sizes = []
-    for index, (size, resized) in enumerate(zip(target_sizes, image_sizes.tolist(), strict=True)):
-        size = size.tolist() if isinstance(size, torch.Tensor) else size
-        if not is_list(size) or len(size) != 2:
-            raise ValueError(f"`target_sizes[{index}]` is {size!r}; pass a pair (height, width) in pixels.")
-        height, width = (float(side) for side in size)
-        if not (0 < height < math.inf and 0 < width < math.inf):
-            raise ValueError(
-                f"`target_sizes[{index}]` is {list(size)}; height and width in pixels must be above 0 and finite."
-            )
-        # The aspect ratio is kept up to rounding; only a difference that swapping mends is taken for a slip.
-        if keeps_aspect:
-            ratio = math.log(resized[0] / resized[1])
-            stays, swapped = (abs(ratio - turn * math.log(height / width)) for turn in (1, -1))
-            if stays > 0.1 and swapped < 0.2 * stays:
-                raise ValueError(
-                    f"`target_sizes[{index}]` is {list(size)}, but the resized picture is {resized[0]} high and "
-                    f"{resized[1]} wide; pass (height, width), for a PIL picture `(image.height, image.width)`."
-                )
-        sizes.append((height, width))
-    return sizes
 
 
 def per_picture(values: Any, num_images: int, is_entry: Callable[[Any], bool], name: str) -> list[Any]:
@@ -275,9 +36,6 @@ def per_picture(values: Any, num_images: int, is_entry: Callable[[Any], bool], n
     if len(values) not in (1, num_images) or not len(values):
         raise ValueError(f"`{name}` has {len(values)} entries for {num_images} pictures; pass one for each.")
     return list(values) * (num_images if len(values) == 1 else 1)
-
-
-# The processor -------------------------------------------------------------------------------------------------------
 
 
 class GLIPv2Processor(ProcessorMixin):
@@ -428,7 +186,6 @@ class GLIPv2Processor(ProcessorMixin):
             lambda value: is_list(value) and bool(value) and isinstance(value[0], str),
             "text_labels",
         )
-        level_sizes = outputs.level_shapes.prod(1).tolist()
         known: dict[tuple[str, ...], tuple[list[list[int]], int]] = {}
         results = []
         for index, own in enumerate(labels):
@@ -436,20 +193,18 @@ class GLIPv2Processor(ProcessorMixin):
             if tuple(own) not in known:
                 known[tuple(own)] = prompt_tokens(label_prompt(own), self.tokenizer)
             named = self._label_map(outputs, index, *known[tuple(own)])
-            scores, found, boxes = select_detections(
-                label_scores(outputs.logits[index], named),
-                outputs.centerness[index],
-                denormalize_boxes(outputs.pred_boxes[index], outputs.image_sizes[index]),
-                level_sizes,
+            found = picture_detections(
+                outputs,
+                index,
+                named,
+                None if sizes is None else sizes[index],
                 threshold,
                 nms_threshold,
                 max_detections,
                 pre_nms_top_n,
             )
-            if sizes is not None:
-                boxes = scale_boxes(boxes, outputs.image_sizes[index], sizes[index])
-            text = [own[label] for label in found.tolist()]
-            results.append({"scores": scores, "labels": found, "text_labels": text, "boxes": boxes})
+            found["text_labels"] = [own[label] for label in found["labels"].tolist()]
+            results.append(found)
         return results
 
     def post_process_phrase_grounding(
@@ -499,13 +254,13 @@ class GLIPv2Processor(ProcessorMixin):
                 else per_picture(phrases, num_images, lambda value: False, "phrases")
             )
         sentences = per_picture(text, num_images, lambda value: isinstance(value, str), "text")
-        level_sizes = outputs.level_shapes.prod(1).tolist()
         results = []
         for index, sentence in enumerate(sentences):
             check_sentence(sentence, f"text[{index}]")
             spans = find_noun_phrases(sentence) if phrases is None else phrases[index]
             named = self._phrase_map(outputs, index, sentence, spans)
             boxes = denormalize_boxes(outputs.pred_boxes[index], outputs.image_sizes[index])
+            level_sizes = level_sizes_of(outputs, index)
             found = []
             scores = label_scores(outputs.logits[index], named)
             for span, own_scores in zip(spans, scores.split(1, dim=1) if spans else (), strict=True):

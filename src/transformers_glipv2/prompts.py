@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 Span = tuple[int, int]
+# A sentence, a sentence for each picture (or labels of one picture), labels for each picture.
+Text = str | Sequence[str] | Sequence[Sequence[str]]
 
 # Between two labels, as in the original's evaluation. Its demo puts " . " after every label, the last one too.
 LABEL_SEPARATOR = ". "
@@ -59,9 +61,14 @@ def join_labels(
     return text + suffix, spans
 
 
+def is_list(value: Any) -> bool:
+    """A list or tuple, which a string is not."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def check_labels(labels: Sequence[str], name: str = "labels") -> None:
     """Raises TypeError or ValueError, naming the entry, unless `labels` is a non-empty list of non-empty strings."""
-    if isinstance(labels, str) or not isinstance(labels, Sequence):
+    if not is_list(labels):
         raise TypeError(
             f"`{name}` must be a list of strings, got {type(labels).__name__} {labels!r}; put one label in a list."
         )
@@ -77,7 +84,7 @@ def check_labels(labels: Sequence[str], name: str = "labels") -> None:
 def check_spans(spans: Sequence[Sequence[int]], text: str, name: str = "spans") -> None:
     """Raises TypeError or ValueError, naming the entry, unless all `spans` are [start, end) inside `text`."""
     for index, span in enumerate(spans):
-        if isinstance(span, str) or not isinstance(span, Sequence) or len(span) != 2:
+        if not is_list(span) or len(span) != 2:
             raise TypeError(f"`{name}[{index}]` must be a pair of characters [start, end), got {span!r}.")
         if not all(isinstance(place, int) for place in span):
             raise TypeError(f"`{name}[{index}]` must hold two integers, got {span!r}.")
@@ -301,3 +308,65 @@ def prompt_tokens(prompt: LabelPrompt, tokenizer: Callable[..., Any]) -> tuple[l
                 f"The tokenizer finds no word in the label {prompt.text[start:end]!r}; write it with letters it knows."
             )
     return tokens, len(encoded["input_ids"])
+
+
+# Texts of a batch ----------------------------------------------------------------------------------------------------
+
+
+def check_sentence(sentence: str, name: str) -> None:
+    """Raises TypeError or ValueError unless `sentence` is a string with at least one word."""
+    if not isinstance(sentence, str):
+        raise TypeError(f"`{name}` must be a string, got {type(sentence).__name__} {sentence!r}.")
+    if not sentence.strip():
+        raise ValueError(f"`{name}` is {sentence!r}; pass a sentence or labels with at least one word.")
+
+
+def arrange_text(text: Text, num_images: int | None) -> tuple[list[str], list[list[Span]] | None]:
+    """
+    One sentence for each picture, from any form of text.
+
+    Args:
+        text: a sentence for all pictures; a sentence for each picture; labels of the only picture; one list of labels
+            for all pictures, `[labels]`; or a list of labels for each picture.
+        num_images: pictures that go with the text; `None` without pictures, when each entry is a text of its own.
+
+    Returns:
+        The sentences, and for labels the characters [start, end) of each label in its sentence (else `None`).
+
+    Raises:
+        TypeError: for other types.
+        ValueError: for no text, an empty text or label, or another number of texts than pictures.
+    """
+    if isinstance(text, str):
+        check_sentence(text, "text")
+        return [text] * (1 if num_images is None else num_images), None
+    if not is_list(text):
+        raise TypeError(
+            f"`text` must be a sentence, a list of sentences, or a list of labels for each picture, got "
+            f"{type(text).__name__} {text!r}."
+        )
+    if not text:
+        raise ValueError("`text` is empty; pass a sentence, or at least one label, for each picture.")
+    if any(is_list(entry) for entry in text):
+        for index, entry in enumerate(text):
+            check_labels(entry, f"text[{index}]")
+        if num_images is not None and len(text) not in (1, num_images):
+            raise ValueError(
+                f"`text` has {len(text)} lists of labels for {num_images} pictures; pass one list for each picture, "
+                "or `[labels]` to look for the same labels in all of them."
+            )
+        repeats = num_images if num_images is not None and len(text) == 1 else 1
+        sentences, spans = zip(*(join_labels(entry) for entry in text), strict=True)
+        return list(sentences) * repeats, list(spans) * repeats
+    if num_images == 1 and len(text) > 1:
+        check_labels(text, "text")
+        sentence, spans = join_labels(text)
+        return [sentence], [spans]
+    for index, sentence in enumerate(text):
+        check_sentence(sentence, f"text[{index}]")
+    if num_images is not None and len(text) != num_images:
+        raise ValueError(
+            f"`text` has {len(text)} sentences for {num_images} pictures; pass one for each picture, one string for "
+            "all, or `[labels]` to look for the same labels in all of them."
+        )
+    return list(text), None

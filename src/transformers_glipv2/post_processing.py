@@ -1,0 +1,199 @@
+"""The boxes of one picture from the model's outputs, shared by processors, pipelines and `detect_labels`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .boxes import denormalize_boxes
+from .detections import PRE_NMS_TOP_N, label_scores, scale_boxes, select_detections
+from .prompts import is_list
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def check_outputs(outputs: Any) -> None:
+    """Raises TypeError unless `outputs` has what post-processing reads."""
+    needed = ("logits", "centerness", "pred_boxes", "level_shapes", "image_sizes")
+    missing = [name for name in needed if getattr(outputs, name, None) is None]
+    if missing:
+        raise TypeError(
+            f"`outputs` ({type(outputs).__name__}) has no {', '.join(missing)}; pass what a GLIPv2 model that "
+            "detects gives with `return_dict=True`."
+        )
+
+
+def check_limits(threshold: float, nms_threshold: float, max_detections: int, name: str = "max_detections") -> None:
+    """Raises ValueError for thresholds outside [0, 1] and for no detections at all."""
+    for key, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{key}` must be in [0, 1], got {value}.")
+    if max_detections < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {max_detections}.")
+
+
+def check_target_sizes(target_sizes: Any, image_sizes: Tensor, keeps_aspect: bool) -> list[tuple[float, float]] | None:
+    """
+    Args:
+        target_sizes: (height, width) of each picture, as a list of pairs or a tensor `(batch, 2)`, or `None`.
+        image_sizes: `(batch, 2)` height and width of the resized pictures.
+        keeps_aspect: whether resizing kept the aspect ratio, so that a swapped height and width can be told.
+
+    Returns:
+        The sizes as a list of pairs, or `None`.
+
+    Raises:
+        TypeError, ValueError: for a wrong form or number, a size that is not positive, or (width, height).
+    """
+    if target_sizes is None:
+        return None
+    if isinstance(target_sizes, Tensor):
+        target_sizes = target_sizes.tolist()
+    if not is_list(target_sizes):
+        raise TypeError(
+            f"`target_sizes` must be a list of (height, width) or a tensor (batch, 2), got "
+            f"{type(target_sizes).__name__}."
+        )
+    target_sizes = list(target_sizes)
+    if len(target_sizes) != len(image_sizes):
+        raise ValueError(
+            f"`target_sizes` has {len(target_sizes)} entries for {len(image_sizes)} pictures; pass one (height, "
+            "width) for each."
+        )
+    sizes = []
+    for index, (size, resized) in enumerate(zip(target_sizes, image_sizes.tolist(), strict=True)):
+        size = size.tolist() if isinstance(size, Tensor) else size
+        if not is_list(size) or len(size) != 2:
+            raise ValueError(f"`target_sizes[{index}]` is {size!r}; pass a pair (height, width) in pixels.")
+        height, width = (float(side) for side in size)
+        if not (0 < height < math.inf and 0 < width < math.inf):
+            raise ValueError(
+                f"`target_sizes[{index}]` is {list(size)}; height and width in pixels must be above 0 and finite."
+            )
+        # The aspect ratio is kept up to rounding; only a difference that swapping mends is taken for a slip.
+        if keeps_aspect:
+            ratio = math.log(resized[0] / resized[1])
+            stays, swapped = (abs(ratio - turn * math.log(height / width)) for turn in (1, -1))
+            if stays > 0.1 and swapped < 0.2 * stays:
+                raise ValueError(
+                    f"`target_sizes[{index}]` is {list(size)}, but the resized picture is {resized[0]} high and "
+                    f"{resized[1]} wide; pass (height, width), for a PIL picture `(image.height, image.width)`."
+                )
+        sizes.append((height, width))
+    return sizes
+
+
+# Boxes ---------------------------------------------------------------------------------------------------------------
+
+
+def level_sizes_of(outputs: Mapping[str, Any], index: int) -> list[int]:
+    """
+    Locations of each level, P3 first.
+
+    Raises:
+        ValueError: when `outputs` were cut along the batch by code that does not know `level_shapes`.
+    """
+    shapes = outputs["level_shapes"]
+    sizes = (shapes[index] if shapes.ndim == 3 else shapes).prod(-1).tolist()
+    num_anchors = outputs["logits"].shape[1]
+    if sum(sizes) != num_anchors:
+        raise ValueError(
+            f"`level_shapes` {shapes.tolist()} do not add up to {num_anchors} locations; pass the model's outputs as "
+            "they are (a pipeline of transformers' own class: with `batch_size=1`)."
+        )
+    return sizes
+
+
+def picture_detections(
+    outputs: Mapping[str, Any],
+    index: int,
+    label_map: Tensor,
+    target_size: Sequence[float] | None = None,
+    threshold: float = 0.05,
+    nms_threshold: float = 0.6,
+    max_detections: int = 100,
+    pre_nms_top_n: int = PRE_NMS_TOP_N,
+) -> dict[str, Tensor]:
+    """
+    The boxes of one picture; see [`select_detections`].
+
+    Args:
+        outputs: of `GLIPv2ForObjectDetection`.
+        index: the picture's place in the batch.
+        label_map: boolean `(labels, tokens)`, the tokens of each label; it may be narrower than the padded text.
+        target_size: (height, width) to measure boxes in; by default the resized picture's.
+        threshold: on the label's score before centerness.
+        nms_threshold: IoU above which a box of the same label is suppressed.
+        max_detections: boxes at most, over all labels; ties at the cut all stay.
+        pre_nms_top_n: pairs of location and label that each level keeps before suppression.
+
+    Returns:
+        "scores" `(n,)` in falling order, "labels" `(n,)` long, "boxes" `(n, 4)` xyxy in pixels of `target_size`.
+    """
+    image_size = outputs["image_sizes"][index]
+    logits = outputs["logits"][index, :, : label_map.shape[1]]
+    scores, labels, boxes = select_detections(
+        label_scores(logits, label_map.to(logits.device)),
+        outputs["centerness"][index],
+        denormalize_boxes(outputs["pred_boxes"][index], image_size),
+        level_sizes_of(outputs, index),
+        threshold,
+        nms_threshold,
+        max_detections,
+        pre_nms_top_n,
+    )
+    if target_size is not None:
+        boxes = scale_boxes(boxes, image_size, target_size)
+    return {"scores": scores, "labels": labels, "boxes": boxes}
+
+
+def one_label_detections(
+    outputs: Mapping[str, Any],
+    threshold: float = 0.05,
+    target_sizes: Any = None,
+    keeps_aspect: bool = True,
+    nms_threshold: float = 0.6,
+    max_detections: int = 100,
+) -> list[dict[str, Tensor]]:
+    """
+    Boxes where the whole text of each picture is one label between two special tokens, as transformers' own zero-shot
+    detection pipeline asks for them.
+
+    Args:
+        outputs: of `GLIPv2ForObjectDetection`.
+        threshold: on the label's score before centerness.
+        target_sizes: (height, width) of each picture to measure boxes in; by default the resized pictures'.
+        keeps_aspect: whether resizing kept the aspect ratio, so that swapped `target_sizes` can be told.
+        nms_threshold: IoU above which a box is suppressed.
+        max_detections: boxes of a picture at most.
+
+    Returns:
+        For each picture "scores" `(n,)` in falling order, "labels" `(n,)`, all 0, "boxes" `(n, 4)` xyxy in pixels.
+
+    Raises:
+        ValueError: for a text without words or wrong `target_sizes`.
+    """
+    logits, mask = outputs["logits"], outputs.get("attention_mask")
+    mask = torch.ones(logits.shape[0], logits.shape[2], dtype=torch.bool) if mask is None else mask.bool()
+    check_limits(threshold, nms_threshold, max_detections)
+    sizes = check_target_sizes(target_sizes, outputs["image_sizes"], keeps_aspect) or [None] * len(logits)
+    results = []
+    for index, size in enumerate(sizes):
+        words = mask[index].nonzero()[1:-1, 0]  # without the special tokens around the text
+        if not len(words):
+            raise ValueError(f"The text of picture {index} has no words; pass a label with at least one.")
+        label_map = torch.zeros(1, logits.shape[2], dtype=torch.bool)
+        label_map[0, words.cpu()] = True
+        results.append(picture_detections(outputs, index, label_map, size, threshold, nms_threshold, max_detections))
+    return results
+
+
+__all__ = [
+    "check_limits",
+    "check_outputs",
+    "check_target_sizes",
+    "one_label_detections",
+    "picture_detections",
+]
