@@ -1,6 +1,7 @@
 """Pictures to `pixel_values` and `pixel_mask`, on torchvision's operators."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, load_image
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
+
+from .post_processing import one_label_detections
 
 Picture = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
@@ -422,6 +425,15 @@ class GLIPv2ImageProcessor(TorchvisionBackend):
             row[:, : image.shape[-2], : image.shape[-1]] = image
             mask[: image.shape[-2], : image.shape[-1]] = 1
         return BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
+
+    def post_process_object_detection(
+        self, outputs: Mapping[str, Any], threshold: float = 0.05, target_sizes: Any = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        Boxes where each text is a single label, as transformers' own zero-shot detection pipeline asks for them; see
+        [`one_label_detections`]. For several labels in a text use the processor's methods.
+        """
+        return one_label_detections(outputs, threshold, target_sizes, bool(self.size.shortest_edge))
 
 
 __all__ = ["GLIPv2ImageProcessor", "GLIPv2ImageProcessorKwargs"]

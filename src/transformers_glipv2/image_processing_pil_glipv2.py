@@ -1,5 +1,6 @@
 """Pictures to `pixel_values` and `pixel_mask`, on PIL and numpy: to the bit what the original code read."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from .image_processing_glipv2 import (
     resized_size,
     to_rgb_tensor,
 )
+from .post_processing import one_label_detections
 
 
 class GLIPv2ImageProcessorPil(PilBackend):
@@ -126,6 +128,12 @@ class GLIPv2ImageProcessorPil(PilBackend):
             row[:, : image.shape[-2], : image.shape[-1]] = image
             mask[: image.shape[-2], : image.shape[-1]] = 1
         return BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
+
+    def post_process_object_detection(
+        self, outputs: Mapping[str, Any], threshold: float = 0.05, target_sizes: Any = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """As `GLIPv2ImageProcessor.post_process_object_detection`."""
+        return one_label_detections(outputs, threshold, target_sizes, bool(self.size.shortest_edge))
 
 
 __all__ = ["GLIPv2ImageProcessorPil"]
