@@ -1,0 +1,120 @@
+"""VQA v2: questions about COCO pictures with the answers of ten annotators."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers_glipv2.data.coco import PictureFinder, read_coco_json
+from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
+from transformers_glipv2.data.schema import BoxReport
+
+
+def load_vqa(
+    questions_file: str | Path,
+    annotations_file: str | Path | None,
+    image_folder: str | Path,
+    *,
+    policy: str | Mapping[str, str] = "skip",
+    file_name: Callable[[int | str], str] | None = None,
+) -> PictureDataset:
+    """
+    Question rows of VQA v2 files, or of others in their format.
+
+    Args:
+        questions_file (`str` or `Path`): json with `questions` of question_id, image_id, question (`.gz` too).
+        annotations_file (`str`, `Path` or `None`): json with `annotations` of question_id, image_id, answers and
+            multiple_choice_answer; `None` where answers are not published (test): then `answers` are empty.
+        image_folder (`str` or `Path`): holds the pictures.
+        policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
+        file_name (`Callable`, *optional*): the file under the folder of an image id. By default COCO's names:
+            `COCO_val2014_000000262148.jpg`, in `val2014/` or not, as the file's `data_subtype` says, or
+            `000000262148.jpg`, as COCO 2017 has them.
+
+    Returns:
+        `PictureDataset`: rows with question_id, question, answers (`list[str]`) and, with annotations, answer (the
+        annotators' majority), question_type and answer_type.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when a file is of another kind, or the policy refuses.
+    """
+    questions = read_coco_json(questions_file, ("questions",), "VQA question")
+    report = BoxReport(policy, Path(questions_file).name)
+    annotations = None
+    if annotations_file is not None:
+        content = read_coco_json(annotations_file, ("annotations",), "VQA annotation")
+        annotations = {entry.get("question_id"): entry for entry in content["annotations"]}
+    find = file_name_finder(image_folder, str(questions.get("data_subtype", "")), file_name)
+    records = PackedRecords(_records(questions["questions"], annotations, find, report))
+    report.warn_once()
+    return PictureDataset(records, report=report)
+
+
+def file_name_finder(
+    image_folder: str | Path, subset: str = "", file_name: Callable[[int | str], str] | None = None
+) -> Callable[[int | str], str]:
+    """
+    Where the picture of an id lies, for files that give ids only.
+
+    Args:
+        image_folder (`str` or `Path`): holds the pictures.
+        subset (`str`, *optional*): "train2014", "val2014" or "test2015" in COCO's older names.
+        file_name (`Callable`, *optional*): the file under the folder of an image id, in the place of COCO's names.
+    """
+    finder = PictureFinder(Path(image_folder))
+
+    def find(image_id: int | str) -> str:
+        if file_name is not None:
+            return finder(file_name(image_id))
+        if not isinstance(image_id, int):
+            return finder(f"{image_id}.jpg")
+        old = finder(f"{subset}/COCO_{subset}_{image_id:012d}.jpg")
+        return old if Path(old).is_file() else str(Path(image_folder) / f"{image_id:012d}.jpg")
+
+    return find
+
+
+def _records(
+    questions: list[Mapping[str, Any]],
+    annotations: Mapping[Any, Mapping[str, Any]] | None,
+    find: Callable[[int | str], str],
+    report: BoxReport,
+) -> Iterator[dict[str, Any]]:
+    seen: set[Any] = set()
+    for entry in questions:
+        question_id, image_id, question = (entry.get(name) for name in ("question_id", "image_id", "question"))
+        where = f"question {question_id!r} of picture {image_id!r}"
+        if question_id is None or image_id is None or question_id in seen:
+            report.add("bad_entry", f"{where} has no ids or comes twice")
+            continue
+        seen.add(question_id)
+        if not isinstance(question, str) or not question.strip():
+            report.add("empty_text", f"{where}: {question!r}")
+            continue
+        answers = {"answers": []} if annotations is None else _answers(annotations.get(question_id), report, where)
+        if answers is not None:
+            yield {
+                "kind": "vqa",
+                "image_id": image_id,
+                "image_path": find(image_id),
+                "question_id": question_id,
+                "question": question,
+                **answers,
+            }
+    for question_id in annotations or ():
+        if question_id not in seen:
+            report.add("bad_entry", f"the annotation of question {question_id!r}, which the questions lack")
+
+
+def _answers(entry: Mapping[str, Any] | None, report: BoxReport, where: str) -> dict[str, Any] | None:
+    """The answer fields of a row, or `None` where the question is left out."""
+    if entry is None or not entry.get("answers"):
+        report.add("empty_text", f"{where} has no answers")
+        return None
+    answers = [item.get("answer") if isinstance(item, Mapping) else None for item in entry["answers"]]
+    majority = entry.get("multiple_choice_answer")
+    if not all(isinstance(answer, str) for answer in [*answers, majority]):
+        report.add("bad_entry", f"{where} has an answer that is no string: {[*answers, majority]}")
+        return None
+    types = {name: entry[name] for name in ("question_type", "answer_type") if name in entry}
+    return {"answers": answers, "answer": majority, **types}
