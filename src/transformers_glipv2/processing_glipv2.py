@@ -25,6 +25,7 @@ from .prompts import (
     prompt_tokens,
     spans_to_tokens,
 )
+from .segmentation_post_processing import instance_masks, predict_mask_logits, referring_masks, strong_boxes
 
 
 def per_picture(values: Any, num_images: int, is_entry: Callable[[Any], bool], name: str) -> list[Any]:
@@ -178,21 +179,9 @@ class GLIPv2Processor(ProcessorMixin):
         """
         check_outputs(outputs)
         check_limits(threshold, nms_threshold, max_detections)
-        num_images = len(outputs.logits)
         sizes = check_target_sizes(target_sizes, outputs.image_sizes, self._keeps_aspect)
-        labels = per_picture(
-            text_labels,
-            num_images,
-            lambda value: is_list(value) and bool(value) and isinstance(value[0], str),
-            "text_labels",
-        )
-        known: dict[tuple[str, ...], tuple[list[list[int]], int]] = {}
         results = []
-        for index, own in enumerate(labels):
-            check_labels(own, f"text_labels[{index}]")
-            if tuple(own) not in known:
-                known[tuple(own)] = prompt_tokens(label_prompt(own), self.tokenizer)
-            named = self._label_map(outputs, index, *known[tuple(own)])
+        for index, (labels, named) in enumerate(self._labels_and_maps(outputs, text_labels)):
             found = picture_detections(
                 outputs,
                 index,
@@ -203,7 +192,7 @@ class GLIPv2Processor(ProcessorMixin):
                 max_detections,
                 pre_nms_top_n,
             )
-            found["text_labels"] = [own[label] for label in found["labels"].tolist()]
+            found["text_labels"] = [labels[label] for label in found["labels"].tolist()]
             results.append(found)
         return results
 
@@ -276,11 +265,128 @@ class GLIPv2Processor(ProcessorMixin):
             results.append(found)
         return results
 
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        text_labels: Sequence[str] | Sequence[Sequence[str]],
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        threshold: float = 0.05,
+        nms_threshold: float = 0.6,
+        max_detections: int = 100,
+        mask_threshold: float = 0.5,
+        return_rle: bool = False,
+        model: Any = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Boxes of labels, and a mask in each.
+
+        Args:
+            outputs (`GLIPv2InstanceSegmentationOutput`): of `GLIPv2ForInstanceSegmentation`.
+            text_labels, target_sizes, threshold, nms_threshold, max_detections: as in
+                [`post_process_grounded_object_detection`]; masks have the target size too.
+            mask_threshold: on the probability of a pixel; equal is outside the mask.
+            return_rle: run lengths in place of arrays; 300 masks of 4000 x 3000 pixels are 3.6 GB as arrays.
+            model: the model that gave `outputs`; needed only for copies of outputs (Accelerate makes them under mixed
+                precision), which do not know it.
+
+        Returns:
+            As [`post_process_grounded_object_detection`], and "masks": boolean `(n, height, width)` on the CPU, or
+            with `return_rle` a list of COCO's {"size": [height, width], "counts": str}.
+
+        Raises:
+            TypeError, ValueError: as there, for outputs without masks, or a threshold that is no probability.
+        """
+        results = self.post_process_grounded_object_detection(
+            outputs, text_labels, target_sizes, threshold, nms_threshold, max_detections
+        )
+        positive_maps = [
+            named[result["labels"].to(named.device)]
+            for result, (_, named) in zip(results, self._labels_and_maps(outputs, text_labels), strict=True)
+        ]
+        boxes = [result["boxes"] for result in results]
+        logits, sizes = predict_mask_logits(outputs, boxes, positive_maps, target_sizes, model)
+        return [
+            {**result, "masks": instance_masks(own, result["boxes"], size, mask_threshold, return_rle)}
+            for result, own, size in zip(results, logits, sizes, strict=True)
+        ]
+
+    def post_process_referring_segmentation(
+        self,
+        outputs: Any,
+        text: str | Sequence[str],
+        phrases: Sequence[Any] | None = None,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        threshold: float = 0.25,
+        keep_best: bool = False,
+        top_k: int = 20,
+        nms_threshold: float = 0.6,
+        mask_threshold: float = 0.5,
+        model: Any = None,
+    ) -> list[list[dict[str, Any]]]:
+        """
+        One mask for each phrase: the union of all that it refers to, as PhraseCut asks for.
+
+        Args:
+            outputs (`GLIPv2InstanceSegmentationOutput`): of `GLIPv2ForInstanceSegmentation`.
+            text, target_sizes, nms_threshold: as in [`post_process_phrase_grounding`]; masks have the target size.
+            phrases: as there, but by default the whole text is the phrase.
+            threshold: on the final score of a box, for its mask to be part of the union.
+            keep_best: always take the best box, for phrases that are known to refer to something.
+            top_k: boxes of a phrase at most.
+            mask_threshold: on the probability of a pixel; equal is outside the mask.
+            model: as in [`post_process_instance_segmentation`].
+
+        Returns:
+            For each picture, for each phrase "phrase", "span", "scores" `(n,)`, "boxes" `(n, 4)` of the parts, and
+            "mask", boolean `(height, width)` on the CPU, empty where the phrase refers to nothing.
+
+        Raises:
+            TypeError, ValueError: as there, for outputs without masks, or a threshold that is no probability.
+        """
+        check_limits(threshold, nms_threshold, top_k, "top_k")
+        sentences = per_picture(text, len(outputs.logits), lambda value: isinstance(value, str), "text")
+        if phrases is None:
+            phrases = [[(0, len(sentence))] for sentence in sentences]
+        elif isinstance(text, str):
+            phrases = [phrases] * len(sentences)
+        results = self.post_process_phrase_grounding(
+            outputs, sentences, phrases, target_sizes, top_k, nms_threshold=nms_threshold
+        )
+        results = [[strong_boxes(phrase, threshold, keep_best) for phrase in found] for found in results]
+        boxes, positive_maps = [], []
+        for index, (sentence, found) in enumerate(zip(sentences, results, strict=True)):
+            named = self._phrase_map(outputs, index, sentence, [phrase["span"] for phrase in found])
+            counts = torch.tensor([len(phrase["boxes"]) for phrase in found], device=named.device)
+            positive_maps.append(named.repeat_interleave(counts, dim=0))
+            boxes.append(torch.cat([outputs.pred_boxes.new_zeros(0, 4), *(phrase["boxes"] for phrase in found)]))
+        logits, sizes = predict_mask_logits(outputs, boxes, positive_maps, target_sizes, model)
+        return [
+            referring_masks(found, own, size, mask_threshold)
+            for found, own, size in zip(results, logits, sizes, strict=True)
+        ]
+
     @property
     def _keeps_aspect(self) -> bool:
         """Whether the image processor resizes by the short side, not to a fixed height and width."""
         size = self.image_processor.size
         return bool(size.get("shortest_edge") if isinstance(size, Mapping) else getattr(size, "shortest_edge", None))
+
+    def _labels_and_maps(self, outputs: Any, text_labels: Any) -> list[tuple[Sequence[str], torch.Tensor]]:
+        """Each picture's labels and their tokens, boolean `(labels, tokens)`."""
+        all_labels = per_picture(
+            text_labels,
+            len(outputs.logits),
+            lambda value: is_list(value) and bool(value) and isinstance(value[0], str),
+            "text_labels",
+        )
+        known: dict[tuple[str, ...], tuple[list[list[int]], int]] = {}
+        pairs = []
+        for index, labels in enumerate(all_labels):
+            check_labels(labels, f"text_labels[{index}]")
+            if tuple(labels) not in known:
+                known[tuple(labels)] = prompt_tokens(label_prompt(labels), self.tokenizer)
+            pairs.append((labels, self._label_map(outputs, index, *known[tuple(labels)])))
+        return pairs
 
     def _phrase_map(self, outputs: Any, index: int, sentence: str, spans: Sequence[Span]) -> torch.Tensor:
         """Boolean `(phrases, tokens)` for one picture."""

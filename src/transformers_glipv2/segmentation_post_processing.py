@@ -5,7 +5,7 @@ Each mask is resized over its own box only and written out before the next is ma
 large picture need the memory of one, unless they are asked for as full arrays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -222,3 +222,79 @@ def boxes_for_masks(
     sizes = [tuple(int(side) for side in size) for size in target_sizes]
     scaled = [scale_boxes(boxes, size, own) for boxes, size, own in zip(boxes_xyxy, sizes, own_sizes, strict=True)]
     return scaled, sizes
+
+
+@torch.no_grad()
+def predict_mask_logits(
+    outputs: Any,
+    boxes_xyxy: Sequence[Tensor],
+    positive_maps: Sequence[Tensor],
+    target_sizes: Sequence[tuple[int, int]] | None = None,
+    model: Any = None,
+) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """
+    The model's masks in the boxes of finished detections.
+
+    Args:
+        outputs: of `GLIPv2ForInstanceSegmentation`.
+        boxes_xyxy: for each picture `(n_i, 4)` in pixels of its target size.
+        positive_maps: for each picture `(n_i, tokens)`, above 0 at the words of each box's label.
+        target_sizes: (height, width) of each picture that the boxes are measured in; `None` for the resized ones.
+        model: the model that gave `outputs`; needed only for copies of outputs, which do not know it.
+
+    Returns:
+        For each picture `(n_i, side, side)`, and the (height, width) that its boxes are measured in.
+
+    Raises:
+        TypeError: when the model predicts no masks.
+        ValueError: when `outputs` do not know their model, or boxes do not fit them.
+    """
+    if model is None and not hasattr(outputs, "predict_masks"):
+        raise TypeError(
+            f"`outputs` ({type(outputs).__name__}) hold no masks; pass those of `GLIPv2ForInstanceSegmentation`."
+        )
+    boxes, sizes = boxes_for_masks(boxes_xyxy, outputs.image_sizes, target_sizes)
+    if model is None:
+        return outputs.predict_masks(boxes, positive_maps), sizes
+    return model.predict_masks(outputs, boxes, positive_maps), sizes
+
+
+def strong_boxes(phrase: Mapping[str, Any], threshold: float, keep_best: bool) -> dict[str, Any]:
+    """
+    A phrase's boxes that its mask is made of.
+
+    Args:
+        phrase: {"scores" `(n,)` in falling order, "boxes" `(n, 4)`, ...}.
+        threshold: scores from here on count.
+        keep_best: the first box counts whatever its score.
+
+    Returns:
+        The same entries with fewer boxes.
+    """
+    kept = phrase["scores"] >= threshold
+    kept[: int(keep_best)] = True
+    return {**phrase, "scores": phrase["scores"][kept], "boxes": phrase["boxes"][kept]}
+
+
+def referring_masks(
+    found: Sequence[Mapping[str, Any]],
+    mask_logits: Tensor,
+    size: tuple[int, int],
+    threshold: float = 0.5,
+) -> list[dict[str, Any]]:
+    """
+    One mask for each phrase of a picture.
+
+    Args:
+        found: a phrase's {"boxes" `(n_i, 4)` in pixels of `size`, ...} each.
+        mask_logits: `(sum of n_i, side, side)`, those of all phrases in order.
+        size, threshold: as in `paste_regions`.
+
+    Returns:
+        The same entries, each with "mask", boolean `(height, width)`: the union over the phrase's boxes.
+    """
+    logits = mask_logits.split([len(phrase["boxes"]) for phrase in found])
+    return [
+        {**phrase, "mask": union_mask(own, phrase["boxes"], size, threshold)}
+        for phrase, own in zip(found, logits, strict=True)
+    ]
