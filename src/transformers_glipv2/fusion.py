@@ -13,6 +13,8 @@ from .configuration_glipv2 import GLIPv2Config
 
 # The original bounds its scores and activations so that half precision survives.
 BOUND = 50000.0
+# Locations whose scores are computed at a time on the CPU: they should stay in the cache until they are used.
+LOCATIONS_PER_CHUNK = 512
 
 
 class GLIPv2BiAttention(nn.Module):
@@ -25,8 +27,14 @@ class GLIPv2BiAttention(nn.Module):
         vision   = sum_h softmax_words(scores_h) (value_h W_out,h^T) + b_out
         text_h   = (softmax_locations(scores_h)^T v) W_value,h^T + b_value,h
 
-    so that nothing as wide as `fusion_embed_dim` is ever computed per location. The form that needs fewer
-    multiplications is chosen from the shapes; both give the same numbers.
+    so that nothing as wide as `fusion_embed_dim` is ever computed per location. Three forms give the same numbers:
+
+    - a head at a time, absorbed or direct, whichever needs fewer multiplications: what `attn_implementation="eager"`
+      always does, and the only form that can return probabilities;
+    - absorbed, over chunks of locations that stay in the cache, all heads at once: on the CPU, when nothing is
+      differentiated or compiled;
+    - direct, with `F.scaled_dot_product_attention` in both directions: on other devices and when compiled. Without
+      the bound on scores, which it does not need, as it adds in float32.
 
     Args:
         config: sizes and options.
@@ -34,6 +42,7 @@ class GLIPv2BiAttention(nn.Module):
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
+        self.config = config
         vision_dim, text_dim = config.d_model, config.text_config.hidden_size
         embed_dim = config.fusion_embed_dim
         self.num_heads = config.fusion_num_heads
@@ -76,12 +85,19 @@ class GLIPv2BiAttention(nn.Module):
             locations)`.
         """
         vision, text = self.vision_norm(vision), self.text_norm(text)
-        vision_update, text_update, attentions = self._attend(
-            vision, text, text_mask, vision_mask, output_attentions, vision_sees_text
-        )
+        inputs = (vision, text, text_mask, vision_mask, vision_sees_text)
+        attentions = None
+        if output_attentions or self.config._attn_implementation == "eager":
+            vision_update, text_update, attentions = self.attend_by_head(*inputs, output_attentions)
+        elif vision.device.type != "cpu" or torch.compiler.is_compiling():
+            vision_update, text_update = self.attend_by_sdpa(*inputs)
+        elif torch.is_grad_enabled() or self.training:
+            vision_update, text_update, _ = self.attend_by_head(*inputs)
+        else:
+            vision_update, text_update = self.attend_by_chunk(*inputs)
         # The residual is the normalised tensor, in the original too.
         if vision_sees_text:
-            vision = vision + self.vision_gamma * (vision_update + self.vision_out.bias)
+            vision = torch.addcmul(vision, self.vision_gamma, vision_update + self.vision_out.bias)
         text = text + self.text_gamma * self.text_out(text_update)
         return vision, text, attentions
 
@@ -90,24 +106,25 @@ class GLIPv2BiAttention(nn.Module):
         vision_dim, embed_dim = self.vision_query.in_features, self.vision_query.out_features
         return self.num_heads * vision_dim * num_tokens <= embed_dim * (vision_dim + num_tokens)
 
-    def _attend(
+    def attend_by_head(
         self,
         vision: torch.Tensor,
         text: torch.Tensor,
         text_mask: torch.Tensor | None,
         vision_mask: torch.Tensor | None,
-        output_attentions: bool,
-        vision_sees_text: bool,
+        vision_sees_text: bool = True,
+        output_attentions: bool = False,
     ) -> tuple[torch.Tensor | None, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-        """The updates of vision (without the bias of its output projection) and text (before its own)."""
+        """
+        Args:
+            vision, text: normalised, the rest as in `forward`.
+
+        Returns:
+            The update of vision without the bias of its output projection (`None` unless `vision_sees_text`), the
+            update of text before its output projection, and `None` or the probabilities.
+        """
         absorbed = self.absorbs(text.shape[1])
-        keys = self._split_heads(self.text_key(text) * self.head_dim**-0.5)
-        values = self._split_heads(self.text_value(text))
-        query_weight = self.vision_query.weight.unflatten(0, (self.num_heads, self.head_dim))
-        query_bias = self.vision_query.bias.unflatten(0, (self.num_heads, self.head_dim))
-        value_weight = self.vision_value.weight.unflatten(0, (self.num_heads, self.head_dim))
-        value_bias = self.vision_value.bias.unflatten(0, (self.num_heads, self.head_dim))
-        out_weight = self.vision_out.weight.unflatten(1, (self.num_heads, self.head_dim))
+        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight = self._split_projections(text)
 
         vision_update, text_updates, to_text, to_vision = None, [], [], []
         # One head at a time: the scores of all heads would take gigabytes.
@@ -118,7 +135,7 @@ class GLIPv2BiAttention(nn.Module):
             else:
                 query = F.linear(vision, query_weight[head], query_bias[head])
                 scores = query @ key.transpose(1, 2)
-            scores = scores.float().clamp(-BOUND, BOUND)
+            scores = at_least_float32(scores).clamp(-BOUND, BOUND)
 
             if vision_sees_text or output_attentions:
                 probabilities = masked_softmax(scores, text_mask, dim=-1)
@@ -145,6 +162,76 @@ class GLIPv2BiAttention(nn.Module):
         attentions = (torch.stack(to_text, 1), torch.stack(to_vision, 1)) if output_attentions else None
         return vision_update, torch.cat(text_updates, dim=-1), attentions
 
+    def attend_by_chunk(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        vision_mask: torch.Tensor | None,
+        vision_sees_text: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """As `attend_by_head`, in float32 inside; no gradients, no dropout."""
+        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight = self._split_projections(text)
+        # All heads side by side: (batch, heads * tokens, d_model), and one bias for each.
+        absorbed_keys = at_least_float32(keys @ query_weight).flatten(1, 2)
+        biases = at_least_float32(keys @ query_bias.unsqueeze(-1)).flatten(1)
+        absorbed_values = at_least_float32(values @ out_weight.permute(1, 2, 0)).flatten(1, 2)
+        updates, sums = [], []
+        for picture in range(vision.shape[0]):
+            update, text_sums = attend_in_chunks(
+                vision[picture],
+                absorbed_keys[picture],
+                biases[picture],
+                absorbed_values[picture] if vision_sees_text else None,
+                None if text_mask is None else text_mask[picture],
+                None if vision_mask is None else vision_mask[picture],
+                self.num_heads,
+            )
+            updates.append(update)
+            sums.append(text_sums)
+        text_update = torch.stack(sums).unflatten(1, (self.num_heads, -1)).to(text.dtype) @ value_weight.mT
+        text_update = (text_update + value_bias.unsqueeze(1)).transpose(1, 2).flatten(2)
+        return (torch.stack(updates) if vision_sees_text else None), text_update
+
+    def attend_by_sdpa(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        vision_mask: torch.Tensor | None,
+        vision_sees_text: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """As `attend_by_head`."""
+        dropout = self.dropout if self.training else 0.0
+        query, key = self._split_heads(self.vision_query(vision)), self._split_heads(self.text_key(text))
+        value, update = self._split_heads(self.vision_value(vision)), None
+        if vision_sees_text:
+            mask = None if text_mask is None else text_mask[:, None, None, :]
+            update = F.scaled_dot_product_attention(
+                query, key, self._split_heads(self.text_value(text)), attn_mask=mask, dropout_p=dropout
+            )
+            update = F.linear(update.transpose(1, 2).flatten(2), self.vision_out.weight)
+        mask = None if vision_mask is None else vision_mask[:, None, None, :]
+        text_update = F.scaled_dot_product_attention(key, query, value, attn_mask=mask, dropout_p=dropout)
+        return update, text_update.transpose(1, 2).flatten(2)
+
+    def _split_projections(self, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Scaled keys and values of the words, `(batch, heads, tokens, head_dim)`, and by head the weight and bias of
+        queries and of values, `(heads, head_dim, d_model)` and `(heads, head_dim)`, and the weight of the output,
+        `(d_model, heads, head_dim)`.
+        """
+        split = (self.num_heads, self.head_dim)
+        return (
+            self._split_heads(self.text_key(text) * self.head_dim**-0.5),
+            self._split_heads(self.text_value(text)),
+            self.vision_query.weight.unflatten(0, split),
+            self.vision_query.bias.unflatten(0, split),
+            self.vision_value.weight.unflatten(0, split),
+            self.vision_value.bias.unflatten(0, split),
+            self.vision_out.weight.unflatten(1, split),
+        )
+
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
@@ -152,10 +239,64 @@ class GLIPv2BiAttention(nn.Module):
         return F.dropout(probabilities, self.dropout, self.training)
 
 
+def attend_in_chunks(
+    vision: torch.Tensor,
+    keys: torch.Tensor,
+    biases: torch.Tensor,
+    values: torch.Tensor | None,
+    text_mask: torch.Tensor | None,
+    vision_mask: torch.Tensor | None,
+    num_heads: int,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """
+    Both directions of one picture's attention over chunks of its locations, so that a score is made, used twice and
+    forgotten while it is in the cache. The softmax over all locations is kept as a running maximum, sum and weighted
+    sum.
+
+    Args:
+        vision: `(locations, d_model)`.
+        keys, values: absorbed projections of the words, at least float32 `(heads * tokens, d_model)`.
+        biases: of the scores, at least float32 `(heads * tokens,)`.
+        text_mask: boolean `(tokens,)`.
+        vision_mask: boolean `(locations,)`.
+        num_heads: heads in `keys`.
+
+    Returns:
+        `(locations, d_model)`, values by the softmax over words, or `None` without `values`; and `(heads * tokens,
+        d_model)`, float32, locations by the softmax over locations.
+    """
+    lowest = torch.finfo(keys.dtype).min
+    updates = None if values is None else torch.empty_like(vision)
+    maxima = torch.full_like(biases, lowest)
+    totals = torch.zeros_like(biases)
+    sums = torch.zeros_like(keys)
+    for start in range(0, vision.shape[0], LOCATIONS_PER_CHUNK):
+        chunk = slice(start, start + LOCATIONS_PER_CHUNK)
+        rows = vision[chunk].to(keys.dtype)
+        scores = torch.addmm(biases, rows, keys.T).clamp_(-BOUND, BOUND)
+        if updates is not None:
+            probabilities = masked_softmax(scores.unflatten(1, (num_heads, -1)), text_mask, dim=-1)
+            updates[chunk] = probabilities.flatten(1) @ values
+        if vision_mask is not None:
+            scores.masked_fill_(~vision_mask[chunk, None], lowest)
+        new_maxima = torch.maximum(maxima, scores.amax(0))
+        weights = scores.sub_(new_maxima).exp_()
+        shrink = (maxima - new_maxima).exp_()
+        totals.mul_(shrink).add_(weights.sum(0))
+        sums.mul_(shrink[:, None]).addmm_(weights.T, rows)
+        maxima = new_maxima
+    return updates, sums.div_(totals[:, None])
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision to float32; wider types stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def masked_softmax(scores: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
-    """Softmax of `(batch, queries, keys)` that leaves out the keys where `mask`, `(batch, keys)`, is `False`."""
+    """Softmax of `(..., queries, keys)` that leaves out the keys where `mask`, `(..., keys)`, is `False`."""
     if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~mask.unsqueeze(-2), torch.finfo(scores.dtype).min)
     return scores.softmax(dim)
 
 
