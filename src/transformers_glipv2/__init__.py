@@ -13,8 +13,10 @@ from transformers import (
 from .configuration_glipv2 import GLIPv2Config
 from .image_processing_glipv2 import GLIPv2ImageProcessor
 from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
+from .inference import detect_labels, ground_phrases
 from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2PreTrainedModel
 from .modeling_glipv2_pretraining import GLIPv2ForMaskedLM, GLIPv2ForPreTraining
+from .pipelines import GLIPv2ZeroShotObjectDetectionPipeline, register_pipelines
 from .processing_glipv2 import GLIPv2Processor
 
 AutoConfig.register("glipv2", GLIPv2Config, exist_ok=True)
@@ -28,6 +30,7 @@ AutoImageProcessor.register(
     image_processor_classes={"torchvision": GLIPv2ImageProcessor, "pil": GLIPv2ImageProcessorPil},
     exist_ok=True,
 )
+register_pipelines()
 
 __all__ = [
     "GLIPv2Config",
@@ -39,4 +42,7 @@ __all__ = [
     "GLIPv2Model",
     "GLIPv2PreTrainedModel",
     "GLIPv2Processor",
+    "GLIPv2ZeroShotObjectDetectionPipeline",
+    "detect_labels",
+    "ground_phrases",
 ]
