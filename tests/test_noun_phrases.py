@@ -1,0 +1,89 @@
+"""Noun phrases by rules; the pattern of a phrase is the original's."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from transformers_glipv2 import noun_phrases
+from transformers_glipv2.noun_phrases import chunk_kinds, chunk_noun_phrases, find_noun_phrases, kind_of_tag
+
+CAPTIONS = {
+    "a red apple left of a wooden chair": ["a red apple", "a wooden chair"],
+    "the man in the blue shirt holding two dogs": ["the man", "the blue shirt", "two dogs"],
+    "A man standing next to a small dog.": ["A man", "a small dog"],
+    "the woman's large blue bag, on the street": ["the woman", "large blue bag", "the street"],
+    "the man\u2019s hat": ["the man", "hat"],
+    "a girl feeds the ducks in front of the building": ["a girl", "the ducks", "the building"],
+    "a man holds a dog and a dog holds a man": ["a man", "a dog", "a dog", "a man"],
+    "a parking meter next to the dining table": ["a parking meter", "the dining table"],
+    "Two people ride horses on the sandy beach": ["Two people", "horses", "the sandy beach"],
+    "a cat sleeping on top of a laptop computer": ["a cat", "a laptop computer"],
+    "an orange and a traffic light": ["an orange", "a traffic light"],
+    "a potted plant and striped umbrellas": ["a potted plant", "striped umbrellas"],
+    "several boats parked near the dock": ["several boats", "the dock"],
+    "a very large elephant walking quickly": ["a very large elephant"],
+    "the left chair and the top shelf": ["the left chair", "the top shelf"],
+    "bananas on the left": ["bananas"],
+    "A bathroom with a toilet, sink and shower.": ["A bathroom", "a toilet", "sink", "shower"],
+    "a man wearing a red t-shirt throws a frisbee": ["a man", "a red t-shirt", "a frisbee"],
+    "3 dogs": ["3 dogs"],
+    "zebra": ["zebra"],
+    "the sky is blue": ["the sky"],
+    "she is running to them": [],
+    "...": [],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_captions(caption):
+    spans = chunk_noun_phrases(caption)
+    assert [caption[start:end] for start, end in spans] == CAPTIONS[caption]
+    assert spans == sorted(set(spans)), "equal phrases have places of their own"
+
+
+def test_pattern_of_the_original(reference_dir):
+    """Given the original's tags of words."""
+    cases = json.loads((reference_dir / "text" / "text.json").read_text())["run_ner_given_pos_tags"]
+    assert len(cases) == 5
+    for case in cases:
+        places, end = [], 0
+        for word, _ in case["pos_tags"]:
+            start = case["caption"].lower().index(word, end)
+            end = start + len(word)
+            places.append((start, end))
+        chunks = chunk_kinds("".join(kind_of_tag(tag) for _, tag in case["pos_tags"]))
+        assert [[[places[first][0], places[stop - 1][1]]] for first, stop in chunks] == case["tokens_positive"]
+        phrases = [case["caption"].lower()[places[first][0] : places[stop - 1][1]] for first, stop in chunks]
+        assert phrases == case["noun_phrases"]
+
+
+@pytest.fixture
+def fresh_cache():
+    noun_phrases._spacy_model.cache_clear()
+    yield
+    noun_phrases._spacy_model.cache_clear()
+
+
+def test_without_spacy(monkeypatch, fresh_cache):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    assert find_noun_phrases("a dog") == [(0, 5)]
+
+
+def test_without_the_model_of_spacy(monkeypatch, fresh_cache):
+    def load(name):
+        raise OSError(f"[E050] Can't find model '{name}'.")
+
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=load))
+    assert find_noun_phrases("a dog") == [(0, 5)]
+
+
+def test_with_spacy(monkeypatch, fresh_cache):
+    def chunk(start, end, part_of_speech):
+        return SimpleNamespace(start_char=start, end_char=end, root=SimpleNamespace(pos_=part_of_speech))
+
+    document = SimpleNamespace(noun_chunks=[chunk(0, 3, "PRON"), chunk(9, 14, "NOUN")])
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: lambda sentence: document))
+    assert find_noun_phrases("she sees a dog") == [(9, 14)]
