@@ -15,6 +15,7 @@ for every few steps in training_log.jsonl.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,13 +24,16 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
 from transformers_glipv2.training import (
+    FREEZABLE,
     SCHEDULES,
-    DetectionEvaluator,
     StepBatches,
     TrainingPlan,
     TrainingState,
     WeightAverage,
+    export_model,
+    freeze,
     make_collator,
+    make_evaluator,
     make_mixture,
     parameter_groups,
     push_folder,
@@ -38,7 +42,6 @@ from transformers_glipv2.training import (
     train,
     write_json,
 )
-from transformers_glipv2.training.tuning import FREEZABLE, freeze
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -132,13 +135,8 @@ def main(arguments: list[str] | None = None) -> TrainingState:
     model, optimizer = accelerator.prepare(model, optimizer)
     average = WeightAverage(accelerator.unwrap_model(model), args.ema_decay) if args.ema_decay else None
 
-    # Evaluation: AP of the averaged weights on a COCO-format folder.
-    evaluator = None
-    if data.evaluation is not None:
-        options = {**data.evaluation, "annotation_file": data.folder / data.evaluation["path"]}
-        options.pop("path")
-        evaluator = DetectionEvaluator(accelerator, processor, num_workers=args.num_workers, **options)
-
+    # The averaged weights are scored by AP on the folder that the data file names.
+    evaluator = make_evaluator(data, accelerator, processor, args.num_workers)
     plan = TrainingPlan(
         args.output,
         args.num_steps,
@@ -149,8 +147,9 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         patience=args.patience,
         seed=args.seed,
     )
+    export = partial(export_model, accelerator, processor)
     state = train(
-        accelerator, model, optimizer, processor, make_loader, plan, average, evaluator, args.resume_from_checkpoint
+        accelerator, model, optimizer, make_loader, plan, export, average, evaluator, args.resume_from_checkpoint
     )
     if accelerator.is_main_process and state.stopped != "signal":
         print(f"{args.output}: {state.step} steps in {state.seconds / 3600:.2f} hours, best {state.best_metrics}")

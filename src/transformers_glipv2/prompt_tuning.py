@@ -96,7 +96,7 @@ def add_prompt_tuning(model: nn.Module, tokenizer: Any, text: str) -> GLIPv2Prom
         ValueError: when the model has a tuned prompt already, or the text is too long for it.
     """
     base = _base_model(model)
-    if isinstance(base.text_encoder, GLIPv2PromptTunedTextEncoder):
+    if has_prompt_tuning(base):
         raise ValueError(
             f"the model has a tuned prompt already: {base.text_encoder.prompt!r}; take it off with "
             "`remove_prompt_tuning`."
@@ -172,8 +172,14 @@ def load_prompt_tuning(model: nn.Module, file: str | Path) -> str:
 def remove_prompt_tuning(model: nn.Module) -> None:
     """Takes a tuned prompt off; without one the model stays as it is."""
     base = _base_model(model)
-    if isinstance(base.text_encoder, GLIPv2PromptTunedTextEncoder):
+    if has_prompt_tuning(base):
         base.text_encoder = base.text_encoder.encoder
+
+
+def has_prompt_tuning(model: nn.Module) -> bool:
+    """Whether a model has a tuned prompt."""
+    encoder = getattr(getattr(model, "model", model), "text_encoder", None)
+    return isinstance(encoder, GLIPv2PromptTunedTextEncoder)
 
 
 def _base_model(model: nn.Module) -> nn.Module:
@@ -184,10 +190,9 @@ def _base_model(model: nn.Module) -> nn.Module:
 
 
 def _tuned_encoder(model: nn.Module) -> GLIPv2PromptTunedTextEncoder:
-    encoder = _base_model(model).text_encoder
-    if not isinstance(encoder, GLIPv2PromptTunedTextEncoder):
+    if not has_prompt_tuning(model):
         raise ValueError("the model has no tuned prompt; `add_prompt_tuning` gives it one.")
-    return encoder
+    return _base_model(model).text_encoder
 
 
 def _prompt_path(file: str | Path) -> Path:
@@ -199,6 +204,7 @@ __all__ = [
     "PROMPT_FILE",
     "GLIPv2PromptTunedTextEncoder",
     "add_prompt_tuning",
+    "has_prompt_tuning",
     "load_prompt_tuning",
     "remove_prompt_tuning",
     "save_prompt_tuning",

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.utils import logging
 
+from transformers_glipv2.prompt_tuning import has_prompt_tuning, save_prompt_tuning
 from transformers_glipv2.training.averaging import WeightAverage
 
 logger = logging.get_logger(__name__)
@@ -133,15 +134,15 @@ def load_checkpoint(
     return state
 
 
-def export_model(accelerator: Accelerator, model: nn.Module, processor: Any, folder: str | Path) -> None:
+def export_model(accelerator: Accelerator, processor: Any, model: nn.Module, folder: str | Path) -> None:
     """
-    Writes the model (of whatever class, also a PEFT one) and its processor as `from_pretrained` takes them; called by
-    all processes. Files replace older ones one by one, each whole.
+    Writes the model (of whatever class, also a PEFT one) and its processor as `from_pretrained` takes them; of a model
+    with a tuned prompt the prompt alone. Called by all processes. Files replace older ones one by one, each whole.
 
     Args:
         accelerator (`Accelerator`): has prepared the model.
-        model (`nn.Module`): prepared.
         processor (`GLIPv2Processor`): saved beside it.
+        model (`nn.Module`): prepared.
         folder (`str` or `Path`).
     """
     state_dict = accelerator.get_state_dict(model)
@@ -150,7 +151,11 @@ def export_model(accelerator: Accelerator, model: nn.Module, processor: Any, fol
         partial = folder / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state_dict)
+        own = accelerator.unwrap_model(model)
+        if has_prompt_tuning(own):
+            save_prompt_tuning(own, partial)
+        else:
+            own.save_pretrained(partial, state_dict=state_dict)
         processor.save_pretrained(partial)
         for path in sorted(partial.iterdir()):
             os.replace(path, folder / path.name)

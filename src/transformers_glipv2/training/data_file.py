@@ -16,6 +16,7 @@ Paths are relative to the file. YAML, of which JSON is a part.
 
 import difflib
 import importlib
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +27,20 @@ import yaml
 from transformers_glipv2.data.augment import Compose, CopyPaste, HorizontalFlip, PhotometricDistortion
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.mixture import MixtureDataset
-from transformers_glipv2.data.sampling import DetectionSampler, token_counter
+from transformers_glipv2.data.sampling import DetectionSampler, GroundedText, token_counter
 from transformers_glipv2.prompts import clean_label
 
 # Loaders by kind; the first argument of each is the path.
 LOADERS = {
     "coco": "transformers_glipv2.data.coco:load_coco",
+    "lvis": "transformers_glipv2.data.lvis:load_lvis",
+    "flickr30k": "transformers_glipv2.data.flickr30k:load_flickr30k",
+    "mixed_grounding": "transformers_glipv2.data.mixed_grounding:load_mixed_grounding",
+    "phrasecut": "transformers_glipv2.data.phrasecut:load_phrasecut",
+    "pseudo_boxes": "transformers_glipv2.data.pseudo_boxes:load_pseudo_boxes",
 }
+# What else is a path, relative to the data file.
+_PATHS = ("image_folder",)
 
 
 @dataclass
@@ -86,6 +94,8 @@ def load_sources(data: DataFile) -> tuple[list[Any], list[float]]:
     datasets, weights = [], []
     for source in data.sources:
         options = {name: value for name, value in source.items() if name not in ("kind", "path", "weight")}
+        for name in options.keys() & set(_PATHS):
+            options[name] = data.folder / options[name]
         datasets.append(_loader(source["kind"])(data.folder / source["path"], **options))
         weights.append(float(source.get("weight", 1.0)))
     return datasets, weights
@@ -111,16 +121,9 @@ def make_collator(data: DataFile, processor: Any, mixture: MixtureDataset, batch
     Returns:
         `GroundingCollator`.
     """
-    tokenizer = processor.tokenizer
-    sampler = DetectionSampler(
-        max_negatives=data.max_negatives,
-        max_tokens=processor.max_tokens - tokenizer.num_special_tokens_to_add(),
-        count_tokens=token_counter(tokenizer),
-        clean=clean_name,
-    )
     return GroundingCollator(
         processor,
-        sampler=sampler,
+        sampler=make_sampler(processor, max_negatives=data.max_negatives),
         augment=_augmentation(data, mixture),
         sizes=data.sizes,
         max_size=data.max_size,
@@ -129,6 +132,34 @@ def make_collator(data: DataFile, processor: Any, mixture: MixtureDataset, batch
         max_text_length=processor.max_tokens,
         seed=seed,
     )
+
+
+def make_sampler(processor: Any, **options: Any) -> DetectionSampler:
+    """A `DetectionSampler` of clean names that fit the processor's texts."""
+    return DetectionSampler(
+        max_tokens=processor.max_tokens - processor.tokenizer.num_special_tokens_to_add(),
+        count_tokens=token_counter(processor.tokenizer),
+        clean=clean_name,
+        **options,
+    )
+
+
+class SamplerBySource:
+    """
+    Sentences for fine-tuning: rows of the mixture's first source list all its classes in order, as the tuned model
+    will be asked; the others get sampled ones.
+
+    Args:
+        processor (`GLIPv2Processor`).
+        num_classes (`int`): of the first source.
+    """
+
+    def __init__(self, processor: Any, num_classes: int):
+        self.fixed = make_sampler(processor, max_negatives=num_classes, full_probability=1.0, shuffle=False)
+        self.sampled = make_sampler(processor)
+
+    def __call__(self, row: Mapping[str, Any], rng: random.Random) -> GroundedText:
+        return (self.fixed if row["source"] == 0 else self.sampled)(row, rng)
 
 
 def clean_name(name: str) -> str:

@@ -10,12 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from transformers_glipv2.boxes import inclusive_xyxy_to_coco
 from transformers_glipv2.data.coco import PictureFinder, find_annotation_file, used_categories
 from transformers_glipv2.data.dataset import open_picture
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detections import read_annotations
 from transformers_glipv2.prompts import LabelPrompt, split_labels
 from transformers_glipv2.training.batches import ignore_stop_signals
+from transformers_glipv2.training.data_file import DataFile, clean_name
 
 REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100")
 
@@ -62,7 +64,7 @@ class DetectionEvaluator:
         self.annotations = read_annotations(path)
         self.image_ids = [image["id"] for image in self.annotations["images"][:max_images]]
         categories = used_categories(self.annotations["categories"], self.annotations["annotations"])
-        self.category_ids, self.labels = list(categories), list(categories.values())
+        self.category_ids, self.labels = list(categories), [clean_name(name) for name in categories.values()]
         self.prompts = split_labels(self.labels, processor.tokenizer, processor.max_tokens)
         self.accelerator = accelerator
         self.processor = processor
@@ -98,8 +100,7 @@ class DetectionEvaluator:
         found: list[list[dict[str, Any]]] = [[] for _ in sizes]
         for prompt in self.prompts:
             for mine, result in zip(found, self._detect_prompt(model, batch, sizes, prompt), strict=True):
-                boxes = result["boxes"].float().cpu()
-                boxes[:, 2:] -= boxes[:, :2]
+                boxes = inclusive_xyxy_to_coco(result["boxes"].float().cpu())
                 for score, label, box in zip(
                     result["scores"].tolist(), result["labels"].tolist(), boxes.tolist(), strict=True
                 ):
@@ -111,7 +112,9 @@ class DetectionEvaluator:
         self, model: nn.Module, batch: dict[str, torch.Tensor], sizes: list[tuple[int, int]], prompt: LabelPrompt
     ) -> list[dict[str, Any]]:
         labels = [self.labels[index] for index in prompt.indices]
-        tokens = self.processor(text=[prompt.text] * len(sizes)).to(batch["pixel_values"].device)
+        tokens = self.processor.tokenizer(
+            [prompt.text] * len(sizes), return_tensors="pt", return_token_type_ids=False
+        ).to(batch["pixel_values"].device)
         outputs = model(**batch, **tokens)
         return self.processor.post_process_grounded_object_detection(
             outputs, text_labels=[labels] * len(sizes), target_sizes=sizes
@@ -128,6 +131,18 @@ class DetectionEvaluator:
             [(picture.height, picture.width) for picture in pictures],
             {name: batch[name] for name in ("pixel_values", "pixel_mask")},
         )
+
+
+def make_evaluator(
+    data: DataFile, accelerator: Accelerator, processor: Any, num_workers: int = 0
+) -> DetectionEvaluator | None:
+    """The evaluator that a data file asks for under `evaluation`; `None` where it asks for none."""
+    if data.evaluation is None:
+        return None
+    options = {name: value for name, value in data.evaluation.items() if name != "path"}
+    return DetectionEvaluator(
+        accelerator, processor, data.folder / data.evaluation["path"], num_workers=num_workers, **options
+    )
 
 
 class _Pictures(Dataset):

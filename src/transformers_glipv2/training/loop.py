@@ -25,7 +25,6 @@ from transformers_glipv2.training.averaging import WeightAverage
 from transformers_glipv2.training.checkpoints import (
     TrainingState,
     checkpoint_folder,
-    export_model,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -78,9 +77,9 @@ def train(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer,
-    processor: Any,
     make_loader: Callable[[int], DataLoader],
     plan: TrainingPlan,
+    export: Callable[[nn.Module, Path], None],
     average: WeightAverage | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     resume_from: str | Path | None = None,
@@ -88,18 +87,19 @@ def train(
     """
     Trains, logs, evaluates, saves, and stops in good order at SIGTERM.
 
-    `plan.output` gets the model and processor: the best evaluated weights, or without evaluation the last ones. With
-    evaluation the last ones are in `last/`. Averaged weights, where there are any, are the ones that are evaluated and
+    `export` writes the best evaluated weights to `plan.output`, or without evaluation the last ones. With evaluation
+    it writes the last ones to `last/`. Averaged weights, where there are any, are the ones that are evaluated and
     kept. `training_log.jsonl` gets a line for every `log_steps` steps (means over steps and processes) and for
     every evaluation.
 
     Args:
         accelerator (`Accelerator`), model (`nn.Module`), optimizer (`Optimizer`): prepared. The model gives `loss` and
             `loss_dict`; groups have "initial_lr" as `parameter_groups` gives it.
-        processor: saved beside the model.
         make_loader (`Callable[[int], DataLoader]`): from the step to start at to the micro-batches of this process, as
             `step_loader` gives them.
         plan (`TrainingPlan`): how the run goes.
+        export (`Callable[[nn.Module, Path], None]`): writes the prepared model to a folder, for example
+            `functools.partial(export_model, accelerator, processor)`; called by all processes.
         average (`WeightAverage`, *optional*): updated after each step.
         evaluate (`Callable[[nn.Module], dict[str, float]]`, *optional*): from the prepared model, in eval mode and
             without gradients, to metrics; called by all processes and must give all of them the same.
@@ -143,7 +143,7 @@ def train(
                 bar.set_postfix(log.flush(state, optimizer))
             bar.update()
             if evaluate is not None and not state.stopped and (last or state.step % every == 0):
-                _evaluate_and_keep(accelerator, model, processor, plan, average, evaluate, state, log)
+                _evaluate_and_keep(accelerator, model, plan, export, average, evaluate, state, log)
                 state.seconds = time.monotonic() - started
             if saving or state.stopped:
                 save_checkpoint(accelerator, plan.output, state, average, plan.keep_checkpoints)
@@ -151,7 +151,7 @@ def train(
     if state.stopped != "signal":
         folder = plan.output / "last" if state.best_step is not None else plan.output
         with _averaged(accelerator, model, average):
-            export_model(accelerator, model, processor, folder)
+            export(model, folder)
     else:
         logger.warning(
             f"stopped by a signal after step {state.step} of {plan.num_steps}; go on with `--resume_from_checkpoint "
@@ -286,8 +286,8 @@ class StopSignal:
 def _evaluate_and_keep(
     accelerator: Accelerator,
     model: nn.Module,
-    processor: Any,
     plan: TrainingPlan,
+    export: Callable[[nn.Module, Path], None],
     average: WeightAverage | None,
     evaluate: Callable[[nn.Module], dict[str, float]],
     state: TrainingState,
@@ -303,7 +303,7 @@ def _evaluate_and_keep(
         log.write({"step": state.step, **{f"eval_{name}": value for name, value in metrics.items()}})
         if state.best_metrics is None or metrics[plan.metric] > state.best_metrics[plan.metric]:
             state.best_step, state.best_metrics, state.evaluations_without_gain = state.step, metrics, 0
-            export_model(accelerator, model, processor, plan.output)
+            export(model, plan.output)
         else:
             state.evaluations_without_gain += 1
     if plan.patience and state.evaluations_without_gain >= plan.patience and state.step < plan.num_steps:
