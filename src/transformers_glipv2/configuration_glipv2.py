@@ -213,6 +213,9 @@ class GLIPv2Config(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
+        # The installed package registers its pipelines; this key would demand `trust_remote_code` all the same.
+        if not type(self).__module__.startswith("transformers_modules."):
+            kwargs.pop("custom_pipelines", None)
         fields = set(type(self).__dataclass_fields__)
         for name in kwargs:
             nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
