@@ -85,7 +85,11 @@ def sampled_deform_conv2d(
         pixels = F.pad(feature_map.permute(0, 2, 3, 1).to(dtype), (0, 0, 2, 2, 2, 2)).flatten(0, 2)
         rows, row_weights = bilinear_rows(offsets.to(dtype), modulation.to(dtype), height, width, stride)
         matrix = weight.to(dtype).permute(0, 2, 3, 1).flatten(1)
-        output = SampledConvolution.apply(pixels, rows, row_weights, matrix, bias.to(dtype))
+        if torch.compiler.is_compiling():
+            # Chunks would be unrolled into hundreds of nodes.
+            output = F.linear(sum_rows(pixels, rows, row_weights), matrix, bias.to(dtype))
+        else:
+            output = SampledConvolution.apply(pixels, rows, row_weights, matrix, bias.to(dtype))
     output = output.unflatten(0, (batch, out_height, out_width)).permute(0, 3, 1, 2)
     return output.to(feature_map.dtype)
 
@@ -234,7 +238,9 @@ class GLIPv2DynamicReLU(nn.Module):
         """`(batch, channels, height, width)` to the same."""
         hidden = self.expand(F.relu(self.reduce(feature_map.mean((2, 3)))))
         slope_1, bias_1, slope_2, bias_2 = (h_sigmoid(hidden) - 0.5)[:, :, None, None].chunk(4, dim=1)
-        return torch.maximum(feature_map * (2 * slope_1 + 1) + bias_1, feature_map * (2 * slope_2) + bias_2)
+        return torch.maximum(
+            torch.addcmul(bias_1, feature_map, 2 * slope_1 + 1), torch.addcmul(bias_2, feature_map, 2 * slope_2)
+        )
 
 
 class GLIPv2DyConv(nn.Module):
@@ -280,10 +286,9 @@ class GLIPv2DyConv(nn.Module):
             branch_offsets, branch_modulation = self._fit(offsets, modulation, height, width)
             branch = self.branches[name](neighbour, branch_offsets, branch_modulation, stride)
             branch = resize(branch, *current.shape[-2:])
-            strength = h_sigmoid(F.relu(self.branch_attention(branch.mean((2, 3), keepdim=True))))
-            branch = branch * strength
-            mixed = branch if mixed is None else mixed + branch
-        return self.activation(mixed / len(neighbours))
+            strength = h_sigmoid(F.relu(self.branch_attention(branch.mean((2, 3), keepdim=True)))) / len(neighbours)
+            mixed = branch * strength if mixed is None else torch.addcmul(mixed, branch, strength)
+        return self.activation(mixed)
 
     def _fit(
         self, offsets: torch.Tensor, modulation: torch.Tensor, height: int, width: int
