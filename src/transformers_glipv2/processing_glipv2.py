@@ -437,7 +437,7 @@ class GLIPv2Processor(ProcessorMixin):
         inputs: BatchFeature, sentences: list[str], label_spans: list[list[Span]] | None, max_length: int
     ) -> None:
         for index, mask in enumerate(inputs["attention_mask"]):
-            length = int(sum(mask))
+            length = int(torch.as_tensor(mask).sum())
             if length <= max_length:
                 continue
             if label_spans is None:
