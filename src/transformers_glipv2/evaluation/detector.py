@@ -1,0 +1,208 @@
+"""Detection as benchmarks need it: a vocabulary or a published prompt, with masks, at several scales and mirrored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from transformers_glipv2.boxes import batched_nms_inclusive
+from transformers_glipv2.detections import cut_at, merge_detections
+from transformers_glipv2.inference import EncodedPrompt, features_of_picture, max_prompt_tokens, pad_prompts
+from transformers_glipv2.post_processing import picture_detections
+from transformers_glipv2.prompts import spans_to_tokens
+from transformers_glipv2.segmentation_post_processing import instance_masks, predict_mask_logits
+
+# Boxes of the same label that overlap a kept one by so much have a say in its place.
+VOTE_THRESHOLD = 0.66
+
+
+def encode_sentence(
+    text: str, spans: Sequence[Sequence[int]], indices: Sequence[int], model: Any, tokenizer: Any
+) -> EncodedPrompt:
+    """
+    A prompt with words around its labels, which the labels' scores do not read.
+
+    Args:
+        text (`str`): the whole prompt.
+        spans (`Sequence[Sequence[int]]`): characters [start, end) of each label in it.
+        indices (`Sequence[int]`): each label's place in the vocabulary.
+        model, tokenizer: for their limits.
+
+    Raises:
+        ValueError: when the text is too long or a span has no token.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True, truncation=False, padding=False)
+    limit = max_prompt_tokens(model, tokenizer)
+    if len(encoded["input_ids"]) > limit:
+        raise ValueError(f"the prompt has {len(encoded['input_ids'])} tokens, the model takes {limit}: {text[:80]!r}.")
+    tokens = spans_to_tokens([[span] for span in spans], encoded["offset_mapping"])
+    empty = next((span for span, own in zip(spans, tokens, strict=True) if not own), None)
+    if empty is not None:
+        raise ValueError(f"the label {text[slice(*empty)]!r} of the prompt {text[:80]!r} has no token.")
+    label_map = torch.zeros(len(tokens), len(encoded["input_ids"]), dtype=torch.bool)
+    for row, own in zip(label_map, tokens, strict=True):
+        row[own] = True
+    return EncodedPrompt(encoded["input_ids"], label_map, list(indices))
+
+
+@dataclass
+class Detector:
+    """
+    Finds the labels of encoded prompts in batches of pictures.
+
+    Args:
+        model: `GLIPv2ForObjectDetection`, or for masks `GLIPv2ForInstanceSegmentation`, in evaluation mode.
+        processor: `GLIPv2Processor`.
+        prompts (`Sequence[EncodedPrompt]`): of `inference.encode_labels` or `encode_sentence`.
+        threshold, nms_threshold: as of `detect_labels`.
+        max_detections (`int`, *optional*, defaults to 100): boxes of a picture; `None` keeps all of all prompts.
+        max_detections_per_prompt (`int`, *optional*): boxes of one prompt; as `max_detections` by default, 300 where
+            that is `None`.
+        masks (`bool`, *optional*, defaults to `False`): also a mask for each box.
+    """
+
+    model: Any
+    processor: Any
+    prompts: Sequence[EncodedPrompt]
+    threshold: float = 0.05
+    nms_threshold: float = 0.6
+    max_detections: int | None = 100
+    max_detections_per_prompt: int | None = None
+    masks: bool = False
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image], size: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+        """
+        Args:
+            pictures (`Sequence[Image.Image]`): RGB.
+            size (`Mapping`, *optional*): {"shortest_edge", "longest_edge"} in px, instead of the processor's.
+
+        Returns:
+            `list[dict]`: for each picture "scores" `(n,)` in falling order, "labels" `(n,)` (indices of the
+            vocabulary), "boxes" `(n, 4)` inclusive xyxy in pixels of the picture, all on the CPU, and "masks", n COCO
+            RLEs, where asked for.
+        """
+        options = {} if size is None else {"size": dict(size)}
+        inputs = self.processor.image_processor(list(pictures), return_tensors="pt", **options)
+        inputs = {name: inputs[name].to(self.model.device) for name in ("pixel_values", "pixel_mask")}
+        features = self.model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
+        limit = self.max_detections_per_prompt or self.max_detections or 300
+        results = []
+        for index, picture in enumerate(pictures):
+            own = features_of_picture(features, index)
+            found = [self._detect(own, prompt, (picture.height, picture.width), limit) for prompt in self.prompts]
+            total = self.max_detections or max(1, sum(len(result["scores"]) for result in found))
+            results.append(merge_detections(found, [prompt.indices for prompt in self.prompts], total))
+        return results
+
+    def _detect(self, features: Any, prompt: EncodedPrompt, size: tuple[int, int], limit: int) -> dict[str, Any]:
+        text = pad_prompts([prompt], self.processor.tokenizer.pad_token_id, self.model.device)
+        outputs = self.model(image_features=features, **text)
+        found = picture_detections(outputs, 0, prompt.label_map, size, self.threshold, self.nms_threshold, limit)
+        result = {name: value.cpu() for name, value in found.items()}
+        if self.masks:
+            words = prompt.label_map.to(found["labels"].device)[found["labels"]]
+            logits, _ = predict_mask_logits(outputs, [found["boxes"]], [words], [size], self.model)
+            result["masks"] = instance_masks(logits[0], found["boxes"], size, return_rle=True)
+        return result
+
+
+def detect_augmented(
+    detector: Detector, pictures: Sequence[Image.Image], sizes: Sequence[Mapping[str, int]], flip: bool = True
+) -> list[dict[str, Any]]:
+    """
+    Detection at several scales, mirrored and not, with merged boxes.
+
+    Args:
+        detector (`Detector`): without masks.
+        pictures (`Sequence[Image.Image]`): RGB.
+        sizes (`Sequence[Mapping]`): {"shortest_edge", "longest_edge"} in px, one a scale.
+        flip (`bool`, *optional*, defaults to `True`): also mirrored.
+
+    Returns:
+        `list[dict]`: as of `Detector`.
+
+    Raises:
+        ValueError: for no sizes, or a detector with masks.
+    """
+    if not sizes or detector.masks:
+        raise ValueError("test-time augmentation needs at least one size, and merges boxes only: switch off masks.")
+    found: list[list[dict[str, Tensor]]] = [[] for _ in pictures]
+    mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures] if flip else []
+    for size in sizes:
+        for mine, result in zip(found, detector(pictures, size), strict=True):
+            mine.append(result)
+        for mine, picture, result in zip(found, mirrored, detector(mirrored, size) if flip else (), strict=bool(flip)):
+            mine.append({**result, "boxes": mirror_boxes(result["boxes"], picture.width)})
+    return [vote_boxes(results, detector.nms_threshold, detector.max_detections) for results in found]
+
+
+def mirror_boxes(boxes_xyxy: Tensor, width: int) -> Tensor:
+    """Boxes `(n, 4)` of a mirrored picture of that width in the picture itself; inclusive corners in pixels."""
+    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
+    return torch.stack((width - 1 - x2, y1, width - 1 - x1, y2), dim=-1)
+
+
+def vote_boxes(
+    results: Sequence[Mapping[str, Tensor]],
+    nms_threshold: float = 0.6,
+    max_detections: int | None = 100,
+    vote_threshold: float = VOTE_THRESHOLD,
+) -> dict[str, Tensor]:
+    """
+    Several results for one picture as one: suppression, then each box that stays moves to the mean, weighted by score,
+    of all boxes of its label that overlap it (Gidaris and Komodakis, ICCV 2015).
+
+    Args:
+        results (`Sequence[Mapping]`): "scores" `(n,)`, "labels" `(n,)`, "boxes" `(n, 4)` xyxy in pixels.
+        nms_threshold (`float`, *optional*, defaults to 0.6): IoU above which a box of the same label goes.
+        max_detections (`int`, *optional*, defaults to 100): boxes at most, ties at the cut all stay; `None`: all.
+        vote_threshold (`float`, *optional*, defaults to 0.66): IoU from which a box has a say.
+
+    Returns:
+        `dict`: as the results, in falling order of score; scores are those of the boxes that stay.
+    """
+    scores, labels, boxes = (torch.cat([result[name] for result in results]) for name in ("scores", "labels", "boxes"))
+    kept = batched_nms_inclusive(boxes, scores, labels, nms_threshold)
+    if max_detections is not None:
+        kept = kept[cut_at(scores[kept], max_detections)]
+    # Of inclusive corners: a box from pixel 3 to pixel 3 is one pixel wide.
+    open_boxes = boxes.double() + boxes.new_tensor((0, 0, 1, 1))
+    weights = (box_iou(open_boxes[kept], open_boxes) >= vote_threshold) & (labels[kept][:, None] == labels[None])
+    weights = weights * scores.double()
+    moved = (weights @ boxes.double() / weights.sum(1, keepdim=True).clamp(min=1e-12)).to(boxes.dtype)
+    return {"scores": scores[kept], "labels": labels[kept], "boxes": moved}
+
+
+def coco_entries(image_id: int, result: Mapping[str, Any], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """
+    A result as entries of a COCO result file.
+
+    Args:
+        image_id (`int`): of the picture.
+        result (`Mapping`): as of `Detector`.
+        category_ids (`Sequence[int]`): of each label of the vocabulary.
+
+    Returns:
+        `list[dict]`: image_id, category_id, score, bbox (x, y, width, height in pixels) and, where there are masks,
+        segmentation.
+    """
+    entries = []
+    for index, (score, label, (x1, y1, x2, y2)) in enumerate(
+        zip(result["scores"].tolist(), result["labels"].tolist(), result["boxes"].tolist(), strict=True)
+    ):
+        entry = {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            # Corners are inclusive; decoded boxes can be narrower than nothing.
+            "bbox": [x1, y1, max(x2 - x1 + 1, 0.0), max(y2 - y1 + 1, 0.0)],
+            "score": score,
+        }
+        if "masks" in result:
+            entry["segmentation"] = result["masks"][index]
+        entries.append(entry)
+    return entries

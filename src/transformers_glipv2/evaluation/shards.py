@@ -1,0 +1,209 @@
+"""
+Predictions in json files that are written as they come, by any number of processes, so that a killed run goes on.
+
+Pictures are divided into blocks of neighbours; a block is predicted by one process and written as one file, under its
+final name only when it is whole. What remains to be done is therefore the blocks without a file, and predictions come
+back in the order of the pictures whoever made them.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+SETTINGS_FILE = "settings.json"
+
+
+class PredictionShards:
+    """
+    A folder of prediction files.
+
+    Args:
+        folder (`str` or `Path`): made where it is missing.
+        keys (`Sequence`): ids of all pictures (or sentences, questions), in order; each once, int or str.
+        settings (`Mapping`): whatever predictions depend on (model, prompts, thresholds); plain json values.
+        size (`int`, *optional*, defaults to 32): pictures of a file. A kill loses at most so many a process.
+
+    Raises:
+        ValueError: when ids repeat, or the folder holds predictions of other settings.
+    """
+
+    def __init__(self, folder: str | Path, keys: Sequence[int | str], settings: Mapping[str, Any], size: int = 32):
+        if size < 1:
+            raise ValueError(f"`size` is {size}; a file holds at least one picture.")
+        self.folder = Path(folder)
+        self.keys = list(keys)
+        if len(set(self.keys)) != len(self.keys):
+            raise ValueError(f"`keys` has {len(self.keys)} entries but {len(set(self.keys))} ids; give each once.")
+        self.blocks = [(start, min(start + size, len(self.keys))) for start in range(0, len(self.keys), size)]
+        self.settings = json.loads(json.dumps({**settings, "pictures_per_file": size}, sort_keys=True))
+        self._check_settings()
+
+    def remaining(self) -> list[tuple[int, int]]:
+        """Blocks [start, stop) of positions in `keys` that have no file yet."""
+        return [block for block in self.blocks if not self.path(block).is_file()]
+
+    def path(self, block: tuple[int, int]) -> Path:
+        """Where a block's predictions are."""
+        return self.folder / f"predictions-{block[0]:08d}-{block[1]:08d}.json"
+
+    def write(self, block: tuple[int, int], entries: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Write a whole block.
+
+        Args:
+            block (`tuple[int, int]`): of `blocks`.
+            entries (`Sequence[Mapping]`): one a picture, in order: "id", "predictions" (entries of the benchmark's own
+                format) and, for a picture that failed, "error".
+
+        Raises:
+            ValueError: when the entries are not those of the block.
+        """
+        ids = [entry["id"] for entry in entries]
+        if ids != self.keys[slice(*block)]:
+            raise ValueError(f"block {block} holds the ids {self.keys[slice(*block)]}, got {ids}.")
+        write_json(self.path(block), list(entries))
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """
+        All entries in the order of `keys`, one file in memory at a time.
+
+        Raises:
+            FileNotFoundError: when a block is missing.
+        """
+        for block in self.blocks:
+            with open(self.path(block), encoding="utf-8") as file:
+                entries = json.load(file)
+            if [entry["id"] for entry in entries] != self.keys[slice(*block)]:
+                raise ValueError(f"{self.path(block)} holds other pictures than expected; use another folder.")
+            yield from entries
+
+    def predictions(self) -> Iterator[dict[str, Any]]:
+        """The benchmark's entries of all pictures, in order."""
+        for entry in self.entries():
+            yield from entry["predictions"]
+
+    def failures(self) -> dict[Any, str]:
+        """Id -> what went wrong, of pictures that could not be read."""
+        return {entry["id"]: entry["error"] for entry in self.entries() if entry.get("error")}
+
+    def _check_settings(self) -> None:
+        path = self.folder / SETTINGS_FILE
+        if not path.is_file():
+            write_json(path, self.settings)
+            return
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        names = sorted(
+            name for name in {*found, *self.settings} if found.get(name, ...) != self.settings.get(name, ...)
+        )
+        if names:
+            was, now = ({name: values.get(name) for name in names} for values in (found, self.settings))
+            raise ValueError(
+                f"{self.folder} holds predictions made with {was}, not {now}; choose another output folder, or remove "
+                "this one to start again."
+            )
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a json file so that it is there as a whole or not at all; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes of several machines may share the folder.
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(temporary, path)
+
+
+def write_json_list(path: str | Path, entries: Iterator[Any]) -> int:
+    """Write a json list entry by entry, as a whole or not at all; returns how many there are."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write("[")
+        for count, entry in enumerate(entries, start=1):  # noqa: B007 (the last count is returned)
+            file.write((",\n" if count > 1 else "\n") + json.dumps(entry))
+        file.write("\n]\n")
+    os.replace(temporary, path)
+    return count
+
+
+def evaluation_accelerator(mixed_precision: str | None = None) -> Accelerator:
+    """An `Accelerator` whose processes may wait a day for each other: they need not end at the same time."""
+    return Accelerator(
+        mixed_precision=mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))]
+    )
+
+
+def predict_in_shards(
+    shards: PredictionShards,
+    load: Callable[[int], Any],
+    predict: Callable[[list[Any]], list[list[dict[str, Any]]]],
+    accelerator: Accelerator,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    description: str = "predicting",
+) -> None:
+    """
+    Predict every picture that has no prediction yet, over all processes; returns on all when all are done.
+
+    Batches are neighbours within a block, so they are the same whatever the number of processes and however often the
+    run was killed, and so are the predictions.
+
+    Args:
+        shards (`PredictionShards`): where predictions go.
+        load (`Callable[[int], Any]`): the picture at a position of `shards.keys`, in whatever form `predict` takes. A
+            picture that cannot be read raises `OSError` or `ValueError`; it is listed as failed, without predictions.
+        predict (`Callable[[list], list[list[dict]]]`): loaded pictures to the benchmark's entries of each.
+        accelerator (`Accelerator`): shares out the blocks.
+        batch_size (`int`, *optional*, defaults to 1): pictures of one call of `predict`.
+        num_workers (`int`, *optional*, defaults to 0): processes that load pictures.
+        description (`str`, *optional*): for the progress bar, which shows the main process's part.
+    """
+    # All look before any writes, so that all divide the same list.
+    remaining = shards.remaining()
+    accelerator.wait_for_everyone()
+    mine = remaining[accelerator.process_index :: accelerator.num_processes]
+    batches = [
+        list(range(first, min(first + batch_size, stop)))
+        for start, stop in mine
+        for first in range(start, stop, batch_size)
+    ]
+    loader = DataLoader(_Loaded(load), batch_sampler=batches, collate_fn=list, num_workers=num_workers)
+    blocks = iter(mine)
+    block, entries = next(blocks, None), []
+    total = sum(stop - start for start, stop in mine)
+    with tqdm(total=total, desc=description, unit=" pictures", disable=not accelerator.is_main_process) as bar:
+        for batch in loader:
+            good = [item for _, item, error in batch if error is None]
+            predicted = iter(predict(good) if good else [])
+            for position, _, error in batch:
+                entry = {"id": shards.keys[position], "predictions": [] if error else next(predicted)}
+                entries.append({**entry, "error": error} if error else entry)
+            bar.update(len(batch))
+            if batch[-1][0] == block[1] - 1:
+                shards.write(block, entries)
+                block, entries = next(blocks, None), []
+    accelerator.wait_for_everyone()
+
+
+class _Loaded(Dataset):
+    """Position -> (position, picture, error message or `None`)."""
+
+    def __init__(self, load: Callable[[int], Any]):
+        self.load = load
+
+    def __getitem__(self, position: int) -> tuple[int, Any, str | None]:
+        try:
+            return position, self.load(position), None
+        except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for some broken files
+            return position, None, f"{type(error).__name__}: {error}"
