@@ -356,7 +356,7 @@ class GLIPv2Processor(ProcessorMixin):
         boxes, positive_maps = [], []
         for index, (sentence, found) in enumerate(zip(sentences, results, strict=True)):
             named = self._phrase_map(outputs, index, sentence, [phrase["span"] for phrase in found])
-            counts = torch.tensor([len(phrase["boxes"]) for phrase in found], device=named.device)
+            counts = torch.tensor([len(phrase["boxes"]) for phrase in found], dtype=torch.long, device=named.device)
             positive_maps.append(named.repeat_interleave(counts, dim=0))
             boxes.append(torch.cat([outputs.pred_boxes.new_zeros(0, 4), *(phrase["boxes"] for phrase in found)]))
         logits, sizes = predict_mask_logits(outputs, boxes, positive_maps, target_sizes, model)
