@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+from transformers import set_seed
 
 from tests.data.stub_processor import tiny_tokenizer
 from tests.tiny import tiny_config
@@ -18,9 +19,10 @@ def tiny_processor() -> GLIPv2Processor:
     return GLIPv2Processor(image_processor, tiny_tokenizer())
 
 
-def tiny_checkpoint(folder: Path) -> Path:
-    """A `GLIPv2ForPreTraining` of random weights and its processor."""
-    GLIPv2ForPreTraining(tiny_config()).save_pretrained(folder)
+def tiny_checkpoint(folder: Path, **overrides) -> Path:
+    """A `GLIPv2ForPreTraining` of random weights (the same each time) and its processor."""
+    set_seed(0)
+    GLIPv2ForPreTraining(tiny_config(**overrides)).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
 
@@ -58,3 +60,8 @@ def drawn_coco(folder: Path, **pictures_per_split: int) -> Path:
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / f"{split}.json").write_text(json.dumps(content))
     return folder
+
+
+def read_log(output: Path) -> list[dict]:
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]

@@ -1,0 +1,175 @@
+"""examples/pretrain.py on drawn pictures: goes on exactly, stops in good order, does the same on two processes."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
+from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
+from transformers_glipv2.training import loop
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+LOSSES = ("loss", "loss_box", "loss_centerness", "loss_intra", "loss_inter", "loss_mlm")
+
+
+def load_example(name: str):
+    """The module of an example script."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pretrain = load_example("pretrain")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its settings for the life of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny checkpoint with dropout, drawn pictures and a data file."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    tiny_checkpoint(folder / "model", fusion_dropout=0.1)
+    tiny_checkpoint(folder / "no_dropout")
+    drawn_coco(folder / "coco", train=8, val=2)
+    lines = ["sources:", "  - {kind: coco, path: coco, split: train}", "augment: {flip: 0.5, photometric: 0.5}"]
+    lines += ["sizes: [64, 80]", "max_size: 96", "mlm_probability: 0.5"]
+    (folder / "data.yaml").write_text("\n".join(lines))
+    (folder / "data_eval.yaml").write_text("\n".join([*lines, "evaluation: {path: coco, split: val}"]))
+    return folder
+
+
+def arguments(folder: Path, output: str, *more: str, model: str = "model", data: str = "data.yaml") -> list[str]:
+    """Four steps of four pictures, a checkpoint and a line of the log at each."""
+    given = ["--model", folder / model, "--data", folder / data, "--output", folder / output, "--num_steps", "4"]
+    given += ["--batch_size", "4", "--save_steps", "1", "--warmup_steps", "1", "--learning_rate", "1e-3", *more]
+    return [str(value) for value in given]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder) -> list[dict]:
+    state = pretrain.main(arguments(folder, "uninterrupted"))
+    assert (state.step, state.stopped) == (4, "")
+    return read_log(folder / "uninterrupted")
+
+
+def test_logs_every_loss_and_leaves_a_model(folder, uninterrupted):
+    assert [line["step"] for line in uninterrupted] == [1, 2, 3, 4]
+    for line in uninterrupted:
+        assert all(name in line for name in (*LOSSES, "grad_norm", "lr_base", "lr_text", "seconds"))
+        assert line["loss"] == pytest.approx(sum(line[name] for name in LOSSES[1:]), rel=1e-5)
+        assert line["lr_text"] == pytest.approx(0.1 * line["lr_base"])
+    output = folder / "uninterrupted"
+    model = GLIPv2ForPreTraining.from_pretrained(output)
+    GLIPv2Processor.from_pretrained(output)
+    assert json.loads((output / "training_args.json").read_text())["num_steps"] == 4
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-0000003", "step-0000004"]
+    # What is left is the average of the weights, not the last ones.
+    average = load_file(output / "checkpoints" / "step-0000004" / "weight_average.safetensors")
+    last = load_file(output / "checkpoints" / "step-0000004" / "model.safetensors")
+    name = "detection_head.box_predictor.weight"
+    assert torch.equal(model.state_dict()[name], average[name])
+    assert not torch.equal(average[name], last[name])
+
+
+def test_a_signal_finishes_the_step_and_the_run_goes_on_exactly(folder, uninterrupted, monkeypatch):
+    step = loop.training_step
+
+    def step_with_signal(*args):
+        if args[-1] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", step_with_signal)
+        state = pretrain.main(arguments(folder, "cut", "--resume_from_checkpoint", "latest"))
+    assert (state.step, state.stopped) == (2, "signal")
+    assert not (folder / "cut" / "model.safetensors").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    state = pretrain.main(arguments(folder, "cut", "--resume_from_checkpoint", "latest", "--num_workers", "1"))
+    assert (state.step, state.stopped) == (4, "")
+    for line, other in zip(read_log(folder / "cut"), uninterrupted, strict=True):
+        assert {name: line[name] for name in LOSSES} == {name: other[name] for name in LOSSES}
+    resumed, whole = (load_file(folder / name / "model.safetensors") for name in ("cut", "uninterrupted"))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_resuming_from_an_earlier_checkpoint_drops_later_lines(folder, uninterrupted):
+    output = folder / "uninterrupted"
+    checkpoint = output / "checkpoints" / "step-0000003"
+    pretrain.main(arguments(folder, "uninterrupted", "--resume_from_checkpoint", str(checkpoint)))
+    lines = read_log(output)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["loss"] == uninterrupted[-1]["loss"]
+
+
+def test_two_processes_give_the_losses_of_one(folder):
+    pretrain.main(arguments(folder, "one", model="no_dropout", data="data_eval.yaml"))
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
+    command += [str(EXAMPLES / "pretrain.py"), *arguments(folder, "two", model="no_dropout", data="data_eval.yaml")]
+    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = read_log(folder / "one"), read_log(folder / "two")
+    assert len(one) == len(two) == 8
+    for line, other in zip(one, two, strict=True):
+        assert line.keys() - {"seconds_per_step"} == other.keys() - {"seconds_per_step"}
+        for name in line.keys() - {"seconds", "seconds_per_step", "grad_norm"}:
+            assert line[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), (line["step"], name)
+
+
+def test_checkpointing_changes_no_loss_and_frozen_parts_stay(folder):
+    pretrain.main(arguments(folder, "plain", "--num_steps", "2", "--ema_decay", "0", model="no_dropout"))
+    more = ("--num_steps", "2", "--ema_decay", "0", "--gradient_checkpointing")
+    more += ("--freeze", "text-encoder", "lower-backbone", "--trackers", "tensorboard")
+    pretrain.main(arguments(folder, "saving", *more, model="no_dropout"))
+    plain, saving = read_log(folder / "plain")[0], read_log(folder / "saving")[0]
+    assert saving["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+    assert "lr_text" not in saving
+    assert list((folder / "saving" / "tracking").rglob("events.out.*"))
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("no_dropout", "saving"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any("text_encoder" in name or "layers.0.blocks" in name or ".embeddings." in name for name in changed)
+    assert {"model.neck.p6.weight", "mlm_head.dense.weight", "contrastive_head.log_scale"} <= changed
+
+
+def test_ends_without_gains_and_keeps_best_and_last(folder):
+    state = pretrain.main(arguments(folder, "stopped", "--patience", "1", data="data_eval.yaml"))
+    # Nothing is found so early, so the second evaluation is no better than the first.
+    assert (state.step, state.stopped, state.best_step) == (2, "no gain", 1)
+    lines = read_log(folder / "stopped")
+    assert [("loss" in line, "eval_AP" in line) for line in lines] == [(True, False), (False, True)] * 2
+    best, last = (load_file(folder / "stopped" / name / "model.safetensors") for name in (".", "last"))
+    assert not torch.equal(best["detection_head.bias"], last["detection_head.bias"])
+
+
+def test_accumulates_in_half_precision(folder):
+    more = ("--num_steps", "2", "--gradient_accumulation_steps", "2", "--mixed_precision", "bf16")
+    pretrain.main(arguments(folder, "half", *more, model="no_dropout"))
+    AcceleratorState._reset_state(True)
+    pretrain.main(arguments(folder, "whole", "--num_steps", "2", model="no_dropout"))
+    half, whole = read_log(folder / "half")[0], read_log(folder / "whole")[0]
+    # The contrast is over two pictures instead of four.
+    assert half["loss_inter"] < whole["loss_inter"]
+    assert half["loss_intra"] == pytest.approx(whole["loss_intra"], rel=0.3)
+    assert half["loss_intra"] != whole["loss_intra"]
+
+
+def test_refuses_a_batch_that_cannot_be_dealt(folder):
+    with pytest.raises(ValueError, match="must be a multiple of 1 processes x 3"):
+        pretrain.main(arguments(folder, "odd", "--gradient_accumulation_steps", "3"))
