@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers_glipv2.prompts import LABEL_SEPARATOR, clean_label
+
 ANNOTATIONS = "annotations_without_background.json"
 
 
@@ -43,23 +45,29 @@ class ODinWSet:
             return folder / f"{split}_{ANNOTATIONS}"
         return folder / ("valid" if split == "val" else split) / ANNOTATIONS
 
-    def prompt_text(self, separator: str = ". ") -> tuple[str, list[tuple[int, int]], list[int]]:
-        """
-        The prompt with the published words.
+    @property
+    def category_ids(self) -> list[int]:
+        """Of the classes that are asked for."""
+        return [index for index, name in enumerate(self.classes, start=1) if name is not None]
 
-        Returns:
-            The text, the characters [start, end) of each class that is asked for, and that class's category id.
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes that are asked for, as they are written in a plain prompt."""
+        return [clean_label(name) for name in self.classes if name is not None]
+
+    def sentence(self) -> tuple[str, list[tuple[int, int]]] | None:
         """
-        parts = self.prompt or [("", name, "") for name in self.classes]
-        text, spans, category_ids = "", [], []
-        for category_id, (before, name, after) in enumerate(parts, start=1):
-            if name is None:
-                continue
-            text += (separator if spans else "") + before
+        The published prompt: its text and the characters [start, end) of each class; `None` where the published prompt
+        is the plain list of names.
+        """
+        if self.prompt is None:
+            return None
+        text, spans = "", []
+        for before, name, after in self.prompt:
+            text += (LABEL_SEPARATOR if spans else "") + before
             spans.append((len(text), len(text) + len(name)))
-            category_ids.append(category_id)
             text += name + after
-        return text, spans, category_ids
+        return text, spans
 
 
 def _names(text: str) -> tuple[str, ...]:

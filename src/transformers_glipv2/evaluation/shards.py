@@ -6,6 +6,7 @@ final name only when it is whole. What remains to be done is therefore the block
 back in the order of the pictures whoever made them.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,11 +131,23 @@ def write_json_list(path: str | Path, entries: Iterator[Any]) -> int:
     count = 0
     with open(temporary, "w", encoding="utf-8") as file:
         file.write("[")
-        for count, entry in enumerate(entries, start=1):  # noqa: B007 (the last count is returned)
+        for count, entry in enumerate(entries, start=1):
             file.write((",\n" if count > 1 else "\n") + json.dumps(entry))
         file.write("\n]\n")
     os.replace(temporary, path)
     return count
+
+
+def weights_id(model: str | Path) -> str:
+    """
+    What tells one set of weights from another, for `settings`: a digest of a local folder's weights; a Hub id is its
+    own name.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(model).glob("*.safetensors")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16] if Path(model).is_dir() else str(model)
 
 
 def evaluation_accelerator(mixed_precision: str | None = None) -> Accelerator:
