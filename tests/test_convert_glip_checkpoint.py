@@ -20,6 +20,7 @@ from transformers_glipv2.convert_glip_checkpoint import (
     read_checkpoint,
 )
 from transformers_glipv2.glip_original_names import translate
+from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
 RELEASED = {
     # name: fusion blocks, parameters in millions, Swin's depths, window, heads of its first stage
@@ -106,6 +107,20 @@ def test_hourglass_mask_head(reference_dir, original):
         {**original, **mask_head}, text_config={"num_attention_heads": 4, "max_position_embeddings": 512}
     )
     assert (config.mask_extractor, config.mask_num_convs) == ("hourglass", 2)
+
+
+def test_masks_are_whole_or_refused(reference_dir, text_config):
+    original = load_file(reference_dir / "mask_state.safetensors")
+    config = config_from_state_dict(original, text_config=text_config)
+    state = convert_state_dict(original)
+    assert isinstance(check_fit(state, config), GLIPv2ForInstanceSegmentation)
+    del state["mask_head.upsample.bias"]
+    with pytest.raises(ValueError, match=r"mask_head\.upsample\.bias .* is missing"):
+        check_fit(state, config)
+    # Normalised convolutions, which the released extractor can also have.
+    original["module.roi_heads.mask.feature_extractor.mask_fcn2.1.weight"] = torch.ones(64)
+    with pytest.raises(ValueError, match=r"mask_head\.extractor\.1\.1\.weight \(64,\) has no place"):
+        check_fit(convert_state_dict(original), config)
 
 
 def test_logits_equal_the_originals(reference_dir, original, original_config, text_config, spec):
@@ -367,6 +382,37 @@ def test_command_line_round_trip(reference_dir, original, original_config, text_
     torch.testing.assert_close(output.logits, expected[:, :, :tokens], atol=1e-4, rtol=0)
     saved = load_file(tmp_path / "converted" / "model.safetensors")
     assert torch.equal(saved["mlm_head.decoder.weight"], original["module.rpn.head.mlm_head.decoder.weight"])
+
+
+def test_masks_round_trip(reference_dir, text_config, tmp_path):
+    """One folder, loaded whole by the segmentation class and in part by the detection class."""
+    (tmp_path / "bert.json").write_text(json.dumps(text_config))
+    (tmp_path / "vocab.txt").write_text((reference_dir / "vocab.txt").read_text())
+    folder = tmp_path / "converted"
+    converter.convert_checkpoint(
+        reference_dir / "mask_state.safetensors", folder, text_config=tmp_path / "bert.json", tokenizer=tmp_path
+    )
+    for model_class in (GLIPv2ForInstanceSegmentation, GLIPv2ForObjectDetection):
+        _, report = model_class.from_pretrained(folder, output_loading_info=True)
+        assert not any(report.values())
+    segmenter = GLIPv2ForInstanceSegmentation.from_pretrained(folder).eval()
+    golden = load_file(reference_dir / "mask_fcn_fpn.safetensors")
+    pixel_mask = torch.zeros(1, 256, 352, dtype=torch.long)
+    pixel_mask[:, :, :341] = 1
+    facts = json.loads((reference_dir / "mask.json").read_text())["fcn_fpn"]
+    processor = AutoProcessor.from_pretrained(folder)
+    labels = facts["caption"].split(". ")
+    with torch.no_grad():
+        outputs = segmenter(
+            pixel_values=golden["input.pixel_values"], pixel_mask=pixel_mask, **processor(text=[labels])
+        )
+    (result,) = processor.post_process_instance_segmentation(outputs, labels, threshold=0.0, max_detections=20)
+    # Ties at the cut all stay; equal scores may change places.
+    for box, label, mask in zip(golden["det.boxes"], golden["det.labels"], golden["det.mask_pasted"], strict=True):
+        near = ((result["boxes"] - box).abs().amax(1) < 0.01) & (result["labels"] == label - 1)
+        assert near.sum() == 1
+        differing = (result["masks"][near][0] != mask[0].bool()).sum()
+        assert differing <= 2  # pixels, of a box that differs in its last digits
 
 
 def test_command_line_refuses_before_it_writes(original, text_config, tmp_path):

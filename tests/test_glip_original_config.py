@@ -109,6 +109,15 @@ def test_what_the_model_cannot_reproduce_is_refused(tree, path, value, message):
         translate_config(tree)
 
 
+@pytest.mark.parametrize(("option", "value"), [("POOLER_SAMPLING_RATIO", 0), ("POOLER_SCALES", "(0.0625,)")])
+def test_another_pooling_of_masks_is_refused_where_there_are_masks(tree, option, value):
+    tree["MODEL"]["ROI_MASK_HEAD"] = {option: value}
+    translate_config(tree)
+    tree["MODEL"]["MASK_ON"] = True
+    with pytest.raises(ValueError, match=f"ROI_MASK_HEAD.{option} is"):
+        translate_config(tree)
+
+
 def test_switches_without_effect_are_noted(tree):
     tree["MODEL"]["DYHEAD"]["FUSE_CONFIG"].update(CLAMP_MIN_FOR_UNDERFLOW=False, STABLE_SOFTMAX_2D=True)
     notes = "\n".join(translate_config(tree).notes)

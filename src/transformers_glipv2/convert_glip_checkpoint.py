@@ -26,6 +26,7 @@ from transformers_glipv2.configuration_glipv2 import GLIPv2Config
 from transformers_glipv2.glip_original_config import GLIPConfig, PictureSettings, read_mapping, translate_config
 from transformers_glipv2.glip_original_names import TOWER, StateDict, Translation, is_coswin, strip_prefix, translate
 from transformers_glipv2.modeling_glipv2 import GLIPv2ForObjectDetection
+from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
 # Names ---------------------------------------------------------------------------------------------------------------
 
@@ -270,7 +271,8 @@ def _merge_text_config(text_fields: dict[str, Any], text_config: dict[str, Any] 
 
 def check_fit(state: StateDict, config: GLIPv2Config) -> GLIPv2ForObjectDetection:
     """
-    Compares converted weights with the names and shapes of `GLIPv2ForObjectDetection`.
+    Compares converted weights with the names and shapes of `GLIPv2ForObjectDetection`, or with a mask head those of
+    `GLIPv2ForInstanceSegmentation`.
 
     Returns:
         The model on the meta device.
@@ -278,8 +280,9 @@ def check_fit(state: StateDict, config: GLIPv2Config) -> GLIPv2ForObjectDetectio
     Raises:
         ValueError: with every tensor that is missing, has another shape, or has no place.
     """
+    has_masks = any(name.startswith("mask_head.") for name in state)
     with torch.device("meta"):
-        model = GLIPv2ForObjectDetection(config)
+        model = (GLIPv2ForInstanceSegmentation if has_masks else GLIPv2ForObjectDetection)(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     problems = [f"{name} {shape} is missing" for name, shape in expected.items() if name not in state]
     problems += [
@@ -290,7 +293,7 @@ def check_fit(state: StateDict, config: GLIPv2Config) -> GLIPv2ForObjectDetectio
     problems += [
         f"{name} {tuple(state[name].shape)} has no place in the model"
         for name in state
-        if name not in expected and not name.startswith(("mlm_head.", "contrastive_head.", "mask_head."))
+        if name not in expected and not name.startswith(("mlm_head.", "contrastive_head."))
     ]
     if problems:
         raise ValueError(

@@ -220,6 +220,15 @@ def _refusals(given: dict[str, Any]) -> list[str]:
             f"{fuse}USE_FUSED_FEATURES_DOT_PRODUCT is {reads_fused!r} with EARLY_FUSE_ON {is_fused!r}: the classifier "
             "reads fused words exactly when there is fusion"
         )
+    if given.get("MODEL.MASK_ON"):
+        known_pooling = {"POOLER_SAMPLING_RATIO": 2, "POOLER_SCALES": [1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128]}
+        for option, known in known_pooling.items():
+            value = given.get(f"MODEL.ROI_MASK_HEAD.{option}", known)
+            if value != known:
+                lines.append(
+                    f"MODEL.ROI_MASK_HEAD.{option} is {value!r} (known: {known!r}): masks pool P3 to P7 with two "
+                    "samples a side of each cell"
+                )
     return lines
 
 
