@@ -74,7 +74,7 @@ class PictureDataset(Dataset):
 
     def to_hf(self) -> "datasets.Dataset":  # noqa: F821
         """The same rows as a `datasets.Dataset` with an `Image` column, for `map`, `push_to_hub` and the like."""
-        from transformers_glipv2.data.hub import to_hf_dataset
+        from transformers_glipv2.data.hub_export import to_hf_dataset
 
         return to_hf_dataset(self)
 
@@ -122,7 +122,7 @@ class PictureStream(IterableDataset):
 
     def to_hf(self) -> "datasets.IterableDataset":  # noqa: F821
         """The same rows as a `datasets.IterableDataset`, for its `map`, `filter`, `shuffle` and `take`."""
-        from transformers_glipv2.data.hub import import_datasets
+        from transformers_glipv2.data.hub_export import import_datasets
 
         return import_datasets().IterableDataset.from_generator(_iterate, gen_kwargs={"stream": self})
 
@@ -176,7 +176,8 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
     The row of a record, its picture opened.
 
     Args:
-        record (`Mapping`): a row with `image_path` (a file's path, or its `bytes`) in the place of `image`.
+        record (`Mapping`): a row with `image_path` in the place of `image`: a file's path, its `bytes`, a PIL picture,
+            or a function that gives one of these.
         class_names (`list[str]`, *optional*): the `labels` of a row that has none.
         report (`BoxReport`): counts unreadable pictures and those of another size than the record's, and decides.
 
@@ -185,12 +186,12 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
     """
     row = dict(record)
     source = row.pop("image_path")
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else source
+    name = source if isinstance(source, (str, Path)) else "its bytes"
     if class_names is not None:
         row.setdefault("labels", class_names)
     size = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
     try:
-        image = open_picture(source, size)
+        image = open_picture(source() if callable(source) else source, size)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         report.add("unreadable_picture", f"picture {row['image_id']!r} at {name}: {error}")
         report.warn_once()
@@ -204,15 +205,17 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
     return {"image": image, **row}
 
 
-def open_picture(path: str | Path | bytes, size: tuple[int, int] | None = None) -> Image.Image:
+def open_picture(path: str | Path | bytes | Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
     """
     A picture as RGB.
 
     Args:
-        path (`str`, `Path` or `bytes`): the file, or what is in it.
+        path (`str`, `Path`, `bytes` or `PIL.Image.Image`): the file, what is in it, or a picture opened already.
         size (`tuple[int, int]`, *optional*): width and height that the annotations were made for. Where only the
             EXIF rotation makes the picture fit it, the rotation is applied; else pixels are left as stored.
     """
+    if isinstance(path, Image.Image):
+        return path.convert("RGB")
     with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path) as stored:
         image = stored
         if size is not None and stored.size != size and stored.size == size[::-1]:

@@ -282,7 +282,8 @@ def category_name(category: int | str, labels: Sequence[str]) -> str | None:
     """The class name of a category given by name or by index into the labels; `None` for an index outside."""
     if isinstance(category, str):
         return category
-    return labels[category] if 0 <= category < len(labels) else None
+    is_index = isinstance(category, (int, np.integer)) and 0 <= category < len(labels)
+    return labels[category] if is_index else None
 
 
 def check_row(row: Mapping[str, Any], report: BoxReport | None = None) -> dict[str, Any]:

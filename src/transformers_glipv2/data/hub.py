@@ -1,0 +1,325 @@
+"""
+Data sets of the Hugging Face Hub, and local parquet and picture folders, as rows of the schema.
+
+Read are the usual detection schema (a picture, and `objects` of bbox and category, as `cppe-5` has it; also a list of
+objects in the place of columns), and what `to_hf_dataset` writes (any kind of row, told by its column `kind`).
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from transformers_glipv2.data.dataset import PackedRecords, PictureDataset, PictureStream
+from transformers_glipv2.data.hub_export import import_datasets
+from transformers_glipv2.data.schema import KINDS, BoxReport, category_name, checked_objects, xyxy_to_xywh
+
+# Names that columns go by; the first that is there counts.
+_NAMES = {
+    "image": ("image", "img", "picture"),
+    "image_id": ("image_id", "img_id", "id"),
+    "width": ("width",),
+    "height": ("height",),
+    "objects": ("objects", "annotations"),
+    "bbox": ("bbox", "boxes", "bboxes"),
+    "category": ("category", "categories", "label", "labels", "category_id"),
+}
+_NEEDED = ("image", "objects", "bbox", "category")
+_FORMATS = ("xywh", "xyxy")
+
+
+def load_hub(
+    path: str,
+    split: str = "train",
+    *,
+    box_format: str = "xywh",
+    columns: Mapping[str, str] | None = None,
+    class_names: Sequence[str] | None = None,
+    policy: str | Mapping[str, str] = "skip",
+    streaming: bool = False,
+    **load_arguments: Any,
+) -> PictureDataset | PictureStream:
+    """
+    Rows of a data set of the Hub or a local folder.
+
+    Args:
+        path (`str`): as for `datasets.load_dataset`: a Hub id, a folder of parquet files or of pictures with
+            `metadata.jsonl`, or "parquet" or "imagefolder" with `data_files` or `data_dir`.
+        split (`str`, *optional*, defaults to `"train"`).
+        box_format (`str`, *optional*, defaults to `"xywh"`): of bbox, in pixels: "xywh" or, as some data sets have it,
+            "xyxy". Many boxes reported as leaving their pictures are a sign of the other one.
+        columns (`Mapping[str, str]`, *optional*): the data set's name of a column by ours: image, image_id, width,
+            height, objects, bbox, category. Usual names are found without it.
+        class_names (`Sequence[str]`, *optional*): where the data set has no `ClassLabel`: the names that integer
+            categories point into, or all names that may come.
+        policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
+        streaming (`bool`, *optional*, defaults to `False`): download and read while rows are asked for.
+        load_arguments: go to `datasets.load_dataset`, for example `name`, `revision` or `data_files`.
+
+    Returns:
+        `PictureDataset` or `PictureStream`: see `from_hf_dataset`.
+
+    Raises:
+        ImportError: when `datasets` is not installed.
+        ValueError: when the columns are not understood, or the policy refuses.
+    """
+    dataset = import_datasets().load_dataset(path, split=split, streaming=streaming, **load_arguments)
+    return from_hf_dataset(
+        dataset, box_format=box_format, columns=columns, class_names=class_names, policy=policy, name=path
+    )
+
+
+def from_hf_dataset(
+    dataset: "datasets.Dataset | datasets.IterableDataset",  # noqa: F821
+    *,
+    box_format: str = "xywh",
+    columns: Mapping[str, str] | None = None,
+    class_names: Sequence[str] | None = None,
+    policy: str | Mapping[str, str] = "skip",
+    name: str = "",
+) -> PictureDataset | PictureStream:
+    """
+    A `datasets` data set as rows of the schema.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): one split.
+        box_format, columns, class_names, policy: as for `load_hub`.
+        name (`str`, *optional*): the data set, for messages.
+
+    Returns:
+        `PictureDataset` for a map-style data set: boxes are checked once, in a pass over all rows (which opens the
+        heads of pictures where there is no width and height), pictures stay where they are until asked for.
+        `PictureStream` for an iterable one.
+
+    Raises:
+        ValueError: when the columns are not understood, or the policy refuses.
+    """
+    datasets = import_datasets()
+    if box_format not in _FORMATS:
+        raise ValueError(f"`box_format` is {box_format!r}; choose one of {', '.join(_FORMATS)}.")
+    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        raise TypeError(f"`dataset` is a {type(dataset).__name__}; pass one split, a Dataset or an IterableDataset.")
+    report = BoxReport(policy, name)
+    features = dataset.features if dataset.features is not None else next(iter(dataset))
+    reader = _reader(datasets, features, dict(columns or {}), box_format, class_names)
+    image = reader.columns["image"]
+    if isinstance(features[image], datasets.Image):
+        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    if isinstance(dataset, datasets.IterableDataset):
+        reader.check_class_names(next(iter(dataset)))
+        return PictureStream(_StreamedRecords(dataset, reader), reader.class_names, report)
+    if reader.class_names is None and len(dataset) and reader.names_classes(dataset[0]):
+        reader.class_names = _all_names(dataset, reader)
+    records = PackedRecords(_checked_records(dataset, reader, report))
+    report.warn_once()
+    return PictureDataset(_HubRecords(dataset, records, image), reader.class_names, report)
+
+
+@dataclass
+class _RowReader:
+    """Turns a row of `datasets` into a record; `columns` are the data set's names by ours."""
+
+    columns: dict[str, str]
+    box_format: str
+    is_ours: bool
+    class_names: list[str] | None
+
+    def names_classes(self, row: Mapping[str, Any]) -> bool:
+        """Whether the classes of this row's data set must be known, and the row does not say them itself."""
+        return (not self.is_ours or row["kind"] == "detection") and row.get("labels") is None
+
+    def check_class_names(self, row: Mapping[str, Any]) -> None:
+        if self.class_names is None and self.names_classes(row):
+            raise ValueError(
+                f"the column {self.columns.get('category')!r} does not tell which classes there are (it is no "
+                "ClassLabel); pass `class_names`."
+            )
+
+    def record(self, row: Mapping[str, Any], index: int, source: Any, report: BoxReport) -> dict[str, Any] | None:
+        """Without `image_path`; `None` where the row is of no kind, or its picture cannot be measured."""
+        if self.is_ours:
+            record = {field: value for field, value in row.items() if value is not None and field != "image"}
+            if record.get("kind") not in KINDS:
+                report.add("bad_entry", f"row {index} has the kind {record.get('kind')!r}")
+                return None
+        else:
+            image_id = row.get(self.columns.get("image_id"))
+            record = {"kind": "detection", "image_id": index if image_id is None else image_id}
+            record["objects"] = row[self.columns["objects"]] or {}
+        where = f"picture {record['image_id']!r}, row {index}"
+        width, height = (row.get(self.columns.get(side)) for side in ("width", "height"))
+        size = (int(width), int(height)) if width and height else None
+        if size is not None:
+            record["width"], record["height"] = size
+        if "objects" in record:
+            objects = self._objects(record["objects"])
+            if size is None:
+                size = _stored_size(source, report, where) if objects["bbox"] else (0, 0)
+            if size is None:
+                return None
+            labels = record.get("labels", self.class_names) if record["kind"] == "detection" else None
+            record["objects"] = checked_objects(objects, *size, report, where, labels, record.get("text"))
+        return record
+
+    def _objects(self, objects: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Our columns, from columns or from a list of objects."""
+        if isinstance(objects, Sequence):
+            names = dict.fromkeys(name for entry in objects for name in entry)
+            objects = {name: [entry.get(name) for entry in objects] for name in names}
+        ours = {self.columns[name]: name for name in ("bbox", "category") if name in self.columns}
+        columns = {ours.get(name, name): list(values) for name, values in objects.items() if values is not None}
+        columns.setdefault("bbox", [])
+        if self.is_ours:
+            # What a row lacks, Arrow fills with None.
+            columns = {name: v for name, v in columns.items() if not v or any(x is not None for x in v)}
+        if not self.is_ours or "category" in columns:
+            names = self.class_names or ()
+            categories = columns.get("category", [])
+            columns["category"] = [
+                c if category_name(c, names) is None else category_name(c, names) for c in categories
+            ]
+        if self.box_format == "xyxy" and not self.is_ours:
+            columns["bbox"] = [xyxy_to_xywh(box) for box in columns["bbox"]]
+        return columns
+
+
+class _HubRecords(Sequence):
+    """Packed records, each with its picture to be read from the data set."""
+
+    def __init__(self, dataset: Any, records: PackedRecords, image: str):
+        self.pictures = dataset.select_columns(image)
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        record = self.records[index]
+        row = record.pop("hub_row")
+        return {**record, "image_path": _HubPicture(self.pictures, row)}
+
+
+class _HubPicture:
+    """Reads one picture when it is called."""
+
+    def __init__(self, pictures: Any, row: int):
+        self.pictures = pictures
+        self.row = row
+
+    def __call__(self) -> str | bytes | Image.Image:
+        return _source(next(iter(self.pictures[self.row].values())))
+
+
+class _StreamedRecords:
+    """Starts passes for `PictureStream`; a class, so that it can be pickled."""
+
+    def __init__(self, dataset: Any, reader: _RowReader):
+        self.dataset = dataset
+        self.reader = reader
+
+    def __call__(self, report: BoxReport) -> Iterator[dict[str, Any]]:
+        for index, row in enumerate(self.dataset):
+            source = partial(_source, row[self.reader.columns["image"]])
+            record = self.reader.record(row, index, source, report)
+            if record is not None:
+                yield {**record, "image_path": source}
+
+
+def _checked_records(dataset: Any, reader: _RowReader, report: BoxReport) -> Iterator[dict[str, Any]]:
+    image = reader.columns["image"]
+    pictures = dataset.select_columns(image)
+    # With the sizes in columns of their own, the pictures' bytes are not even read.
+    rows = dataset.remove_columns(image) if "width" in reader.columns and "height" in reader.columns else dataset
+    for index, row in enumerate(tqdm(rows, desc="checking boxes", disable=len(dataset) < 1000)):
+        source = partial(_source, row[image]) if image in row else _HubPicture(pictures, index)
+        record = reader.record(row, index, source, report)
+        if record is not None:
+            yield {**record, "hub_row": index}
+
+
+def _source(value: Any) -> str | bytes | Image.Image:
+    """A path, bytes or picture from what an undecoded `Image` column, or one of paths, holds."""
+    if isinstance(value, Mapping):
+        value = value["path"] if value.get("bytes") is None else value["bytes"]
+    if value is None:
+        raise OSError("the row has no picture")
+    if isinstance(value, str) and "://" in value:
+        # `datasets` brings fsspec, which knows hf://, https:// and files inside of archives.
+        import fsspec
+
+        with fsspec.open(value, "rb") as file:
+            return file.read()
+    return value
+
+
+def _stored_size(source: Any, report: BoxReport, where: str) -> tuple[int, int] | None:
+    try:
+        source = source()
+        if isinstance(source, Image.Image):
+            return source.size
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        report.add("unreadable_picture", f"{where}: {error}")
+        return None
+
+
+def _all_names(dataset: Any, reader: _RowReader) -> list[str]:
+    """The names that the rows' objects have, by alphabet, where no feature lists them."""
+    names: set[Any] = set()
+    for row in dataset.select_columns(reader.columns["objects"]):
+        names.update(reader._objects(next(iter(row.values())) or {}).get("category", ()))
+    names.discard(None)
+    if not all(isinstance(name, str) for name in names):
+        reader.check_class_names({"kind": "detection"})
+    return sorted(names)
+
+
+def _reader(
+    datasets: Any,
+    features: Mapping[str, Any],
+    given: dict[str, str],
+    box_format: str,
+    class_names: Sequence[str] | None,
+) -> _RowReader:
+    unknown = [name for name in given if name not in _NAMES]
+    if unknown:
+        raise ValueError(f"`columns` names {unknown[0]!r}; what can be named: {', '.join(_NAMES)}.")
+    outer = [name for name in _NAMES if name not in ("bbox", "category")]
+    columns = _find(outer, features, given)
+    # The feature of a list of objects, or the list itself where there are no features but a first row.
+    inner = features.get(columns.get("objects"), {})
+    inner = getattr(inner, "feature", inner)
+    inner = inner[0] if isinstance(inner, list) and inner else inner
+    inner = inner if isinstance(inner, Mapping) else {}
+    columns |= _find(("bbox", "category"), inner, given)
+    is_ours = "kind" in features
+    missing = [name for name in (("image",) if is_ours else _NEEDED) if name not in columns]
+    if missing:
+        there = ", ".join(features) + (f" and, in objects, {', '.join(inner)}" if inner else "")
+        raise ValueError(f"no column found for {', '.join(missing)} among {there}; name them in `columns`.")
+    category = inner.get(columns.get("category"))
+    category = getattr(category, "feature", category)
+    if class_names is None and isinstance(category, datasets.ClassLabel):
+        class_names = category.names
+    return _RowReader(columns, box_format, is_ours, None if class_names is None else list(class_names))
+
+
+def _find(names: Sequence[str], available: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        if name in given and given[name] not in available:
+            raise ValueError(
+                f"`columns` says that {name} is {given[name]!r}; the columns are {', '.join(available) or 'none'}."
+            )
+        candidates = (given[name],) if name in given else _NAMES[name]
+        present = [candidate for candidate in candidates if candidate in available]
+        if present:
+            found[name] = present[0]
+    return found
