@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import numpy as np
@@ -87,6 +88,62 @@ def test_boxes_can_be_clipped_and_crowds_kept(tmp_path):
     policy = {"out_of_picture": "keep", "crowd": "keep"}
     objects = load_coco(tmp_path, split="train", policy=policy)[0]["objects"]
     assert objects["bbox"][0] == [30, 2, 20, 4] and objects["iscrowd"] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("problem", "annotation"),
+    [
+        ("not_a_number", {**GOOD, "bbox": None}),
+        ("not_a_number", {**GOOD, "bbox": "1 2 3 4"}),
+        ("not_a_number", {"image_id": 0, "category_id": 3}),
+        ("unknown_class", {"image_id": 0, "bbox": [1, 2, 3, 4]}),
+        ("unknown_picture", {"category_id": 3, "bbox": [1, 2, 3, 4]}),
+    ],
+)
+def test_fields_that_are_missing(tmp_path, problem, annotation):
+    dataset = load_coco(write_folder(tmp_path, [GOOD, annotation]), split="train")
+    assert dataset.report.counts == {problem: 1} and len(dataset[0]["objects"]["bbox"]) == 1
+
+
+@pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
+def test_pictures_that_lack_a_field(tmp_path, field):
+    path = write_folder(tmp_path, [GOOD]) / "train.json"
+    content = json.loads(path.read_text())
+    for image in content["images"][1:]:
+        del image[field]
+    path.write_text(json.dumps(content))
+    dataset = load_coco(path)
+    assert dataset.report.counts == {"bad_entry": 1} and len(dataset) == 1 and field in dataset.report.summary()
+    with pytest.raises(ValueError, match="policy"):
+        load_coco(path, policy="refuse")
+
+
+@pytest.mark.parametrize(
+    "mask", ["x", 5, [[1, 2, 3]], [[1, 2, 3, 4]], [["a"] * 6], {"size": [4, 4], "counts": [16]}, {"counts": [1]}]
+)
+def test_bad_masks_leave_their_box(tmp_path, mask):
+    entries = [{**GOOD, "segmentation": mask}, {**GOOD, "segmentation": [[1, 2, 11, 2, 11, 14]]}, GOOD]
+    folder = write_folder(tmp_path, entries)
+    dataset = load_coco(folder, split="train", with_masks=True)
+    assert dataset.report.counts == {"bad_mask": 1}
+    assert [mask is None for mask in dataset[0]["objects"]["segmentation"]] == [True, False, True]
+    assert load_coco(folder, split="train").report.counts == {}, "who asks for boxes is told of boxes"
+
+
+def test_objects365_and_gzip(tmp_path):
+    """Patches of the first and the second version in one folder, as published."""
+    names = ["images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch16/objects365_v2_00908726.jpg"]
+    for name in names:
+        path = tmp_path / "train" / "/".join(name.split("/")[2:])
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(path)
+    images = [{"id": n, "file_name": name, "width": 40, "height": 30} for n, name in enumerate(names)]
+    annotations = [{"id": 1, "image_id": 1, "category_id": 20, "bbox": [1.5, 2, 3, 4], "iscrowd": 0, "isfake": 0}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 20, "name": "Cabinet/shelf"}]}
+    with gzip.open(tmp_path / "zhiyuan_objv2_train.json.gz", "wt") as file:
+        json.dump(content, file)
+    rows = list(load_coco(tmp_path / "zhiyuan_objv2_train.json.gz", tmp_path / "train"))
+    assert [row["objects"]["category"] for row in rows] == [[], ["Cabinet/shelf"]]
 
 
 def test_policies_are_checked():

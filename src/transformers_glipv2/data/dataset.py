@@ -178,7 +178,7 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
     Args:
         record (`Mapping`): a row with `image_path` in the place of `image`: a file's path, its `bytes`, a PIL picture,
             or a function that gives one of these.
-        class_names (`list[str]`, *optional*): the `labels` of a row that has none.
+        class_names (`list[str]`, *optional*): the `labels` of a detection row that has none.
         report (`BoxReport`): counts unreadable pictures and those of another size than the record's, and decides.
 
     Returns:
@@ -187,7 +187,7 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
     row = dict(record)
     source = row.pop("image_path")
     name = source if isinstance(source, (str, Path)) else "its bytes"
-    if class_names is not None:
+    if class_names is not None and row["kind"] == "detection":
         row.setdefault("labels", class_names)
     size = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
     try:

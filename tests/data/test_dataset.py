@@ -1,0 +1,82 @@
+import pickle
+
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from transformers_glipv2.data.dataset import PackedRecords, PictureDataset, PictureStream, open_picture, read_row
+from transformers_glipv2.data.mixture import IndexedStream, MixtureDataset
+from transformers_glipv2.data.schema import BoxReport
+
+
+def records(folder, count=7):
+    for index in range(count):
+        path = folder / f"{index}.png"
+        Image.new("RGB", (4, 3), (index, 0, 0)).save(path)
+        yield {"image_id": index, "image_path": str(path), "kind": "caption", "text": f"number {index}"}
+
+
+class Read:
+    """Starts a pass that reports one problem."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, report):
+        report.add("bad_entry", "here")
+        yield from records(self.folder)
+
+
+def test_packed_records(tmp_path):
+    plain = list(records(tmp_path))
+    packed = PackedRecords(iter(plain))
+    assert list(packed) == plain and len(packed) == 7 and packed[-1] == plain[-1] and packed[1:4] == plain[1:4]
+    for copy in (pickle.loads(pickle.dumps(packed)), packed):
+        assert copy[3] == plain[3]
+    packed[3]["text"] = "changed"
+    assert packed[3] == plain[3], "what is unpacked is a copy"
+    with pytest.raises(IndexError, match="record 7 of 7"):
+        packed[7]
+    assert len(PackedRecords([])) == 0
+
+
+def test_packed_records_are_small(tmp_path):
+    """Far below a Python dict of lists, which takes some 1,500 bytes for this row."""
+    objects = {"bbox": [[1.5, 2.5, 3.5, 4.5]] * 3, "category": ["dog", "cat", "dog"]}
+    rows = [{**record, "objects": objects} for record in records(tmp_path, 3)] * 100
+    assert len(PackedRecords(rows)._bytes) / len(rows) < 400
+
+
+def test_streams(tmp_path):
+    stream = PictureStream(Read(tmp_path))
+    expected = list(PictureDataset(list(records(tmp_path))))
+    for _ in range(2):
+        assert list(stream) == expected
+        assert stream.report.counts == {"bad_entry": 1}, "a pass starts to count anew"
+    loader = DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"])
+    assert sorted(loader) == list(range(7)), "workers share the rows"
+    mixture = MixtureDataset([IndexedStream(stream)], length=9)
+    assert [mixture[draw]["image_id"] for draw in range(9)] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+
+
+def test_streams_leave_out_unreadable_pictures(tmp_path):
+    rows = list(records(tmp_path))
+    (tmp_path / "2.png").write_bytes(b"none")
+    stream = PictureDataset(rows).stream()
+    assert [row["image_id"] for row in stream] == [0, 1, 3, 4, 5, 6]
+    assert stream.report.counts == {"unreadable_picture": 1}
+    with pytest.raises(ValueError, match=r"2\.png"):
+        list(PictureDataset(rows, report=BoxReport("refuse")).stream())
+
+
+def test_pictures_in_other_forms(tmp_path):
+    record = next(records(tmp_path))
+    stored = (tmp_path / "0.png").read_bytes()
+    picture = Image.new("L", (4, 3))
+    for source in (stored, picture, lambda: stored, lambda: str(tmp_path / "0.png")):
+        row = read_row({**record, "image_path": source}, None, BoxReport("refuse"))
+        assert row["image"].mode == "RGB" and row["image"].size == (4, 3) and "labels" not in row
+    assert open_picture(stored).getpixel((0, 0)) == (0, 0, 0)
+    report = BoxReport()
+    assert read_row({**record, "image_path": b"none"}, None, report) is None
+    assert "its bytes" in report.summary()
