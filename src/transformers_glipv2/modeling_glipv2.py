@@ -593,7 +593,9 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         text_states, vision_states, attentions = (text,), (maps,), ()
         for layer in self.layers:
             maps, text, layer_attentions = layer(maps, text, text_mask, masks, output_attentions)
-            text_states, vision_states = (*text_states, text), (*vision_states, maps)
+            if output_hidden_states:
+                # Only then: kept maps would be most of the tower's memory.
+                text_states, vision_states = (*text_states, text), (*vision_states, maps)
             attentions = (*attentions, layer_attentions)
 
         return GLIPv2ModelOutput(
