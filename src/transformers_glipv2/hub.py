@@ -94,7 +94,7 @@ def save_remote_code(folder: str | os.PathLike) -> list[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no '{path}'; call `model.save_pretrained` and `processor.save_pretrained` for this folder first."
+            f"There is no '{path}'; call `model.save_pretrained` and `processor.save_pretrained` on the folder first."
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
