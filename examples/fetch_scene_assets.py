@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -131,9 +132,11 @@ def trimmed(image: Image.Image) -> Image.Image | None:
 
 
 def is_clean_drawing(image: Image.Image) -> bool:
-    """Whether a drawing has neither a painted background nor is a mere silhouette."""
-    alpha = image.getchannel("A").resize((32, 32), Image.Resampling.BOX)
-    return sum(alpha.histogram()[96:]) < 0.94 * 32 * 32 and named_colour(image) != "black"
+    """Whether a drawing has neither a painted background nor is a mere silhouette or outline."""
+    small = np.asarray(image.resize((32, 32), Image.Resampling.NEAREST), dtype=float)
+    solid = small[..., 3] >= 96
+    flat = small[solid][:, :3].std(axis=0).max() < 14
+    return 0.15 < solid.mean() < 0.94 and not flat and named_colour(image) != "black"
 
 
 def save(image: Image.Image, path: Path) -> None:
