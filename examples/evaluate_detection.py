@@ -27,9 +27,14 @@ from accelerate import Accelerator
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
 from transformers_glipv2.data.coco import PictureFinder, used_categories
-from transformers_glipv2.data.dataset import open_picture
 from transformers_glipv2.evaluation.coco import evaluate_coco
-from transformers_glipv2.evaluation.detector import Detector, coco_entries, detect_augmented, encode_sentence
+from transformers_glipv2.evaluation.detector import (
+    Detector,
+    coco_entries,
+    detect_augmented,
+    encode_sentence,
+    open_annotated_picture,
+)
 from transformers_glipv2.evaluation.lvis import LABELS_PER_PROMPT, evaluate_lvis, evaluate_lvis_fixed
 from transformers_glipv2.evaluation.odinw import odinw_sets, odinw_table, summarize_odinw
 from transformers_glipv2.evaluation.shards import (
@@ -80,6 +85,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--labels_per_prompt", type=int, help=f"default: as many as fit; lvis: {LABELS_PER_PROMPT}")
     add("--max_detections", type=int, help="boxes of a picture (default: 100; lvis: 300 of each prompt)")
     add("--threshold", type=float, default=0.05, help="on scores, before centerness (default: 0.05)")
+    add("--pictures_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     args = parser.parse_args(arguments)
     if args.benchmark != "odinw" and args.annotations is None:
@@ -137,21 +143,26 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         "tta_sizes": list(args.tta_sizes) if args.tta else None,
         "mixed_precision": accelerator.mixed_precision,
     }
-    shards = PredictionShards(output_of(job, args) / "predictions", [image["id"] for image in images], settings)
+    shards = PredictionShards(
+        output_of(job, args) / "predictions", [image["id"] for image in images], settings, args.pictures_per_file
+    )
 
     def load(position: int):
         image = images[position]
-        return image["id"], open_picture(find(names[position]), (image["width"], image["height"]))
+        return image, open_annotated_picture(find(names[position]), (image["width"], image["height"]))
 
     def detect(items):
-        image_ids, pictures = zip(*items, strict=True)
+        told, pictures = zip(*items, strict=True)
+        target_sizes = [(image["height"], image["width"]) for image in told]
         with accelerator.autocast():
             if args.tta:
                 sizes = [{"shortest_edge": s, "longest_edge": round(s * LONGEST_EDGE_RATIO)} for s in args.tta_sizes]
-                results = detect_augmented(detector, pictures, sizes)
+                results = detect_augmented(detector, pictures, sizes, target_sizes=target_sizes)
             else:
-                results = detector(pictures)
-        return [coco_entries(*pair, job.category_ids) for pair in zip(image_ids, results, strict=True)]
+                results = detector(pictures, target_sizes=target_sizes)
+        return [
+            coco_entries(image["id"], result, job.category_ids) for image, result in zip(told, results, strict=True)
+        ]
 
     predict_in_shards(shards, load, detect, accelerator, args.batch_size, args.num_workers, job.name)
     return shards

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
-from transformers_glipv2.data.dataset import open_picture
+from transformers_glipv2.evaluation.detector import open_annotated_picture
 from transformers_glipv2.evaluation.flickr30k import evaluate_flickr30k, flickr30k_annotations
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
@@ -40,6 +40,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threshold", type=float, default=0.0, help="on scores, before centerness (default: 0)")
     add("--limit", type=int, help="only the first so many pictures")
     add("--num_workers", type=int, default=0, help="processes that read pictures, for each process (default: 0)")
+    add("--pictures_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     return parser.parse_args(arguments)
 
@@ -51,19 +52,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     model = GLIPv2ForObjectDetection.from_pretrained(args.model).to(accelerator.device).eval()
 
     annotations = flickr30k_annotations(args.data, args.split, progress=accelerator.is_main_process)
-    by_picture = {
-        image_id: [sentence for sentence in sentences if sentence["phrases"]]
-        for image_id, sentences in groupby(annotations, key=lambda sentence: sentence["image_id"])
-    }
+    evaluated = [sentence for sentence in annotations if sentence["phrases"]]
+    by_picture = {key: list(group) for key, group in groupby(evaluated, key=lambda sentence: sentence["image_id"])}
     image_ids = list(by_picture)[: args.limit]
     settings = {name: getattr(args, name) for name in ("split", "top_k", "threshold")}
     settings |= {"weights": weights_id(args.model), "mixed_precision": accelerator.mixed_precision}
-    shards = PredictionShards(args.output / "predictions", image_ids, settings)
+    shards = PredictionShards(args.output / "predictions", image_ids, settings, args.pictures_per_file)
 
     def load(position: int):
         sentences = by_picture[image_ids[position]]
-        size = (sentences[0]["width"], sentences[0]["height"]) if sentences else None
-        return sentences, open_picture(args.images / f"{image_ids[position]}.jpg", size)
+        path = args.images / f"{image_ids[position]}.jpg"
+        return sentences, open_annotated_picture(path, (sentences[0]["width"], sentences[0]["height"]))
 
     @torch.no_grad()
     def ground(items):
@@ -80,7 +79,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                     model(image_features=features, **text),
                     text=[sentence["text"]],
                     phrases=[[tuple(phrase["span"]) for phrase in sentence["phrases"]]],
-                    target_sizes=[(picture.height, picture.width)],
+                    target_sizes=[(sentence["height"], sentence["width"])],
                     top_k=args.top_k,
                     threshold=args.threshold,
                 )[0]

@@ -17,9 +17,9 @@ import torch
 
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.boxes import inclusive_xyxy_to_coco
-from transformers_glipv2.data.dataset import open_picture
 from transformers_glipv2.data.masks import encode_mask
 from transformers_glipv2.evaluation.detections import read_json
+from transformers_glipv2.evaluation.detector import open_annotated_picture
 from transformers_glipv2.evaluation.phrasecut import evaluate_phrasecut
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
@@ -44,6 +44,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threshold", type=float, default=0.25, help="on the score of a box to count as the phrase (default: 0.25)")
     add("--limit", type=int, help="only the first so many pictures")
     add("--num_workers", type=int, default=0, help="processes that read pictures, for each process (default: 0)")
+    add("--pictures_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     return parser.parse_args(arguments)
 
@@ -64,18 +65,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     image_ids = list(by_picture)[: args.limit]
     settings = {"split": args.split, "threshold": args.threshold, "weights": weights_id(args.model)}
     settings |= {"mixed_precision": accelerator.mixed_precision}
-    shards = PredictionShards(args.output / "predictions", image_ids, settings)
+    shards = PredictionShards(args.output / "predictions", image_ids, settings, args.pictures_per_file)
 
     def load(position: int):
         image_id = image_ids[position]
         path = args.images / names.get(str(image_id), f"{image_id}.jpg")
-        return by_picture[image_id], open_picture(path, sizes[image_id])
+        return by_picture[image_id], open_annotated_picture(path, sizes[image_id])
 
     @torch.no_grad()
     def segment(items):
         return [segment_picture(tasks, picture) for tasks, picture in items]
 
     def segment_picture(tasks, picture):
+        width, height = sizes[tasks[0]["image_id"]]
         inputs = processor.image_processor([picture], return_tensors="pt").to(accelerator.device)
         entries = []
         with accelerator.autocast():
@@ -85,7 +87,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 found = processor.post_process_referring_segmentation(
                     model(image_features=features, **text),
                     text=[task["phrase"]],
-                    target_sizes=[(picture.height, picture.width)],
+                    target_sizes=[(height, width)],
                     threshold=args.threshold,
                     keep_best=True,  # every phrase of the benchmark refers to something
                     model=model,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +11,36 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from transformers_glipv2.boxes import batched_nms_inclusive
+from transformers_glipv2.data.dataset import open_picture
 from transformers_glipv2.detections import cut_at, merge_detections
-from transformers_glipv2.inference import EncodedPrompt, features_of_picture, max_prompt_tokens, pad_prompts
-from transformers_glipv2.post_processing import picture_detections
+from transformers_glipv2.inference import EncodedPrompt, detect_prompts, features_of_picture, max_prompt_tokens
 from transformers_glipv2.prompts import spans_to_tokens
-from transformers_glipv2.segmentation_post_processing import instance_masks, predict_mask_logits
+from transformers_glipv2.segmentation_pipeline import segment_prompts
+from transformers_glipv2.segmentation_post_processing import instance_masks
 
 # Boxes of the same label that overlap a kept one by so much have a say in its place.
 VOTE_THRESHOLD = 0.66
+PER_PROMPT = 300
+
+
+def open_annotated_picture(path: str | Path, size: tuple[int, int]) -> Image.Image:
+    """
+    A picture as RGB that may be a resized copy of the annotated one: boxes are measured in the annotations' size.
+
+    Args:
+        path (`str` or `Path`): the file.
+        size (`tuple[int, int]`): width and height in pixels that the annotations say.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is of another shape.
+    """
+    picture = open_picture(path, size)
+    width, height = (own / told for own, told in zip(picture.size, size, strict=True))
+    # Rounding moves a side of a resized copy by up to a pixel.
+    if abs(width - height) > 1 / min(size) + 1 / min(picture.size):
+        raise ValueError(f"{path} is {picture.size} (width, height), its annotations are for {size}.")
+    return picture
 
 
 def encode_sentence(
@@ -59,9 +82,8 @@ class Detector:
         processor: `GLIPv2Processor`.
         prompts (`Sequence[EncodedPrompt]`): of `inference.encode_labels` or `encode_sentence`.
         threshold, nms_threshold: as of `detect_labels`.
-        max_detections (`int`, *optional*, defaults to 100): boxes of a picture; `None` keeps all of all prompts.
-        max_detections_per_prompt (`int`, *optional*): boxes of one prompt; as `max_detections` by default, 300 where
-            that is `None`.
+        max_detections (`int`, *optional*, defaults to 100): boxes of a picture; `None` keeps the best 300 of each
+            prompt and cuts no more, as fixed AP wants.
         masks (`bool`, *optional*, defaults to `False`): also a mask for each box.
     """
 
@@ -71,48 +93,68 @@ class Detector:
     threshold: float = 0.05
     nms_threshold: float = 0.6
     max_detections: int | None = 100
-    max_detections_per_prompt: int | None = None
     masks: bool = False
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image], size: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    def __call__(
+        self,
+        pictures: Sequence[Image.Image],
+        size: Mapping[str, int] | None = None,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
         """
         Args:
             pictures (`Sequence[Image.Image]`): RGB.
             size (`Mapping`, *optional*): {"shortest_edge", "longest_edge"} in px, instead of the processor's.
+            target_sizes (`Sequence[tuple[int, int]]`, *optional*): (height, width) to measure each picture's boxes and
+                masks in; by default the picture's own.
 
         Returns:
             `list[dict]`: for each picture "scores" `(n,)` in falling order, "labels" `(n,)` (indices of the
-            vocabulary), "boxes" `(n, 4)` inclusive xyxy in pixels of the picture, all on the CPU, and "masks", n COCO
-            RLEs, where asked for.
+            vocabulary), "boxes" `(n, 4)` inclusive xyxy in pixels, all on the CPU, and "masks", n COCO RLEs, where
+            asked for.
         """
         options = {} if size is None else {"size": dict(size)}
         inputs = self.processor.image_processor(list(pictures), return_tensors="pt", **options)
         inputs = {name: inputs[name].to(self.model.device) for name in ("pixel_values", "pixel_mask")}
         features = self.model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
-        limit = self.max_detections_per_prompt or self.max_detections or 300
-        results = []
-        for index, picture in enumerate(pictures):
-            own = features_of_picture(features, index)
-            found = [self._detect(own, prompt, (picture.height, picture.width), limit) for prompt in self.prompts]
-            total = self.max_detections or max(1, sum(len(result["scores"]) for result in found))
-            results.append(merge_detections(found, [prompt.indices for prompt in self.prompts], total))
-        return results
+        target_sizes = target_sizes or [(picture.height, picture.width) for picture in pictures]
+        return [
+            self._detect(features_of_picture(features, index), target_size)
+            for index, target_size in enumerate(target_sizes)
+        ]
 
-    def _detect(self, features: Any, prompt: EncodedPrompt, size: tuple[int, int], limit: int) -> dict[str, Any]:
-        text = pad_prompts([prompt], self.processor.tokenizer.pad_token_id, self.model.device)
-        outputs = self.model(image_features=features, **text)
-        found = picture_detections(outputs, 0, prompt.label_map, size, self.threshold, self.nms_threshold, limit)
-        result = {name: value.cpu() for name, value in found.items()}
+    def _detect(self, features: Any, size: tuple[int, int]) -> dict[str, Any]:
+        # Where all boxes of all prompts are kept, each prompt is a result of its own.
+        groups = [list(self.prompts)] if self.max_detections else [[prompt] for prompt in self.prompts]
+        detect = segment_prompts if self.masks else detect_prompts
+        found = [
+            detect(
+                self.model,
+                features,
+                group,
+                self.processor.tokenizer.pad_token_id,
+                size,
+                self.threshold,
+                self.nms_threshold,
+                self.max_detections or PER_PROMPT,
+            )
+            for group in groups
+        ]
+        count = 1 + max(max(prompt.indices) for prompt in self.prompts)
+        total = self.max_detections or max(1, sum(len(result["scores"]) for result in found))
+        result = merge_detections(found, [range(count)] * len(found), total)
         if self.masks:
-            words = prompt.label_map.to(found["labels"].device)[found["labels"]]
-            logits, _ = predict_mask_logits(outputs, [found["boxes"]], [words], [size], self.model)
-            result["masks"] = instance_masks(logits[0], found["boxes"], size, return_rle=True)
+            result["masks"] = instance_masks(result.pop("mask_logits"), result["boxes"], size, return_rle=True)
         return result
 
 
 def detect_augmented(
-    detector: Detector, pictures: Sequence[Image.Image], sizes: Sequence[Mapping[str, int]], flip: bool = True
+    detector: Detector,
+    pictures: Sequence[Image.Image],
+    sizes: Sequence[Mapping[str, int]],
+    flip: bool = True,
+    target_sizes: Sequence[tuple[int, int]] | None = None,
 ) -> list[dict[str, Any]]:
     """
     Detection at several scales, mirrored and not, with merged boxes.
@@ -122,6 +164,7 @@ def detect_augmented(
         pictures (`Sequence[Image.Image]`): RGB.
         sizes (`Sequence[Mapping]`): {"shortest_edge", "longest_edge"} in px, one a scale.
         flip (`bool`, *optional*, defaults to `True`): also mirrored.
+        target_sizes (`Sequence[tuple[int, int]]`, *optional*): as of `Detector`.
 
     Returns:
         `list[dict]`: as of `Detector`.
@@ -131,13 +174,16 @@ def detect_augmented(
     """
     if not sizes or detector.masks:
         raise ValueError("test-time augmentation needs at least one size, and merges boxes only: switch off masks.")
-    found: list[list[dict[str, Tensor]]] = [[] for _ in pictures]
+    target_sizes = target_sizes or [(picture.height, picture.width) for picture in pictures]
     mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures] if flip else []
+    found: list[list[dict[str, Tensor]]] = [[] for _ in pictures]
     for size in sizes:
-        for mine, result in zip(found, detector(pictures, size), strict=True):
+        for mine, result in zip(found, detector(pictures, size, target_sizes), strict=True):
             mine.append(result)
-        for mine, picture, result in zip(found, mirrored, detector(mirrored, size) if flip else (), strict=bool(flip)):
-            mine.append({**result, "boxes": mirror_boxes(result["boxes"], picture.width)})
+        if flip:
+            results = detector(mirrored, size, target_sizes)
+            for mine, result, (_, width) in zip(found, results, target_sizes, strict=True):
+                mine.append({**result, "boxes": mirror_boxes(result["boxes"], width)})
     return [vote_boxes(results, detector.nms_threshold, detector.max_detections) for results in found]
 
 

@@ -9,7 +9,9 @@ back in the order of the pictures whoever made them.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -112,29 +114,37 @@ class PredictionShards:
             )
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write a json file so that it is there as a whole or not at all; folders are made."""
+@contextmanager
+def replaced_file(path: str | Path) -> Iterator[Path]:
+    """
+    A temporary name to write to, which becomes `path` when all went well: the file is there as a whole or not at all.
+    Folders are made.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of several machines may share the folder.
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a json file, whole or not at all."""
+    with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file)
-    os.replace(temporary, path)
 
 
-def write_json_list(path: str | Path, entries: Iterator[Any]) -> int:
-    """Write a json list entry by entry, as a whole or not at all; returns how many there are."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_json_list(path: str | Path, entries: Iterable[Any]) -> int:
+    """Write a json list entry by entry, whole or not at all; returns how many there are."""
     count = 0
-    with open(temporary, "w", encoding="utf-8") as file:
+    with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write("[")
         for count, entry in enumerate(entries, start=1):
             file.write((",\n" if count > 1 else "\n") + json.dumps(entry))
         file.write("\n]\n")
-    os.replace(temporary, path)
     return count
 
 
