@@ -8,7 +8,8 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from transformers_glipv2.data.scene_assets import Background, SceneAssets
+from transformers_glipv2.data.coco import load_coco
+from transformers_glipv2.data.scene_assets import Background, SceneAssets, empty_crops
 from transformers_glipv2.data.scene_colours import COLOUR_NAMES, PAINTS
 from transformers_glipv2.data.scene_language import (
     QUESTION_TYPES,
@@ -218,6 +219,25 @@ class CompositeScenes(Dataset):
 
     def _painted(self, noun: str, rng: random.Random, share: float) -> Wish:
         return Wish(noun, rng.choice(list(PAINTS)) if rng.random() < share else None)
+
+
+def load_scenes(
+    assets: str | Path, background_folder: str | Path | None = None, background_split: str = "train", **options: Any
+) -> CompositeScenes:
+    """
+    Composite scenes for a training data file.
+
+    Args:
+        assets (`str` or `Path`): the folder of the cut-outs.
+        background_folder (`str` or `Path`, *optional*): a COCO-format folder whose pictures give further backgrounds,
+            where nothing annotated lies.
+        background_split (`str`, *optional*, defaults to `"train"`): of that folder.
+        options: what else `CompositeScenes` takes.
+    """
+    extra = []
+    if background_folder is not None:
+        extra = empty_crops(load_coco(background_folder, split=background_split, policy={"crowd": "keep"}))
+    return CompositeScenes(assets, extra_backgrounds=extra, **options)
 
 
 class TestScenes(Dataset):

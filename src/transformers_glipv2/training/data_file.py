@@ -38,9 +38,11 @@ LOADERS = {
     "mixed_grounding": "transformers_glipv2.data.mixed_grounding:load_mixed_grounding",
     "phrasecut": "transformers_glipv2.data.phrasecut:load_phrasecut",
     "pseudo_boxes": "transformers_glipv2.data.pseudo_boxes:load_pseudo_boxes",
+    "scenes": "transformers_glipv2.data.scenes:load_scenes",
+    "mosaics": "transformers_glipv2.data.mosaics:MosaicScenes",
 }
 # What else is a path, relative to the data file.
-_PATHS = ("image_folder",)
+_PATHS = ("image_folder", "background_folder")
 
 
 @dataclass
