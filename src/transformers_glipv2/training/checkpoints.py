@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch import nn
 from transformers.utils import logging
@@ -134,7 +137,13 @@ def load_checkpoint(
     return state
 
 
-def export_model(accelerator: Accelerator, processor: Any, model: nn.Module, folder: str | Path) -> None:
+def export_model(
+    accelerator: Accelerator,
+    processor: Any,
+    model: nn.Module,
+    folder: str | Path,
+    other_heads: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """
     Writes the model (of whatever class, also a PEFT one) and its processor as `from_pretrained` takes them; of a model
     with a tuned prompt the prompt alone. Called by all processes. Files replace older ones one by one, each whole.
@@ -144,8 +153,10 @@ def export_model(accelerator: Accelerator, processor: Any, model: nn.Module, fol
         processor (`GLIPv2Processor`): saved beside it.
         model (`nn.Module`): prepared.
         folder (`str` or `Path`).
+        other_heads (`Mapping[str, torch.Tensor]`, *optional*): tensors of heads that the class does not have, to be
+            kept in the checkpoint; see `load_other_heads`.
     """
-    state_dict = accelerator.get_state_dict(model)
+    state_dict = {**accelerator.get_state_dict(model), **(other_heads or {})}
     if accelerator.is_main_process:
         folder = Path(folder)
         partial = folder / ".partial"
@@ -174,8 +185,6 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def push_folder(folder: str | Path, repo_id: str) -> str:
     """Uploads an output folder to the Hub, without checkpoints and tracker files; returns the address."""
-    from huggingface_hub import HfApi
-
     api = HfApi()
     repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
     api.upload_folder(

@@ -1,0 +1,131 @@
+"""
+Draws the masks of what words name into a picture.
+
+    python examples/segment.py --model MODEL --image street.jpg --labels person "traffic light" car
+    python examples/segment.py --model MODEL --image table.jpg --phrase "the red cup left of the bottle"
+
+Labels give one mask for each object (instance segmentation), a phrase one mask of all that it refers to (referring
+segmentation). The drawing goes to `--output`; `--json` also writes boxes, scores and masks (COCO's run lengths).
+"""
+
+import argparse
+import colorsys
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from transformers_glipv2 import GLIPv2Processor
+from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
+from transformers_glipv2.segmentation_pipeline import segment_labels
+from transformers_glipv2.segmentation_post_processing import encode_region
+
+OPACITY = 0.5
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
+    add("--image", required=True, type=Path, help="picture to segment")
+    words = parser.add_mutually_exclusive_group(required=True)
+    words.add_argument("--labels", nargs="+", help="names to look for; one mask for each object")
+    words.add_argument("--phrase", help="what to look for, in words; one mask of all it refers to")
+    add("--output", type=Path, default=Path("segmented.png"), help="drawing to write (default: segmented.png)")
+    add("--json", type=Path, help="also write the results here")
+    add("--threshold", type=float, default=0.3, help="on the scores of boxes (default: 0.3)")
+    add("--mask_threshold", type=float, default=0.5, help="on the probability of pixels (default: 0.5)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda where there is one")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    args = parse_args(arguments)
+    processor = GLIPv2Processor.from_pretrained(args.model)
+    model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).to(args.device).eval()
+    image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+
+    if args.labels:
+        found = find_instances(model, processor, image, args)
+    else:
+        found = find_phrase(model, processor, image, args)
+    for entry in found:
+        x1, y1, x2, y2 = (round(side) for side in entry["box"])
+        print(f"{entry['score']:.3f}  {entry['label']:<24} [{x1}, {y1}, {x2}, {y2}]  {entry['mask'].sum()} pixels")
+    if not found:
+        print(f"Nothing scores above {args.threshold}; try a lower --threshold.")
+
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    draw(image, found).save(args.output)
+    print(f"Wrote {args.output}.")
+    if args.json:
+        size = (image.height, image.width)
+        entries = [{**entry, "mask": encode_region(entry["mask"], 0, 0, size)} for entry in found]
+        args.json.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        print(f"Wrote {args.json}.")
+    return found
+
+
+def find_instances(model, processor, image: Image.Image, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each object's label, score, box and mask, the surest first."""
+    options = {"threshold": args.threshold, "mask_threshold": args.mask_threshold, "return_rle": False}
+    (result,) = segment_labels(model, processor, image, args.labels, **options)
+    columns = (result["text_labels"], result["scores"].tolist(), result["boxes"].tolist(), result["masks"].numpy())
+    return [dict(zip(("label", "score", "box", "mask"), row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+@torch.no_grad()
+def find_phrase(model, processor, image: Image.Image, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One mask of what the phrase refers to, with the box around all of its parts."""
+    inputs = processor(images=image, text=args.phrase).to(args.device)
+    ((phrase,),) = processor.post_process_referring_segmentation(
+        model(**inputs),
+        args.phrase,
+        target_sizes=[(image.height, image.width)],
+        threshold=args.threshold,
+        mask_threshold=args.mask_threshold,
+    )
+    if not len(phrase["boxes"]):
+        return []
+    box = torch.cat([phrase["boxes"][:, :2].amin(0), phrase["boxes"][:, 2:].amax(0)])
+    best = phrase["scores"][0].item()
+    return [{"label": args.phrase, "score": best, "box": box.tolist(), "mask": phrase["mask"].numpy()}]
+
+
+def draw(image: Image.Image, found: list[dict[str, Any]]) -> Image.Image:
+    """The picture under half-transparent masks with bright outlines, a colour for each entry, and their names."""
+    pixels = np.asarray(image, dtype=np.float32).copy()
+    colors = [palette_color(index) for index in range(len(found))]
+    # The surest last, on top.
+    for entry, color in zip(reversed(found), reversed(colors), strict=True):
+        mask = entry["mask"]
+        pixels[mask] = (1 - OPACITY) * pixels[mask] + OPACITY * np.float32(color)
+        inner = mask.copy()
+        inner[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        pixels[mask & ~inner] = color
+    drawing = Image.fromarray(pixels.round().astype(np.uint8))
+    pen = ImageDraw.Draw(drawing)
+    font = ImageFont.load_default(max(12, max(image.size) // 50))
+    for entry, color in zip(reversed(found), reversed(colors), strict=True):
+        x1, y1, x2, y2 = entry["box"]
+        pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=max(1, max(image.size) // 600))
+        name = f"{entry['label']} {entry['score']:.2f}"
+        left, top, right, bottom = pen.textbbox((0, 0), name, font=font)
+        x = min(max(x1, 0), max(image.width - right - 4, 0))
+        y = max(y1 - bottom - 4, 0)
+        pen.rectangle((x, y, x + right + 4, y + bottom + 4), fill=color)
+        pen.text((x + 2 - left, y + 2 - min(top, 0)), name, fill="black", font=font)
+    return drawing
+
+
+def palette_color(index: int) -> tuple[int, int, int]:
+    """Bright colours, neighbours far apart in hue (steps of the golden section)."""
+    red, green, blue = colorsys.hsv_to_rgb(0.618034 * index % 1, 0.65, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+if __name__ == "__main__":
+    main()

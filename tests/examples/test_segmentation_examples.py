@@ -1,0 +1,169 @@
+"""examples/finetune_segmentation.py and examples/segment.py on drawn pictures."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
+from transformers_glipv2 import GLIPv2ForPreTraining
+from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
+
+pytest.importorskip("pycocotools")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def load_example(name: str):
+    """The module of an example script."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its settings for the life of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def add_masks(folder: Path, split: str) -> None:
+    """The drawn squares as polygons, but for the last one."""
+    path = folder / f"{split}.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"][:-1]:
+        x, y, width, height = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A pre-trained checkpoint without masks, and drawn pictures with them."""
+    folder = tmp_path_factory.mktemp("segmentation")
+    tiny_checkpoint(folder / "model")
+    drawn_coco(folder / "coco", train=6, val=3)
+    for split in ("train", "val"):
+        add_masks(folder / "coco", split)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder) -> Path:
+    AcceleratorState._reset_state(True)
+    arguments = ["--model", folder / "model", "--data", folder / "coco", "--output", folder / "masks"]
+    arguments += ["--num_steps", 4, "--batch_size", 2, "--eval_steps", 2, "--test_split", "val"]
+    load_example("finetune_segmentation").main([str(argument) for argument in arguments])
+    return folder / "masks"
+
+
+def test_the_mask_head_learns_and_nothing_else_changes(folder, trained):
+    before, after = (load_file(path / "model.safetensors") for path in (folder / "model", trained))
+    assert set(before) < set(after)
+    assert {name.split(".")[0] for name in set(after) - set(before)} == {"mask_head"}
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    lines = [line for line in read_log(trained) if "loss" in line]
+    assert lines
+    assert all("loss_mask" in line and "loss_box" not in line for line in lines)
+    # One folder for every task.
+    for model_class in (GLIPv2ForInstanceSegmentation, GLIPv2ForPreTraining):
+        _, report = model_class.from_pretrained(trained, output_loading_info=True)
+        assert not any(report.values())
+
+
+def test_masks_and_boxes_are_scored(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["train"] == "mask-head"
+    for scores in (metrics["evaluation"], metrics["val"]):
+        for name in ("AP", "AP50", "box_AP", "box_AP50"):
+            assert 0 <= scores[name] <= 100
+    assert metrics["val"] == metrics["evaluation"]
+
+
+def test_everything_learns_from_a_data_file(folder, trained):
+    lines = ["sources:", "  - {kind: coco, path: coco, split: train, with_masks: true}", "sizes: [64]", "max_size: 96"]
+    (folder / "data.yaml").write_text("\n".join(lines))
+    arguments = ["--model", trained, "--data", folder / "data.yaml", "--output", folder / "all", "--train", "all"]
+    arguments += ["--num_steps", 1, "--batch_size", 2]
+    load_example("finetune_segmentation").main([str(argument) for argument in arguments])
+    before, after = (load_file(path / "model.safetensors") for path in (trained, folder / "all"))
+    assert not torch.equal(before["detection_head.text_bias"], after["detection_head.text_bias"])
+    assert not torch.equal(before["mask_head.text_bias"], after["mask_head.text_bias"])
+    (line,) = (line for line in read_log(folder / "all") if "loss" in line)
+    assert {"loss_box", "loss_intra", "loss_mask"} <= set(line)
+
+
+def test_resuming_goes_on_exactly(folder, trained):
+    common = ["--model", folder / "model", "--data", folder / "coco", "--output", folder / "resumed"]
+    common += ["--num_steps", 4, "--batch_size", 2, "--eval_steps", 2]
+    module = load_example("finetune_segmentation")
+    real = module.train
+
+    def interrupted(accelerator, model, optimizer, make_loader, plan, **options):
+        def loader(step):
+            for index, batch in enumerate(make_loader(step)):
+                if step + index == 3:
+                    raise KeyboardInterrupt
+                yield batch
+
+        return real(accelerator, model, optimizer, loader, plan, **options)
+
+    module.train = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        module.main([str(argument) for argument in common])
+    module.train = real
+    AcceleratorState._reset_state(True)
+    module.main([str(argument) for argument in [*common, "--resume_from_checkpoint", "latest"]])
+    # The last weights, whichever were best.
+    one, other = (load_file(path / "last" / "model.safetensors") for path in (trained, folder / "resumed"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_segment_draws_instances(folder, trained, capsys):
+    arguments = ["--model", trained, "--image", folder / "coco/train/0.png", "--labels", "cat", "dog"]
+    arguments += ["--threshold", 0.0, "--mask_threshold", 0.2, "--output", folder / "out/drawn.png"]
+    arguments += ["--json", folder / "results.json", "--device", "cpu"]
+    found = load_example("segment").main([str(argument) for argument in arguments])
+    drawn = Image.open(folder / "out/drawn.png")
+    assert drawn.size == (96, 64)
+    assert not np.array_equal(np.asarray(drawn), np.asarray(Image.open(folder / "coco/train/0.png")))
+    saved = json.loads((folder / "results.json").read_text())
+    assert [entry["label"] for entry in saved] == [entry["label"] for entry in found]
+    assert saved[0]["mask"]["size"] == [64, 96]
+    assert f"{found[0]['score']:.3f}" in capsys.readouterr().out
+
+
+def test_segment_draws_a_phrase_or_says_that_there_is_nothing(folder, trained, capsys):
+    segment = load_example("segment")
+    common = ["--model", trained, "--image", folder / "coco/train/0.png", "--phrase", "the red cat"]
+    common += ["--output", folder / "phrase.png", "--device", "cpu"]
+    (found,) = segment.main([str(argument) for argument in [*common, "--threshold", 0.0]])
+    assert found["mask"].shape == (64, 96)
+    assert segment.main([str(argument) for argument in [*common, "--threshold", 1.0]]) == []
+    assert "try a lower --threshold" in capsys.readouterr().out
+
+
+def test_colours_lie_apart():
+    colors = [load_example("segment").palette_color(index) for index in range(8)]
+    assert len(set(colors)) == 8
+    assert min(np.abs(np.subtract(one, other)).sum() for one in colors for other in colors if one != other) > 60
+
+
+def test_drawing_paints_the_mask_only():
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[10:30, 20:50] = True
+    entry = {"label": "a", "score": 0.5, "box": [20.0, 10.0, 49.0, 29.0], "mask": mask}
+    drawn = np.asarray(load_example("segment").draw(Image.new("RGB", (60, 40), "black"), [entry]))
+    assert (drawn[25, 25] > 0).any()
+    assert not drawn[32:].any()
+    assert not drawn[:, :18].any()
