@@ -2,8 +2,10 @@
 Rows of the schema whose pictures are opened when they are asked for.
 
 No loader holds pictures in memory, only their annotations, packed: about 200 bytes a row, 60 a box, and polygons. The
-formats that are one json file (COCO, LVIS, GoldG, ...) need 4 to 5 times the file's size while it is read, since
-Python parses it whole; line-wise files, folders and the Hub can be streamed (`streaming=True`) in constant memory.
+formats that are one json file (COCO, LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since
+Python parses it whole, and 15 seconds a million boxes. Line-wise files, folders and the Hub can be streamed
+(`streaming=True`) in constant memory; a large json file can be made into such a data set once, by
+`load_coco(...).to_hf().to_parquet(...)` or `push_to_hub`.
 """
 
 import io
@@ -15,6 +17,7 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from tqdm.auto import tqdm
 
 from transformers_glipv2.data.schema import BoxReport
 
@@ -141,7 +144,8 @@ class PackedRecords(Sequence):
     def __init__(self, records: Iterable[Mapping[str, Any]]):
         self._bytes = bytearray()
         self._ends = array("q", [0])
-        for record in records:
+        # Shown only where it takes longer than a few seconds.
+        for record in tqdm(records, desc="reading annotations", unit=" rows", delay=5, leave=False):
             self._bytes += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
             self._ends.append(len(self._bytes))
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
-from tqdm.auto import tqdm
 
 from transformers_glipv2.data.dataset import PackedRecords, PictureDataset, PictureStream
 from transformers_glipv2.data.hub_export import import_datasets
@@ -236,7 +235,7 @@ def _checked_records(dataset: Any, reader: _RowReader, report: BoxReport) -> Ite
     pictures = dataset.select_columns(image)
     # With the sizes in columns of their own, the pictures' bytes are not even read.
     rows = dataset.remove_columns(image) if "width" in reader.columns and "height" in reader.columns else dataset
-    for index, row in enumerate(tqdm(rows, desc="checking boxes", disable=len(dataset) < 1000)):
+    for index, row in enumerate(rows):
         source = partial(_source, row[image]) if image in row else _HubPicture(pictures, index)
         record = reader.record(row, index, source, report)
         if record is not None:

@@ -45,7 +45,7 @@ def to_hf_dataset(dataset: PictureDataset) -> "datasets.Dataset":  # noqa: F821
     class_names = list(dict.fromkeys(dataset.class_names)) if dataset.class_names is not None else None
     features = _features(datasets, dataset.records, class_names)
     chunks, rows = [], []
-    for record in tqdm(dataset.records, desc="to datasets", disable=len(dataset) < _CHUNK):
+    for record in tqdm(dataset.records, desc="to datasets", unit=" rows", delay=5, leave=False):
         rows.append(_encode(record, features, class_names))
         if len(rows) == _CHUNK:
             chunks.append(datasets.Dataset.from_list(rows, features=features))

@@ -156,22 +156,16 @@ def checked_box(box: Sequence[float], width: int, height: int, report: BoxReport
     Returns:
         `list[float] | None`: x, y, width, height, or `None` where the box is left out.
     """
-    is_list = isinstance(box, (Sequence, np.ndarray)) and not isinstance(box, str)
-    where = f"{where}, bbox {list(box) if is_list else box} in a picture of {width} x {height}"
-    if (
-        not is_list
-        or len(box) != 4
-        or not all(isinstance(v, (int, float, np.number)) and math.isfinite(v) for v in box)
-    ):
-        report.add("not_a_number", where)
+    if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4 or not all(map(_is_finite, box)):
+        report.add("not_a_number", f"{where}, bbox {box}")
         return None
     x, y, w, h = (float(value) for value in box)
     if w <= 0 or h <= 0:
-        report.add("degenerate", where)
+        report.add("degenerate", f"{where}, bbox {list(box)}")
         return None
     # Published corners are rounded: up to a pixel outside is no mistake.
     if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        action = report.add("out_of_picture", where)
+        action = report.add("out_of_picture", f"{where}, bbox {list(box)} in a picture of {width} x {height}")
         if action == "clip":
             x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
             return [x1, y1, x2 - x1, y2 - y1] if x2 > x1 and y2 > y1 else None
