@@ -154,7 +154,6 @@ def load_prompt_tuning(model: nn.Module, file: str | Path) -> str:
         if names != {"prompt_ids", "offsets"} or "prompt" not in metadata:
             raise ValueError(f"{path} is no tuned prompt; it holds {', '.join(sorted(names)[:5])}.")
         prompt_ids, offsets = content.get_tensor("prompt_ids"), content.get_tensor("offsets")
-    remove_prompt_tuning(model)
     base = _base_model(model)
     width = base.config.text_config.hidden_size
     if offsets.shape != (len(prompt_ids), width):
@@ -162,6 +161,7 @@ def load_prompt_tuning(model: nn.Module, file: str | Path) -> str:
             f"the offsets of {path} have shape {tuple(offsets.shape)}, but the model needs ({len(prompt_ids)}, "
             f"{width}); load them into the model that they were tuned for."
         )
+    remove_prompt_tuning(base)
     encoder = GLIPv2PromptTunedTextEncoder(base.text_encoder, prompt_ids, metadata["prompt"])
     with torch.no_grad():
         encoder.offsets.copy_(offsets)

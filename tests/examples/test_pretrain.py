@@ -144,7 +144,10 @@ def test_checkpointing_changes_no_loss_and_frozen_parts_stay(folder):
     assert list((folder / "saving" / "tracking").rglob("events.out.*"))
     before, after = (load_file(folder / name / "model.safetensors") for name in ("no_dropout", "saving"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert not any("text_encoder" in name or "layers.0.blocks" in name or ".embeddings." in name for name in changed)
+    frozen = ("model.text_encoder.", "model.backbone.embeddings.", "model.backbone.encoder.layers.0.")
+    assert any(name.startswith(frozen) for name in before)
+    assert not any(name.startswith(frozen) for name in changed)
+    assert any(name.startswith("model.backbone.encoder.layers.3.") for name in changed)
     assert {"model.neck.p6.weight", "mlm_head.dense.weight", "contrastive_head.log_scale"} <= changed
 
 

@@ -1,0 +1,97 @@
+"""examples/finetune_detection.py on drawn pictures: every way of tuning, few shots, rehearsal, resuming."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from tests.examples.test_pretrain import load_example
+from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
+from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
+from transformers_glipv2.training import load_tuned
+
+finetune = load_example("finetune_detection")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its settings for the life of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetune")
+    tiny_checkpoint(folder / "model")
+    drawn_coco(folder / "coco", train=8, val=2, test=2)
+    (folder / "data.yaml").write_text(
+        "sources: [{kind: coco, path: coco, split: test}]\nevaluation: {path: coco, split: test}\n"
+    )
+    return folder
+
+
+def arguments(folder: Path, output: str, *more: str) -> list[str]:
+    given = ["--model", folder / "model", "--data", folder / "coco", "--output", folder / output]
+    given += ["--num_steps", "2", "--batch_size", "4", "--eval_steps", "1", *more]
+    return [str(value) for value in given]
+
+
+@pytest.mark.parametrize("way", ["full", "frozen-backbone", "linear-probe"])
+def test_ways_that_leave_a_whole_model(folder, way):
+    metrics = finetune.main(arguments(folder, way, "--tune", way))
+    assert json.loads((folder / way / "metrics.json").read_text()) == metrics
+    assert metrics["best_step"] == 1
+    assert "AP50" in metrics["val"]
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("model", way))
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    parts = {".".join(name.split(".")[:2]) for name in changed}
+    assert {"detection_head.box_predictor", "detection_head.token_projection"} <= parts
+    assert ("model.text_encoder" in parts) == (way != "linear-probe")
+    assert any("backbone.encoder.layers.0" in name for name in changed) == (way == "full")
+    assert any("backbone.encoder.layers.3" in name for name in changed) == (way != "linear-probe")
+    if way == "linear-probe":
+        assert all(name.startswith("detection_head.") for name in changed)
+
+
+def test_prompt_leaves_a_small_file(folder):
+    metrics = finetune.main(arguments(folder, "prompt", "--tune", "prompt", "--test_split", "test"))
+    # "cat. dog" with special tokens, words of 32 numbers.
+    assert metrics["trainable_parameters"] == 5 * 32
+    assert "AP" in metrics["test"]
+    assert (folder / "prompt" / "prompt_tuning.safetensors").stat().st_size < 2000
+    assert not (folder / "prompt" / "model.safetensors").exists()
+    model = load_tuned(GLIPv2ForObjectDetection, str(folder / "model"), folder / "prompt")
+    assert model.model.text_encoder.offsets.abs().sum() > 0
+    GLIPv2Processor.from_pretrained(folder / "prompt")
+
+
+def test_adapters_and_a_resumed_run(folder):
+    more = ("--tune", "lora", "--resume_from_checkpoint", "latest")
+    first = finetune.main(arguments(folder, "lora", *more))
+    assert (folder / "lora" / "adapter_model.safetensors").is_file()
+    assert not (folder / "lora" / "model.safetensors").exists()
+    learned = load_file(folder / "lora" / "adapter_model.safetensors")
+    assert any(name.endswith("lora_B.weight") and tensor.abs().sum() > 0 for name, tensor in learned.items())
+    # The run is over, so nothing is trained; the same scores come again.
+    assert finetune.main(arguments(folder, "lora", *more)) == first
+    assert [line["step"] for line in read_log(folder / "lora")] == [1, 1, 2, 2]
+
+
+def test_few_shots_with_empty_pictures_and_rehearsal(folder):
+    more = ("--shots", "1", "--shot_seed", "30", "--empty_pictures", "1", "--sizes", "48", "64")
+    metrics = finetune.main(arguments(folder, "few", *more, "--keep_vocabulary", str(folder / "data.yaml")))
+    assert (metrics["shots"], metrics["shot_seed"]) == (1, 30)
+    assert set(metrics["kept_vocabulary_before"]) == set(metrics["kept_vocabulary_after"])
+    settings = json.loads((folder / "few" / "training_args.json").read_text())
+    assert settings["sizes"] == [48, 64]
+
+
+def test_an_unknown_split_is_told_before_training(folder):
+    with pytest.raises(FileNotFoundError, match="splits found: test, train, val"):
+        finetune.main(arguments(folder, "wrong", "--eval_split", "minival"))
+    assert not (folder / "wrong" / "checkpoints").exists()

@@ -1,0 +1,393 @@
+"""What the training scripts share: groups, rates, batches, averages, checkpoints, tuning ways, evaluation."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from tests.tiny import tiny_config, tiny_inputs
+from tests.tiny_training import drawn_coco, tiny_processor
+from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2ForPreTraining
+from transformers_glipv2.training import (
+    DetectionEvaluator,
+    StepBatches,
+    TrainingState,
+    WeightAverage,
+    export_model,
+    find_checkpoint,
+    freeze,
+    learning_rate_factor,
+    load_sources,
+    load_tuned,
+    make_collator,
+    make_evaluator,
+    make_mixture,
+    parameter_groups,
+    prepare_tuning,
+    push_folder,
+    read_data_file,
+    step_loader,
+    write_json,
+)
+from transformers_glipv2.training import checkpoints as checkpoints_module
+from transformers_glipv2.training.loop import TrainingLog
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its settings for the life of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture
+def model() -> GLIPv2ForPreTraining:
+    torch.manual_seed(0)
+    return GLIPv2ForPreTraining(tiny_config())
+
+
+# Optimizer -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_hold_every_parameter_once(model):
+    groups = {group["name"]: group for group in parameter_groups(model, 1e-3, weight_decay=0.1)}
+    members = [id(parameter) for group in groups.values() for parameter in group["params"]]
+    assert len(members) == len(set(members)) == len(list(model.parameters()))
+    assert [groups[name]["lr"] for name in ("base", "base_no_decay")] == [1e-3, 1e-3]
+    assert [groups[name]["lr"] for name in ("text", "text_no_decay")] == pytest.approx([1e-4, 1e-4])
+    assert [groups[name]["weight_decay"] for name in groups] == [0.1, 0.0, 0.1, 0.0]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    of_group = {name: {names[id(parameter)] for parameter in group["params"]} for name, group in groups.items()}
+    assert all(".text_encoder." in name for name in of_group["text"] | of_group["text_no_decay"])
+    assert "model.layers.0.text_layer.intermediate.weight" in of_group["base"]
+    undecayed = of_group["base_no_decay"]
+    assert {"detection_head.log_scale", "model.neck.p6.bias", "model.layers.0.fusion.vision_norm.weight"} <= undecayed
+    assert any("relative_position_bias_table" in name for name in undecayed)
+    assert not any(name.endswith("bias") for name in of_group["base"] | of_group["text"])
+
+
+def test_groups_leave_out_frozen_parts(model):
+    freeze(model, ["text-encoder"])
+    # The word embeddings are the decoder of the masked-word head too.
+    assert {group["name"] for group in parameter_groups(model, 1e-3)} == {"base", "base_no_decay"}
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the model has `requires_grad`"):
+        parameter_groups(model, 1e-3)
+
+
+def test_schedules():
+    def factors(**options):
+        return [learning_rate_factor(step, 100, **options) for step in (0, 4, 9, 10, 55, 67, 89, 100)]
+
+    assert factors(schedule="constant", warmup_steps=10) == pytest.approx([0.1, 0.5, 1, 1, 1, 1, 1, 1])
+    assert factors(schedule="steps") == pytest.approx([1, 1, 1, 1, 1, 0.1, 0.01, 0.01])
+    cosine = factors(schedule="cosine", warmup_steps=10)
+    assert cosine[:5] == pytest.approx([0.1, 0.5, 1, 1, 0.5])
+    assert cosine[-1] == pytest.approx(0)
+    with pytest.raises(ValueError, match="`schedule` is 'linear'; choose one of cosine, steps, constant"):
+        learning_rate_factor(0, 10, schedule="linear")
+    with pytest.raises(ValueError, match="got -1, 0, 10"):
+        learning_rate_factor(-1, 10)
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
+
+
+def test_processes_share_the_rows_of_a_step():
+    assert list(StepBatches(8, 3)) == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
+    shares = [list(StepBatches(8, 3, 1, 2, index, 2)) for index in range(2)]
+    assert shares[0] == [[8, 9], [12, 13], [16, 17], [20, 21]]
+    assert shares[1] == [[10, 11], [14, 15], [18, 19], [22, 23]]
+    assert len(StepBatches(8, 3, 1, 2, 0, 2)) == 4
+    assert list(StepBatches(8, 3, 3)) == []
+    with pytest.raises(ValueError, match="multiple of 2 processes x 3"):
+        StepBatches(8, 1, 0, 3, 0, 2)
+
+
+def test_loader_leaves_the_global_stream_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    rows = [row for batch in step_loader(list("abcdef"), StepBatches(3, 2), "".join) for row in batch]
+    assert "".join(rows) == "abcdef"
+    assert torch.rand(1) == expected
+
+
+# Averages ------------------------------------------------------------------------------------------------------------
+
+
+def test_average_follows_the_formula_and_comes_back():
+    layer = nn.Linear(2, 1)
+    layer.bias.requires_grad_(False)
+    average = WeightAverage(layer, 0.5)
+    expected, weights = layer.weight.detach().clone(), []
+    for step in range(30):
+        with torch.no_grad():
+            layer.weight.add_(step)
+        weights.append(layer.weight.detach().clone())
+        average.update(layer)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weights[-1]
+    with average.applied(layer):
+        torch.testing.assert_close(layer.weight.detach(), expected)
+    assert torch.equal(layer.weight, weights[-1])
+    assert set(average.state_dict()) == {"weight", "updates"}
+    other = WeightAverage(layer, 0.5)
+    other.load_state_dict(average.state_dict())
+    assert other.updates == 30
+    assert torch.equal(other.average["weight"], average.average["weight"])
+    with pytest.raises(ValueError, match="belong to other trainable parameters; 1 names differ, such as bias"):
+        other.load_state_dict({**average.state_dict(), "bias": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"`decay` must be in \[0, 1\), got 1"):
+        WeightAverage(layer, 1)
+
+
+# Checkpoints and logs ------------------------------------------------------------------------------------------------
+
+
+def test_finds_the_checkpoint_that_is_meant(tmp_path):
+    assert find_checkpoint(tmp_path, "latest") is None
+    for step in (500, 1500, 10000):
+        write_json(tmp_path / "checkpoints" / f"step-{step:07d}" / "training_state.json", {"step": step})
+    latest = tmp_path / "checkpoints" / "step-0010000"
+    assert find_checkpoint(tmp_path, "latest") == latest
+    assert find_checkpoint(tmp_path, latest) == latest
+    with pytest.raises(FileNotFoundError, match="step-0000500, step-0001500, step-0010000"):
+        find_checkpoint(tmp_path, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    log = TrainingLog(Accelerator(), tmp_path / "log.jsonl", 0)
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "name": "base"}], lr=0.1)
+    log.add({"loss": torch.tensor(2.0)})
+    log.add({"loss": torch.tensor(4.0)})
+    log.flush(TrainingState(step=2, seconds=1.0), optimizer)
+    log.add({"loss": torch.tensor(float("nan")), "loss_box": torch.tensor(1.0)})
+    with pytest.raises(FloatingPointError, match="not finite at step 3: loss nan, loss_box 1"):
+        log.flush(TrainingState(step=3, seconds=2.0), optimizer)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0] == {"step": 2, "loss": 3.0, "lr_base": 0.1, "seconds": 1.0}
+    assert lines[1]["seconds_per_step"] == 1.0
+
+
+def test_pushes_results_but_no_checkpoints(tmp_path, monkeypatch):
+    calls = []
+
+    class Api:
+        endpoint = "https://hub"
+
+        def create_repo(self, repo_id, exist_ok):
+            return type("Repo", (), {"repo_id": f"user/{repo_id}"})
+
+        def upload_folder(self, **options):
+            calls.append(options)
+
+    monkeypatch.setattr(checkpoints_module, "HfApi", Api)
+    assert push_folder(tmp_path, "nano") == "https://hub/user/nano"
+    assert calls[0]["repo_id"] == "user/nano"
+    assert {"checkpoints/**", "last/**"} <= set(calls[0]["ignore_patterns"])
+
+
+# Data files ----------------------------------------------------------------------------------------------------------
+
+
+def write_data_file(folder, text: str):
+    (folder / "data.yaml").write_text(text)
+    return folder / "data.yaml"
+
+
+def test_data_file_mixes_by_weight(tmp_path):
+    drawn_coco(tmp_path / "coco", train=4, val=2)
+    (tmp_path / "copy").symlink_to(tmp_path / "coco")
+    text = "sources:\n  - {kind: coco, path: coco, split: train, weight: 3}\n"
+    text += '  - {kind: "transformers_glipv2.data.coco:load_coco", path: copy, split: val}\n'
+    text += "sizes: [64]\nmlm_probability: 0.5\naugment: {flip: 1.0}\nevaluation: {path: coco, split: val}\n"
+    data = read_data_file(write_data_file(tmp_path, text))
+    mixture = make_mixture(data, 1000, seed=0)
+    assert [len(source) for source in mixture.sources] == [4, 2]
+    drawn = [mixture.locate(draw)[0] for draw in range(1000)]
+    assert drawn.count(0) == 750
+    processor = tiny_processor()
+    batch = make_collator(data, processor, mixture, 4, seed=0)([mixture[draw] for draw in range(4)])
+    assert {"pixel_values", "input_ids", "labels", "mlm_labels"} <= set(batch)
+    assert make_evaluator(data, Accelerator(), processor).labels == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sizes: [64]", "lists no `sources`"),
+        ("sources: [{kind: coco}]", "it needs `kind`"),
+        ("sources: [{kind: cocoo, path: x}]", r"has 'cocoo' \(did you mean 'coco'\?\)"),
+        ("sources: [{kind: coco, path: x}]\nsize: [64]", r"has 'size' \(did you mean 'sizes'\?\)"),
+        ("sources: [{kind: coco, path: x}]\naugment: {flipp: 1}", r"`augment` of .* has 'flipp' \(did you mean"),
+    ],
+)
+def test_data_file_refuses_what_it_does_not_know(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_data_file(write_data_file(tmp_path, text))
+
+
+def test_copy_paste_needs_masks(tmp_path):
+    drawn_coco(tmp_path / "coco", train=2)
+    text = "sources: [{kind: coco, path: coco, split: train}]\naugment: {copy_paste: 0.5}"
+    data = read_data_file(write_data_file(tmp_path, text))
+    with pytest.raises(ValueError, match="with_masks: true"):
+        make_collator(data, tiny_processor(), make_mixture(data, 4, seed=0), 2, seed=0)
+    assert len(load_sources(data)[0]) == 1
+
+
+# Ways of tuning ------------------------------------------------------------------------------------------------------
+
+
+def trainable_parts(model: nn.Module) -> set[str]:
+    """The first two parts of the names of trainable parameters."""
+    return {".".join(name.split(".")[:2]) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def detect(model: nn.Module, processor) -> torch.Tensor:
+    text = processor.tokenizer(["cat. dog"] * 2, return_tensors="pt", return_token_type_ids=False)
+    return model.eval()(**{**tiny_inputs(), **text}).logits
+
+
+@pytest.mark.parametrize("way", ["linear-probe", "prompt", "lora"])
+def test_a_tuned_model_comes_back_from_its_folder(way, tmp_path):
+    torch.manual_seed(0)
+    processor = tiny_processor()
+    GLIPv2ForObjectDetection(tiny_config()).save_pretrained(tmp_path / "model")
+    original = GLIPv2ForObjectDetection.from_pretrained(tmp_path / "model")
+    before = detect(original, processor)
+    model = prepare_tuning(
+        GLIPv2ForObjectDetection.from_pretrained(tmp_path / "model"), way, processor, text="cat. dog"
+    )
+    assert torch.equal(detect(model, processor), before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    tuned = detect(model, processor)
+    assert not torch.allclose(tuned, before)
+    accelerator = Accelerator()
+    export_model(accelerator, processor, accelerator.prepare_model(model), tmp_path / "tuned")
+    loaded = load_tuned(GLIPv2ForObjectDetection, str(tmp_path / "model"), tmp_path / "tuned")
+    torch.testing.assert_close(detect(loaded, processor), tuned)
+
+
+def test_ways_train_what_they_say():
+    torch.manual_seed(0)
+    processor = tiny_processor()
+
+    def parts(way: str) -> set[str]:
+        return trainable_parts(prepare_tuning(GLIPv2ForObjectDetection(tiny_config()), way, processor, text="cat"))
+
+    everything = {"model.backbone", "model.neck", "model.text_encoder", "model.layers"}
+    head = {name for name in parts("full") if name.startswith("detection_head.")}
+    assert parts("full") == parts("frozen-backbone") == everything | head
+    assert parts("linear-probe") == head
+    assert parts("prompt") == {"model.text_encoder"}
+    model = prepare_tuning(GLIPv2ForObjectDetection(tiny_config()), "lora", processor)
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "detection_head" in name for name in learned)
+    for part in ("backbone", "text_encoder", "fusion.text_key", "text_layer.attention", "neck.output_convs"):
+        assert any(part in name for name in learned), part
+    with pytest.raises(ValueError, match="`way` is 'some'; choose one of full"):
+        prepare_tuning(model, "some", processor)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "frozen", "learning"),
+    [
+        (
+            None,
+            ("swin.embeddings.", "swin.encoder.layers.1."),
+            ("swin.encoder.layers.2.", "hidden_states_norms."),
+        ),
+        (
+            {"model_type": "timm_backbone", "backbone": "tf_efficientnet_lite0", "out_indices": [2, 3, 4]},
+            ("_backbone.conv_stem.", "_backbone.bn1.", "_backbone.blocks.2."),
+            ("_backbone.blocks.3.", "_backbone.blocks.6."),
+        ),
+    ],
+)
+def test_lower_backbone(backbone, frozen, learning):
+    model = GLIPv2ForObjectDetection(tiny_config(**({} if backbone is None else {"backbone_config": backbone})))
+    freeze(model, ["lower-backbone"])
+    flags = {name: parameter.requires_grad for name, parameter in model.model.backbone.named_parameters()}
+    for part in frozen + learning:
+        found = {flag for name, flag in flags.items() if name.startswith(part)}
+        assert found == {part in learning}, part
+
+
+def test_lower_backbone_of_an_unknown_kind():
+    model = nn.Module()
+    model.backbone, model.text_encoder = nn.Linear(1, 1), nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="no stem or stage is known in Linear"):
+        freeze(model, ["lower-backbone"])
+    with pytest.raises(ValueError, match="`parts` has 'head'; choose of text-encoder"):
+        freeze(model, ["head"])
+
+
+# Evaluation ----------------------------------------------------------------------------------------------------------
+
+
+class Oracle:
+    """A processor and a model that see the annotations: they find every object of the labels of a prompt."""
+
+    def __init__(self, annotations: dict, max_tokens: int):
+        self.inner = tiny_processor()
+        self.tokenizer, self.image_processor, self.max_tokens = (
+            self.inner.tokenizer,
+            self.inner.image_processor,
+            max_tokens,
+        )
+        self.names = {category["id"]: category["name"] for category in annotations["categories"]}
+        self.truth = [
+            [entry for entry in annotations["annotations"] if entry["image_id"] == image["id"]]
+            for image in annotations["images"]
+        ]
+        self.seen, self.prompts = 0, set()
+
+    def __call__(self, pixel_values, pixel_mask, input_ids, attention_mask):
+        return input_ids
+
+    def post_process_grounded_object_detection(self, outputs, text_labels, target_sizes):
+        assert all(size == (64, 96) for size in target_sizes)
+        self.prompts.add(tuple(text_labels[0]))
+        results = []
+        for offset, labels in enumerate(text_labels):
+            found = [entry for entry in self.truth[self.seen + offset] if self.names[entry["category_id"]] in labels]
+            boxes = torch.tensor([entry["bbox"] for entry in found], dtype=torch.float32).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2] - 1
+            indices = [labels.index(self.names[entry["category_id"]]) for entry in found]
+            results.append(
+                {"scores": torch.full((len(found),), 0.9), "labels": torch.tensor(indices).long(), "boxes": boxes}
+            )
+        if "dog" in text_labels[0]:
+            self.seen += len(text_labels)
+        return results
+
+
+@pytest.mark.parametrize(("max_tokens", "prompts"), [(64, {("cat", "dog")}), (3, {("cat",), ("dog",)})])
+def test_perfect_detections_score_a_hundred(tmp_path, max_tokens, prompts):
+    folder = drawn_coco(tmp_path / "coco", val=7)
+    oracle = Oracle(json.loads((folder / "val.json").read_text()), max_tokens)
+    evaluator = DetectionEvaluator(Accelerator(), oracle, folder, "val", batch_size=3, max_images=6, progress=False)
+    scores = evaluator(oracle)
+    assert scores["AP"] == scores["AP50"] == scores["AR@100"] == pytest.approx(100)
+    assert scores["APs"] == -1
+    assert oracle.prompts == prompts
+    oracle.seen, oracle.truth = 0, oracle.truth[::-1]
+    assert evaluator(oracle)["AP"] < 50
+
+
+def test_every_process_gets_as_many_pictures():
+    from transformers_glipv2.training.evaluation import _shares
+
+    assert _shares(5, 2, 0, 1) == [[0, 1], [2, 3], [4]]
+    shares = [_shares(5, 2, index, 2) for index in range(2)]
+    assert shares == [[[0, 1], [2]], [[3, 4], [0]]]
