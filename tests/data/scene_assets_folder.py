@@ -1,0 +1,58 @@
+"""A small folder of scene assets made in the test: drawn shapes as cut-outs, coloured noise as backgrounds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from transformers_glipv2.data.scene_colours import PAINTS, named_colour, recolour_way
+
+# Some known to the table of look-alikes, some not.
+NOUNS = (
+    *("apple", "chair", "armchair", "cup", "dog", "car", "scissors", "tent", "abacus", "volcano", "robot", "pyramid"),
+    *("wizard", "comb", "drum", "kayak", "lantern", "yo-yo", "zeppelin", "quiver", "gazebo", "obelisk", "trowel"),
+    *("easel", "dumbbell"),
+)
+
+
+def make_assets(folder: Path, cutouts: int = 4) -> Path:
+    """Write `index.jsonl`, cut-outs and backgrounds in the layout of `examples/fetch_scene_assets.py`."""
+    rng = np.random.default_rng(0)
+    paints = list(PAINTS.values())
+    entries = []
+    for number, noun in enumerate(NOUNS):
+        for version in range(1 if noun == "easel" else cutouts):
+            file = f"cutouts/{noun}_{version}.png"
+            picture = _shape(number, paints[(number + version) % len(paints)])
+            way, hue = recolour_way(picture)
+            entry = {"kind": "cutout", "file": file, "noun": noun, "licence": "drawn", "recolour": way, "hue": hue}
+            entry["attributes"] = ["wooden"] if noun == "chair" else []
+            entry["colour"] = named_colour(picture)
+            _save(picture, folder / file)
+            entries.append(entry)
+    for number in range(4):
+        file = f"backgrounds/{number}.jpg"
+        noise = rng.integers(90, 160, (12, 16, 3), dtype=np.uint8)
+        _save(Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC), folder / file)
+        entries.append({"kind": "background", "file": file, "licence": "drawn", "nouns": ["volcano"]})
+    (folder / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return folder
+
+
+def _shape(number: int, colour: tuple[int, int, int]) -> Image.Image:
+    picture = Image.new("RGBA", (60, 48 + number))
+    draw = ImageDraw.Draw(picture)
+    box = (1, 1, picture.width - 2, picture.height - 2)
+    if number % 3 == 0:
+        draw.ellipse(box, fill=(*colour, 255))
+    elif number % 3 == 1:
+        draw.rounded_rectangle(box, radius=9, fill=(*colour, 255))
+    else:
+        draw.polygon([(30, 0), (59, picture.height - 1), (0, picture.height - 1)], fill=(*colour, 255))
+    return picture
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
