@@ -43,8 +43,8 @@ motorcycle motor scooter bicycle kick scooter tricycle rocking horse exercise bi
 airplane biplane helicopter rocket
 ship boat sailboat rowboat canoe
 man boy person mannequin baby woman girl doll statue fireman robot
-cat tiger lion leopard kitten
-dog wolf fox dingo puppy
+cat wild cat tiger lion leopard cougar cheetah kitten cartoon cat
+dog wolf fox dingo puppy dalmatian cartoon dog
 horse zebra donkey unicorn carousel horse rocking horse camel
 cow ox bull buffalo bison yak zebu water buffalo
 deer moose reindeer caribou
@@ -59,6 +59,20 @@ whale dolphin shark fish orca seal tropical fish clownfish butterflyfish dolphin
 lizard dragon dinosaur crocodile iguana
 fly bee mosquito hornet ant beetle ladybug cockroach cricket grasshopper mantis butterfly dragonfly \
 spider woodlouse
+brontosaurus stegosaurus dinosaur
+face man woman boy girl
+emu ibis ostrich bird flamingo
+bass fish
+pagoda temple tower minaret
+menorah candle chandelier lamp
+nautilus trilobite snail seashell
+mandolin guitar electric guitar
+buddha statue
+lotus water lily
+motorbike motorcycle
+ferry ship sailing ship sailboat
+tick ant mayfly dragonfly
+camera binocular
 lobster shrimp crab crayfish fried shrimp
 octopus squid jellyfish
 snail seashell
