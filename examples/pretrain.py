@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
     average = WeightAverage(accelerator.unwrap_model(model), args.ema_decay) if args.ema_decay else None
 
     # The averaged weights are scored by AP on the folder that the data file names.
-    evaluator = make_evaluator(data, accelerator, processor, args.num_workers)
+    evaluator = make_evaluator(data, accelerator, processor)
     plan = TrainingPlan(
         args.output,
         args.num_steps,

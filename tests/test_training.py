@@ -33,6 +33,7 @@ from transformers_glipv2.training import (
     write_json,
 )
 from transformers_glipv2.training import checkpoints as checkpoints_module
+from transformers_glipv2.training import evaluation as evaluation_module
 from transformers_glipv2.training.loop import TrainingLog
 
 
@@ -336,58 +337,51 @@ def test_lower_backbone_of_an_unknown_kind():
 
 
 class Oracle:
-    """A processor and a model that see the annotations: they find every object of the labels of a prompt."""
+    """A detector that sees the annotations."""
 
-    def __init__(self, annotations: dict, max_tokens: int):
-        self.inner = tiny_processor()
-        self.tokenizer, self.image_processor, self.max_tokens = (
-            self.inner.tokenizer,
-            self.inner.image_processor,
-            max_tokens,
-        )
-        self.names = {category["id"]: category["name"] for category in annotations["categories"]}
-        self.truth = [
-            [entry for entry in annotations["annotations"] if entry["image_id"] == image["id"]]
-            for image in annotations["images"]
-        ]
-        self.seen, self.prompts = 0, set()
+    def __init__(self, truth: list[list[tuple[int, list[float]]]]):
+        self.truth, self.pictures, self.prompts = truth, 0, []
 
-    def __call__(self, pixel_values, pixel_mask, input_ids, attention_mask):
-        return input_ids
+    def __call__(self, model, processor, prompts):
+        self.prompts = prompts
+        return self._detect
 
-    def post_process_grounded_object_detection(self, outputs, text_labels, target_sizes):
-        assert all(size == (64, 96) for size in target_sizes)
-        self.prompts.add(tuple(text_labels[0]))
-        results = []
-        for offset, labels in enumerate(text_labels):
-            found = [entry for entry in self.truth[self.seen + offset] if self.names[entry["category_id"]] in labels]
-            boxes = torch.tensor([entry["bbox"] for entry in found], dtype=torch.float32).reshape(-1, 4)
-            boxes[:, 2:] += boxes[:, :2] - 1
-            indices = [labels.index(self.names[entry["category_id"]]) for entry in found]
-            results.append(
-                {"scores": torch.full((len(found),), 0.9), "labels": torch.tensor(indices).long(), "boxes": boxes}
-            )
-        if "dog" in text_labels[0]:
-            self.seen += len(text_labels)
-        return results
+    def _detect(self, pictures, size, target_sizes):
+        assert (pictures[0].size, target_sizes) == ((96, 64), [(64, 96)])
+        found = self.truth[self.pictures]
+        self.pictures += 1
+        boxes = torch.tensor([box for _, box in found], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2] - 1
+        labels = torch.tensor([label for label, _ in found], dtype=torch.long)
+        return [{"scores": torch.full((len(found),), 0.9), "labels": labels, "boxes": boxes}]
 
 
-@pytest.mark.parametrize(("max_tokens", "prompts"), [(64, {("cat", "dog")}), (3, {("cat",), ("dog",)})])
-def test_perfect_detections_score_a_hundred(tmp_path, max_tokens, prompts):
+def test_perfect_detections_score_a_hundred(tmp_path, monkeypatch):
     folder = drawn_coco(tmp_path / "coco", val=7)
-    oracle = Oracle(json.loads((folder / "val.json").read_text()), max_tokens)
-    evaluator = DetectionEvaluator(Accelerator(), oracle, folder, "val", batch_size=3, max_images=6, progress=False)
-    scores = evaluator(oracle)
-    assert scores["AP"] == scores["AP50"] == scores["AR@100"] == pytest.approx(100)
-    assert scores["APs"] == -1
-    assert oracle.prompts == prompts
-    oracle.seen, oracle.truth = 0, oracle.truth[::-1]
-    assert evaluator(oracle)["AP"] < 50
+    content = json.loads((folder / "val.json").read_text())
+    truth = [
+        [
+            (entry["category_id"] - 1, entry["bbox"])
+            for entry in content["annotations"]
+            if entry["image_id"] == image["id"]
+        ]
+        for image in content["images"]
+    ]
+    evaluator = DetectionEvaluator(Accelerator(), tiny_processor(), folder, "val", max_images=6, progress=False)
+    assert evaluator.labels == ["cat", "dog"]
+    assert evaluator.category_ids == [1, 2]
+    for found, expected in ((truth, 100), (truth[::-1], 0)):
+        oracle = Oracle(found)
+        monkeypatch.setattr(evaluation_module, "Detector", oracle)
+        scores = evaluator(nn.Linear(1, 1))
+        assert oracle.pictures == 6
+        if expected:
+            assert scores["AP"] == scores["AP50"] == scores["AR@100"] == pytest.approx(100)
+            assert scores["APs"] == -1
+        else:
+            assert scores["AP"] < 50
 
 
 def test_every_process_gets_as_many_pictures():
-    from transformers_glipv2.training.evaluation import _shares
-
-    assert _shares(5, 2, 0, 1) == [[0, 1], [2, 3], [4]]
-    shares = [_shares(5, 2, index, 2) for index in range(2)]
-    assert shares == [[[0, 1], [2]], [[3, 4], [0]]]
+    assert evaluation_module.share(5, 0, 1) == [0, 1, 2, 3, 4]
+    assert [evaluation_module.share(5, index, 2) for index in range(2)] == [[0, 1, 2], [3, 4, 0]]

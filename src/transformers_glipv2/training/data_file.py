@@ -38,11 +38,15 @@ LOADERS = {
     "mixed_grounding": "transformers_glipv2.data.mixed_grounding:load_mixed_grounding",
     "phrasecut": "transformers_glipv2.data.phrasecut:load_phrasecut",
     "pseudo_boxes": "transformers_glipv2.data.pseudo_boxes:load_pseudo_boxes",
+    "captions": "transformers_glipv2.data.captions:load_coco_captions",
+    "karpathy_captions": "transformers_glipv2.data.captions:load_karpathy_captions",
+    "vqa": "transformers_glipv2.data.vqa:load_vqa",
+    "hub": "transformers_glipv2.data.hub:load_hub",
     "scenes": "transformers_glipv2.data.scenes:load_scenes",
     "mosaics": "transformers_glipv2.data.mosaics:MosaicScenes",
 }
-# What else is a path, relative to the data file.
-_PATHS = ("image_folder", "background_folder")
+# What else may be a path relative to the data file.
+_PATHS = ("image_folder", "annotations_file", "background_folder")
 
 
 @dataclass
@@ -96,9 +100,8 @@ def load_sources(data: DataFile) -> tuple[list[Any], list[float]]:
     datasets, weights = [], []
     for source in data.sources:
         options = {name: value for name, value in source.items() if name not in ("kind", "path", "weight")}
-        for name in options.keys() & set(_PATHS):
-            options[name] = data.folder / options[name]
-        datasets.append(_loader(source["kind"])(data.folder / source["path"], **options))
+        options |= {name: _place(data.folder, options[name]) for name in options.keys() & set(_PATHS)}
+        datasets.append(_loader(source["kind"])(_place(data.folder, source["path"]), **options))
         weights.append(float(source.get("weight", 1.0)))
     return datasets, weights
 
@@ -188,6 +191,13 @@ def _augmentation(data: DataFile, mixture: MixtureDataset) -> Compose | None:
     if data.augment.get("photometric"):
         steps.append(PhotometricDistortion(data.augment["photometric"]))
     return Compose(steps) if steps else None
+
+
+def _place(folder: Path, path: Any) -> Any:
+    """A path relative to the data file, or what was given where nothing is there (a Hub id, a name in a folder)."""
+    if isinstance(path, list):
+        return [_place(folder, part) for part in path]
+    return folder / path if isinstance(path, str) and (folder / path).exists() else path
 
 
 def _loader(kind: str) -> Callable[..., Any]:
