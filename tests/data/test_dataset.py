@@ -47,6 +47,14 @@ def test_packed_records_are_small(tmp_path):
     assert len(PackedRecords(rows)._bytes) / len(rows) < 400
 
 
+def test_selections_hold_no_copies(tmp_path):
+    dataset = PictureDataset(PackedRecords(records(tmp_path)))
+    part = dataset.select([5, 1, 1]).filter(lambda record: record["image_id"] < 5)
+    assert [record["image_id"] for record in part.records] == [1, 1] and part.records[-1]["image_id"] == 1
+    assert part.records[:1] == [dataset.records[1]] and len(part.select([])) == 0
+    assert list(part.stream()) == list(part) and part[1]["text"] == "number 1"
+
+
 def test_streams(tmp_path):
     stream = PictureStream(Read(tmp_path))
     expected = list(PictureDataset(list(records(tmp_path))))
@@ -56,7 +64,9 @@ def test_streams(tmp_path):
     loader = DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"])
     assert sorted(loader) == list(range(7)), "workers share the rows"
     mixture = MixtureDataset([IndexedStream(stream)], length=9)
-    assert [mixture[draw]["image_id"] for draw in range(9)] == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    loader = DataLoader(mixture, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"])
+    assert list(loader) == [0, 1, 2, 3, 4, 5, 6, 0, 1], "the draw decides, whatever worker makes it"
+    assert [mixture[draw]["image_id"] for draw in range(9)] == list(loader)
 
 
 def test_streams_leave_out_unreadable_pictures(tmp_path):

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from transformers_glipv2.data.captions import load_coco_captions
 from transformers_glipv2.data.coco import load_coco
@@ -11,6 +12,7 @@ from transformers_glipv2.data.dataset import PictureDataset, PictureStream
 from transformers_glipv2.data.few_shot import few_shot
 from transformers_glipv2.data.hub import from_hf_dataset, load_hub
 from transformers_glipv2.data.masks import decode_mask
+from transformers_glipv2.data.mixture import IndexedStream, MixtureDataset
 from transformers_glipv2.data.schema import check_row
 
 datasets = pytest.importorskip("datasets")
@@ -220,8 +222,33 @@ def test_streams_become_iterable_data_sets(tmp_path):
     assert isinstance(hub, datasets.IterableDataset)
     assert [row["image_id"] for row in hub.take(1)] == [1] and len(list(hub)) == 2
 
+    rows = list(stream)
+    again = list(from_hf_dataset(hub, policy={"crowd": "keep"}))
+    assert [row["objects"]["bbox"] for row in again] == [row["objects"]["bbox"] for row in rows]
+    assert [row["labels"] for row in again] == [row["labels"] for row in rows] == [["dog", "cup"]] * 2
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_workers_share_a_stream(shards):
+    stream = from_hf_dataset(usual([GOOD] * 6).to_iterable_dataset(num_shards=shards))
+    loader = DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"])
+    assert sorted(loader) == list(range(100, 106))
+    mixture = MixtureDataset([IndexedStream(stream)], length=4)
+    with pytest.raises(ValueError, match="use one worker"):
+        list(DataLoader(mixture, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"]))
+    loader = DataLoader(mixture, batch_size=None, num_workers=1, collate_fn=lambda row: row["image_id"])
+    assert list(loader) == [100, 101, 102, 103]
+
+
+def test_shuffled_streams_differ_from_pass_to_pass():
+    stream = IndexedStream(from_hf_dataset(usual([GOOD] * 8).to_iterable_dataset().shuffle(seed=1, buffer_size=8)))
+    order = [stream[number]["image_id"] for number in range(16)]
+    assert sorted(order[:8]) == sorted(order[8:]) == list(range(100, 108)) and order[:8] != order[8:]
+
 
 def test_wrong_arguments():
+    with pytest.raises(ValueError, match="no rows"):
+        from_hf_dataset(usual([GOOD]).select([]))
     with pytest.raises(ValueError, match="box_format"):
         from_hf_dataset(usual([GOOD]), box_format="yolo")
     with pytest.raises(ValueError, match="what can be named"):

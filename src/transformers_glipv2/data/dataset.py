@@ -69,7 +69,7 @@ class PictureDataset(Dataset):
 
     def select(self, indices: Sequence[int]) -> "PictureDataset":
         """The rows at these indices, in this order; an index may come several times."""
-        return PictureDataset([self.records[index] for index in indices], self.class_names, self.report)
+        return PictureDataset(_Selection(self.records, indices), self.class_names, self.report)
 
     def filter(self, keep: Callable[[Mapping[str, Any]], bool]) -> "PictureDataset":
         """The rows whose record (no picture is opened) passes."""
@@ -100,7 +100,8 @@ class PictureStream(IterableDataset):
             counts are those of the pass that was started last.
 
     Unreadable pictures are left out, counted and told once. Data loader workers share the rows between them: each
-    reads every annotation, but opens its own pictures only.
+    reads every annotation, but opens its own pictures only. Streams of the Hub are shared by `datasets` instead, file
+    by file.
     """
 
     def __init__(
@@ -115,7 +116,35 @@ class PictureStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        place, count = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        if worker is None or self._is_shared_by_source:
+            return self._rows(0, 1)
+        return self._rows(worker.id, worker.num_workers)
+
+    def all_rows(self) -> Iterator[dict[str, Any]]:
+        """
+        Every row, also in a data loader worker: what `IndexedStream` numbers.
+
+        Raises:
+            ValueError: for a stream of the Hub in one of several workers, where `datasets` gives each a part.
+        """
+        worker = get_worker_info()
+        if self._is_shared_by_source and worker is not None and worker.num_workers > 1:
+            raise ValueError(
+                f"`datasets` shares a stream between the {worker.num_workers} workers of a data loader, so its rows "
+                "cannot be numbered; use one worker, or load the data set with `streaming=False`."
+            )
+        return self._rows(0, 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle the next pass anew, where the source is a `datasets` stream that shuffles."""
+        if hasattr(self.read_records, "set_epoch"):
+            self.read_records.set_epoch(epoch)
+
+    @property
+    def _is_shared_by_source(self) -> bool:
+        return getattr(self.read_records, "shares_among_workers", False)
+
+    def _rows(self, place: int, count: int) -> Iterator[dict[str, Any]]:
         self.report.counts.clear()
         for index, record in enumerate(self.read_records(self.report)):
             row = read_row(record, self.class_names, self.report) if index % count == place else None
@@ -225,6 +254,22 @@ def open_picture(path: str | Path | bytes | Image.Image, size: tuple[int, int] |
         if size is not None and stored.size != size and stored.size == size[::-1]:
             image = ImageOps.exif_transpose(stored)
         return image.convert("RGB")
+
+
+class _Selection(Sequence):
+    """Some of the records, without a copy of them."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], indices: Iterable[int]):
+        self.records = records
+        self.indices = array("q", indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self.records[place] for place in self.indices[index]]
+        return self.records[self.indices[index]]
 
 
 class _Repeat:

@@ -92,10 +92,11 @@ def from_hf_dataset(
     Returns:
         `PictureDataset` for a map-style data set: boxes are checked once, in a pass over all rows (which opens the
         heads of pictures where there is no width and height), pictures stay where they are until asked for.
-        `PictureStream` for an iterable one.
+        `PictureStream` for an iterable one. Where there is no column of ids, a row's number is its id.
 
     Raises:
-        ValueError: when the columns are not understood, or the policy refuses.
+        TypeError: when it is not one split.
+        ValueError: when there are no rows, the columns are not understood, or the policy refuses.
     """
     datasets = import_datasets()
     if box_format not in _FORMATS:
@@ -103,19 +104,23 @@ def from_hf_dataset(
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         raise TypeError(f"`dataset` is a {type(dataset).__name__}; pass one split, a Dataset or an IterableDataset.")
     report = BoxReport(policy, name)
-    features = dataset.features if dataset.features is not None else next(iter(dataset))
-    reader = _reader(datasets, features, dict(columns or {}), box_format, class_names)
-    image = reader.columns["image"]
-    if isinstance(features[image], datasets.Image):
-        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    features = dataset.features
+    for column, feature in (features or {}).items():
+        # Undecoded, an unreadable picture is a value like any other.
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"the data set {name} has no rows; is it the right split?")
+    reader = _reader(datasets, first if features is None else features, dict(columns or {}), box_format, class_names)
     if isinstance(dataset, datasets.IterableDataset):
-        reader.check_class_names(next(iter(dataset)))
+        reader.check_class_names(first)
         return PictureStream(_StreamedRecords(dataset, reader), reader.class_names, report)
-    if reader.class_names is None and len(dataset) and reader.names_classes(dataset[0]):
+    if reader.class_names is None and reader.names_classes(first):
         reader.class_names = _all_names(dataset, reader)
     records = PackedRecords(_checked_records(dataset, reader, report))
     report.warn_once()
-    return PictureDataset(_HubRecords(dataset, records, image), reader.class_names, report)
+    return PictureDataset(_HubRecords(dataset, records, reader.columns["image"]), reader.class_names, report)
 
 
 @dataclass
@@ -218,9 +223,14 @@ class _HubPicture:
 class _StreamedRecords:
     """Starts passes for `PictureStream`; a class, so that it can be pickled."""
 
+    shares_among_workers = True
+
     def __init__(self, dataset: Any, reader: _RowReader):
         self.dataset = dataset
         self.reader = reader
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
 
     def __call__(self, report: BoxReport) -> Iterator[dict[str, Any]]:
         for index, row in enumerate(self.dataset):

@@ -188,7 +188,9 @@ class IndexedStream:
     def _start(self) -> None:
         if hasattr(self.iterable, "set_epoch"):
             self.iterable.set_epoch(self._epoch)
-        self._iterator = iter(self.iterable)
+        # A `PictureStream` gives each data loader worker a part; here the number of a row must be the same in all.
+        whole = getattr(self.iterable, "all_rows", None)
+        self._iterator = iter(self.iterable) if whole is None else whole()
 
     def _advance(self) -> dict[str, Any]:
         row = next(self._iterator, None)
