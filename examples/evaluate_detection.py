@@ -202,7 +202,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if accelerator.is_main_process:
             metrics[job.name] = score(job, args, shards)
             for kind, scores in metrics[job.name].items():
-                numbers = {name: round(100 * value, 2) for name, value in scores.items() if name != "per_category"}
+                # -1 says that there is nothing to average.
+                shown = {name: value for name, value in scores.items() if name != "per_category" and value >= 0}
+                numbers = {name: round(100 * value, 2) for name, value in shown.items()}
                 print(job.name, kind, numbers)
     if accelerator.is_main_process:
         if args.benchmark == "odinw":

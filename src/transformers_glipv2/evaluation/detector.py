@@ -38,7 +38,7 @@ def open_annotated_picture(path: str | Path, size: tuple[int, int]) -> Image.Ima
     picture = open_picture(path, size)
     width, height = (own / told for own, told in zip(picture.size, size, strict=True))
     # Rounding moves a side of a resized copy by up to a pixel.
-    if abs(width - height) > 1 / min(size) + 1 / min(picture.size):
+    if abs(width / height - 1) > 1 / min(size) + 1 / min(picture.size):
         raise ValueError(f"{path} is {picture.size} (width, height), its annotations are for {size}.")
     return picture
 

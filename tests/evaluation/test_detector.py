@@ -1,0 +1,154 @@
+"""Detection at several scales: mirrored boxes, votes, prompts with words around the labels."""
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.data.stub_processor import tiny_tokenizer
+from tests.tiny import tiny_config
+from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2ImageProcessor, GLIPv2Processor
+from transformers_glipv2.evaluation.detector import (
+    Detector,
+    coco_entries,
+    detect_augmented,
+    encode_sentence,
+    mirror_boxes,
+    open_annotated_picture,
+    vote_boxes,
+)
+from transformers_glipv2.inference import detect_labels, encode_labels
+from transformers_glipv2.prompts import label_prompt
+
+LABELS = ["cat", "dog", "teddy bear"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return GLIPv2ForObjectDetection(tiny_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return GLIPv2Processor(GLIPv2ImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}), tiny_tokenizer())
+
+
+def picture(seed=0, size=(96, 64)):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 255, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def detector_of(model, processor, **arguments):
+    prompts = encode_labels(LABELS, processor.tokenizer, 64, arguments.pop("labels_per_prompt", None))
+    return Detector(model, processor, prompts, 0.0, **arguments)
+
+
+def result(scores, boxes, labels=None):
+    labels = labels or [0] * len(scores)
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {"scores": torch.tensor(scores), "labels": torch.tensor(labels), "boxes": boxes}
+
+
+@pytest.mark.parametrize("labels_per_prompt", [None, 2])
+def test_finds_what_detect_labels_finds(model, processor, labels_per_prompt):
+    pictures = [picture(0), picture(1, (64, 64))]
+    ours = detector_of(model, processor, max_detections=20, labels_per_prompt=labels_per_prompt)(pictures)
+    theirs = detect_labels(
+        model, processor, pictures, LABELS, 0.0, max_detections=20, batch_size=2, labels_per_prompt=labels_per_prompt
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        assert all(torch.equal(mine[name], other[name]) for name in ("scores", "labels", "boxes"))
+
+
+def test_without_a_limit_each_prompt_keeps_its_own(model, processor):
+    few = detector_of(model, processor, max_detections=5, labels_per_prompt=1)([picture()])[0]
+    all_of_them = detector_of(model, processor, max_detections=None, labels_per_prompt=1)([picture()])[0]
+    assert len(all_of_them["scores"]) > len(few["scores"]) >= 5
+    assert set(all_of_them["labels"].tolist()) == {0, 1, 2}
+    assert all_of_them["scores"].tolist() == sorted(all_of_them["scores"].tolist(), reverse=True)
+
+
+def test_boxes_are_measured_in_the_annotated_size(model, processor):
+    detector = detector_of(model, processor, max_detections=5)
+    own, doubled = detector([picture()])[0], detector([picture()], target_sizes=[(128, 192)])[0]
+    assert torch.allclose(doubled["boxes"], 2 * own["boxes"])
+
+
+def test_words_around_a_label_are_not_scored(model, processor):
+    plain, spans = label_prompt(LABELS[:2]).text, [(0, 3), (5, 8)]
+    assert plain == "cat. dog"
+    same = encode_sentence(plain, spans, [0, 1], model, processor.tokenizer)
+    (expected,) = encode_labels(LABELS[:2], processor.tokenizer, 64)
+    assert same.input_ids == expected.input_ids and torch.equal(same.label_map, expected.label_map)
+    prompt = encode_sentence("a cat left of the dog", [(2, 5)], [1], model, processor.tokenizer)
+    assert prompt.label_map.sum() == 1 and prompt.indices == [1]
+    with pytest.raises(ValueError, match="the model takes 64"):
+        encode_sentence("cat " * 80, [(0, 3)], [0], model, processor.tokenizer)
+    with pytest.raises(ValueError, match="has no token"):
+        encode_sentence("cat      dog", [(3, 9)], [0], model, processor.tokenizer)
+
+
+def test_mirrored_boxes_are_those_of_the_mirrored_pixels():
+    pixels = torch.zeros(1, 10)
+    pixels[0, 2:5] = 1  # pixels 2 to 4, inclusive corners
+    columns = pixels.flip(1)[0].nonzero()[:, 0]
+    mirrored = torch.tensor([[float(columns[0]), 0, float(columns[-1]), 0]])
+    assert mirror_boxes(mirrored, 10).tolist() == [[2, 0, 4, 0]]
+    boxes = torch.rand(4, 4) * 9
+    assert torch.allclose(mirror_boxes(mirror_boxes(boxes, 10), 10), boxes)
+
+
+def test_one_scale_without_mirror_keeps_scores(model, processor):
+    detector = detector_of(model, processor, max_detections=10)
+    plain = detector([picture()])[0]
+    merged = detect_augmented(detector, [picture()], [{"shortest_edge": 64, "longest_edge": 96}], flip=False)[0]
+    assert torch.equal(merged["scores"], plain["scores"]) and torch.equal(merged["labels"], plain["labels"])
+
+
+def test_a_mirrored_picture_gives_mirrored_boxes(model, processor):
+    detector = detector_of(model, processor, max_detections=10)
+    sizes = [{"shortest_edge": 48, "longest_edge": 96}, {"shortest_edge": 64, "longest_edge": 96}]
+    image = picture()
+    one = detect_augmented(detector, [image], sizes)[0]
+    other = detect_augmented(detector, [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], sizes)[0]
+    back = mirror_boxes(other["boxes"], image.width)
+    assert torch.allclose(one["scores"], other["scores"], atol=1e-5)
+    # Nearly equal scores may change places.
+    distance = torch.cdist(one["boxes"], back, p=1)
+    assert (distance.min(1).values < 0.1).float().mean() > 0.8
+
+
+def test_votes_move_boxes_to_the_weighted_mean():
+    first = result([0.9, 0.5], [[0, 0, 99, 99], [200, 0, 299, 99]], [0, 1])
+    second = result([0.3, 0.4], [[10, 0, 99, 99], [0, 0, 99, 99]], [0, 1])
+    merged = vote_boxes([first, second])
+    assert merged["scores"].tolist() == pytest.approx([0.9, 0.5, 0.4])
+    assert merged["labels"].tolist() == [0, 1, 1]
+    assert merged["boxes"][0].tolist() == pytest.approx([0.3 * 10 / 1.2, 0, 99, 99])
+    assert merged["boxes"][1].tolist() == [200, 0, 299, 99]
+    assert len(vote_boxes([first, second], max_detections=1)["scores"]) == 1
+    assert len(vote_boxes([first, second], max_detections=None)["scores"]) == 3
+    assert len(vote_boxes([result([], [])])["scores"]) == 0
+
+
+def test_augmentation_refuses_masks_and_no_sizes(model, processor):
+    detector = detector_of(model, processor)
+    with pytest.raises(ValueError, match="at least one size"):
+        detect_augmented(detector, [picture()], [])
+    with pytest.raises(ValueError, match="switch off masks"):
+        detect_augmented(detector_of(model, processor, masks=True), [picture()], [{"shortest_edge": 64}])
+
+
+def test_entries_of_a_result_file():
+    (entry,) = coco_entries(7, result([0.5], [[3, 4, 12, 13]]), [90])
+    assert entry == {"image_id": 7, "category_id": 90, "bbox": [3, 4, 10, 10], "score": 0.5}
+    # A box decoded to less than nothing has no area.
+    assert coco_entries(7, result([0.5], [[3, 4, 1, 13]]), [90])[0]["bbox"][2] == 0
+
+
+def test_resized_copies_are_taken_and_other_pictures_refused(tmp_path):
+    Image.new("RGB", (51, 34)).save(tmp_path / "small.png")
+    assert open_annotated_picture(tmp_path / "small.png", (640, 427)).size == (51, 34)
+    with pytest.raises(ValueError, match="its annotations are for"):
+        open_annotated_picture(tmp_path / "small.png", (640, 640))

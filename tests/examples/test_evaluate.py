@@ -1,0 +1,244 @@
+"""Evaluation scripts on a tiny random model: one process or two, killed or not, the numbers are the same."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import set_seed
+
+from tests.data.stub_processor import tiny_tokenizer
+from tests.evaluation.helpers import read
+from tests.tiny import tiny_config
+from tests.tiny_training import drawn_coco
+from transformers_glipv2 import GLIPv2ImageProcessor, GLIPv2Processor
+from transformers_glipv2.evaluation.coco import evaluate_coco
+from transformers_glipv2.evaluation.flickr30k import flickr30k_annotations
+from transformers_glipv2.evaluation.odinw import ODINW_35
+from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PICTURES = 24
+MAX_LENGTH = 192
+
+
+def load_example(name: str):
+    """The module of an example script."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+evaluate_detection = load_example("evaluate_detection")
+evaluate_flickr30k = load_example("evaluate_flickr30k")
+evaluate_phrasecut = load_example("evaluate_phrasecut")
+predict_folder = load_example("predict_folder")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its settings for the life of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model with masks, and drawn pictures of cats and dogs."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    text = {**tiny_config().text_config.to_diff_dict(), "max_position_embeddings": MAX_LENGTH}
+    set_seed(0)
+    model = GLIPv2ForInstanceSegmentation(tiny_config(text_config=text, max_text_length=MAX_LENGTH))
+    model.save_pretrained(folder / "model")
+    image_processor = GLIPv2ImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    GLIPv2Processor(image_processor, tiny_tokenizer(MAX_LENGTH), MAX_LENGTH).save_pretrained(folder / "model")
+    drawn_coco(folder / "coco", val=PICTURES)
+    return folder
+
+
+def arguments(folder: Path, output: str, *more) -> list[str]:
+    given = ["--model", folder / "model", "--annotations", folder / "coco" / "val.json", "--images", folder / "coco"]
+    given += ["--output", folder / output, "--threshold", "0", "--max_detections", "10", "--pictures_per_file", "3"]
+    return [str(value) for value in (*given, "--batch_size", "2", *more)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder) -> Path:
+    AcceleratorState._reset_state(True)
+    evaluate_detection.main(arguments(folder, "uninterrupted"))
+    return folder / "uninterrupted"
+
+
+def start_two_processes(script: str, given: list[str]) -> subprocess.Popen:
+    """In a session of their own, so that all can be killed together."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
+    return subprocess.Popen(
+        [*command, str(EXAMPLES / script), *given],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_scores_are_those_of_the_result_file(folder, uninterrupted):
+    predictions = json.loads((uninterrupted / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in predictions} == set(range(PICTURES))
+    assert set(predictions[0]) == {"image_id", "category_id", "bbox", "score"}
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())["coco"]["bbox"]
+    scores = evaluate_coco(folder / "coco" / "val.json", predictions, progress=False)
+    assert {name: metrics[name] for name in ("AP", "AR@100")} == {name: scores[name] for name in ("AP", "AR@100")}
+    assert metrics["AR@100"] > 0
+
+
+def test_killed_on_two_processes_it_goes_on_on_one(folder, uninterrupted):
+    shards = folder / "killed" / "predictions"
+    process = start_two_processes("evaluate_detection.py", arguments(folder, "killed"))
+    while process.poll() is None and len(list(shards.glob("predictions-*.json"))) < 2:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    left = sorted(shards.glob("predictions-*.json"))
+    assert 2 <= len(left) < PICTURES // 3, output[-3000:]
+    assert not (folder / "killed" / "metrics.json").exists()
+    written = {path: path.stat().st_mtime_ns for path in left}
+
+    evaluate_detection.main(arguments(folder, "killed"))
+    assert {path: path.stat().st_mtime_ns for path in left} == written
+    for name in ("predictions.json", "metrics.json"):
+        assert (folder / "killed" / name).read_text() == (uninterrupted / name).read_text()
+
+
+def test_two_processes_give_the_numbers_of_one(folder, uninterrupted):
+    process = start_two_processes("evaluate_detection.py", arguments(folder, "two"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-3000:]
+    for name in ("predictions.json", "metrics.json"):
+        assert (folder / "two" / name).read_text() == (uninterrupted / name).read_text()
+
+
+def test_limit_augmentation_and_masks(folder):
+    metrics = evaluate_detection.main(
+        arguments(folder, "augmented", "--limit", "3", "--tta", "--tta_sizes", "48", "64")
+    )
+    assert metrics["coco"]["bbox"]["AP"] >= 0
+    predictions = json.loads((folder / "augmented" / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in predictions} == {0, 1, 2}
+
+    content = json.loads((folder / "coco" / "val.json").read_text())
+    for entry in content["annotations"]:
+        x, y, width, height = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    (folder / "coco" / "masks.json").write_text(json.dumps(content))
+    more = ("--limit", "3", "--masks", "--annotations", str(folder / "coco" / "masks.json"))
+    metrics = evaluate_detection.main(arguments(folder, "masks", *more))
+    assert set(metrics["coco"]) == {"bbox", "segm"} and metrics["coco"]["segm"]["AP"] >= 0
+
+
+def test_without_annotations_there_are_predictions_only(folder):
+    content = json.loads((folder / "coco" / "val.json").read_text())
+    del content["annotations"]
+    (folder / "coco" / "test-dev.json").write_text(json.dumps(content))
+    more = ("--limit", "2", "--annotations", str(folder / "coco" / "test-dev.json"))
+    assert evaluate_detection.main(arguments(folder, "test-dev", *more)) == {"coco": {}}
+    assert json.loads((folder / "test-dev" / "predictions.json").read_text())
+
+
+def test_lvis_scores_both_protocols(folder):
+    content = json.loads((folder / "coco" / "val.json").read_text())
+    for image in content["images"]:
+        image |= {"neg_category_ids": [1], "not_exhaustive_category_ids": []}
+        image["coco_url"] = "http://images.cocodataset.org/" + image.pop("file_name")
+    for category in content["categories"]:
+        category["frequency"] = "r"
+    (folder / "coco" / "lvis.json").write_text(json.dumps(content))
+    more = ("--limit", "3", "--benchmark", "lvis", "--annotations", str(folder / "coco" / "lvis.json"))
+    metrics = evaluate_detection.main(arguments(folder, "lvis", *more))["lvis"]
+    assert set(metrics) == {"bbox_fixed", "bbox_classic"} and metrics["bbox_fixed"]["APr"] >= 0
+
+
+def test_odinw_averages_over_sets(folder):
+    content = json.loads((folder / "coco" / "val.json").read_text())
+    for name in ("EgoHands_generic", "thermalDogsAndPeople"):
+        path = ODINW_35[name].annotation_file(folder / "odinw")
+        path.parent.mkdir(parents=True)
+        (path.parent / "val").symlink_to(folder / "coco" / "val")
+        classes = ODINW_35[name].classes
+        categories = [{"id": index, "name": label} for index, label in enumerate(classes, start=1)]
+        annotations = [entry for entry in content["annotations"] if entry["category_id"] <= len(classes)]
+        path.write_text(json.dumps({**content, "categories": categories, "annotations": annotations}))
+    given = ["--model", folder / "model", "--images", folder / "odinw", "--output", folder / "odinw-out"]
+    given += ["--benchmark", "odinw", "--limit", "3", "--threshold", "0", "--sets"]
+    metrics = evaluate_detection.main([str(value) for value in (*given, "EgoHands_generic", "thermalDogsAndPeople")])
+    each = [metrics[name]["bbox"]["AP"] for name in ("EgoHands_generic", "thermalDogsAndPeople")]
+    assert metrics["average"] == pytest.approx(sum(each) / 2)
+    with pytest.raises(FileNotFoundError, match="Raccoon"):
+        evaluate_detection.main([str(value) for value in (*given, "Raccoon")])
+
+
+def test_flickr30k(folder, metrics_dir):
+    data = metrics_dir / "flickr30k" / "flickr30k_entities"
+    (folder / "flickr").mkdir()
+    sentences = flickr30k_annotations(data, progress=False)
+    for entry in sentences:
+        Image.new("RGB", (entry["width"] // 4, entry["height"] // 4)).save(folder / f"flickr/{entry['image_id']}.jpg")
+    given = ["--model", folder / "model", "--data", data, "--images", folder / "flickr", "--limit", "3"]
+    metrics = evaluate_flickr30k.main([str(value) for value in (*given, "--output", folder / "flickr-out")])
+    chosen = list(dict.fromkeys(entry["image_id"] for entry in sentences if entry["phrases"]))[:3]
+    count = sum(len(entry["phrases"]) for entry in sentences if entry["image_id"] in chosen)
+    assert metrics["phrase_counts"]["all"] == count
+    # A hundred boxes a phrase are more than these small pictures have room for.
+    assert metrics["any_box"]["upper_bound"]["all"] > 0
+
+
+def test_phrasecut(folder, metrics_dir, data_dir):
+    data = metrics_dir / "phrasecut"
+    names = {str(entry["image_id"]): entry["file_name"] for entry in read(data / "image_files.json")}
+    (folder / "names.json").write_text(json.dumps({key: name for key, name in names.items() if name}))
+    given = ["--model", folder / "model", "--data", data / "VGPhraseCut_v0", "--images", data_dir / "coco-mini"]
+    given += ["--file_names", folder / "names.json", "--split", "miniv", "--output", folder / "phrasecut"]
+    metrics = evaluate_phrasecut.main([str(value) for value in (*given, "--limit", "2")])
+    assert metrics["evaluated_tasks"] + len(read(folder / "phrasecut" / "failures.json")) >= 2
+    assert 0 <= metrics["all"]["mean_mask_iou"] < 1
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "coco"])
+def test_labels_a_folder_and_lists_bad_pictures(folder, output_format):
+    pictures = folder / "pictures"
+    (pictures / "more").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (96, 64), "red").save(pictures / "b.png")
+    Image.new("L", (64, 96)).save(pictures / "more" / "a.jpg")
+    (pictures / "broken.png").write_bytes(b"no picture")
+    (pictures / "notes.txt").write_text("no picture either")
+    given = ["--model", folder / "model", "--images", pictures, "--labels", "cat", "dog", "--task", "masks"]
+    given += ["--threshold", "0.05", "--max_detections", "4", "--output", folder / f"labelled-{output_format}"]
+    path = predict_folder.main([str(value) for value in (*given, "--format", output_format)])
+    assert list(read(path.parent / "failures.json")) == ["broken.png"]
+    if output_format == "parquet":
+        rows = pq.read_table(path).to_pylist()
+        assert [row["image"] for row in rows] == ["b.png", "more/a.jpg"]
+        assert all(len(row[name]) == len(row["scores"]) > 0 for row in rows for name in ("labels", "boxes", "masks"))
+    else:
+        content = read(path)
+        assert [image["file_name"] for image in content["images"]] == ["b.png", "more/a.jpg"]
+        # What it writes can be scored against itself.
+        scores = evaluate_coco(content, content["annotations"], "segm", progress=False)
+        assert scores["AP"] > 0.5
+
+
+def test_labels_a_data_set(folder):
+    given = ["--model", folder / "model", "--dataset", folder / "coco" / "val", "--labels", "cat", "--limit", "2"]
+    path = predict_folder.main([str(value) for value in (*given, "--output", folder / "labelled-dataset")])
+    assert [row["image"] for row in pq.read_table(path).to_pylist()] == ["train/0", "train/1"]
