@@ -1,0 +1,86 @@
+"""Results drawn into pictures: boxes and masks with their names."""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MASK_OPACITY = 0.5
+
+
+@dataclass
+class Drawn:
+    """
+    One thing to draw.
+
+    Attributes:
+        text (`str`): its name, written at the box.
+        box (`Sequence[float]`): x1, y1, x2, y2 in pixels of the picture.
+        mask (`np.ndarray` of shape `(height, width)`, *optional*): boolean.
+        group (`int`, *optional*): things of a group share a colour; by default each has its own.
+    """
+
+    text: str
+    box: Sequence[float]
+    mask: np.ndarray | None = None
+    group: int | None = None
+
+
+def draw(image: Image.Image, things: Sequence[Drawn]) -> Image.Image:
+    """
+    A copy of the picture with boxes, half-transparent masks with bright outlines, and names.
+
+    Args:
+        image: RGB, left as it is.
+        things: the surest first; they are drawn last, on top.
+    """
+    colors = [palette_color(index if thing.group is None else thing.group) for index, thing in enumerate(things)]
+    ordered = list(zip(things, colors, strict=True))[::-1]
+    drawing = Image.fromarray(_with_masks(np.asarray(image.convert("RGB")), ordered))
+    pen = ImageDraw.Draw(drawing)
+    font = ImageFont.load_default(max(12, max(image.size) // 50))
+    line = max(2, max(image.size) // 300)
+    for thing, color in ordered:
+        x1, y1, x2, y2 = thing.box
+        pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=line)
+    for thing, color in ordered:
+        _write(pen, thing.text, thing.box[0], thing.box[1], color, font, image.size)
+    return drawing
+
+
+def _with_masks(pixels: np.ndarray, ordered: Sequence[tuple[Drawn, tuple[int, int, int]]]) -> np.ndarray:
+    pixels = pixels.astype(np.float32)
+    for thing, color in ordered:
+        if thing.mask is None:
+            continue
+        mask = np.asarray(thing.mask, dtype=bool)
+        if mask.shape != pixels.shape[:2]:
+            raise ValueError(
+                f"the mask of {thing.text!r} has shape {mask.shape}; expected the picture's {pixels.shape[:2]} "
+                "(height, width)."
+            )
+        pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * np.float32(color)
+        inner = mask.copy()
+        inner[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        pixels[mask & ~inner] = color
+    return pixels.round().astype(np.uint8)
+
+
+def _write(pen, text: str, x: float, y: float, color: tuple[int, int, int], font, size: tuple[int, int]) -> None:
+    """A name on a patch of its colour, above the corner (x, y) and inside the picture."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    x = min(max(x, 0), max(size[0] - right - 4, 0))
+    y = max(y - bottom - 4, 0)
+    pen.rectangle((x, y, x + right + 4, y + bottom + 4), fill=color)
+    pen.text((x + 2 - left, y + 2 - min(top, 0)), text, fill="black", font=font)
+
+
+def palette_color(index: int) -> tuple[int, int, int]:
+    """Bright colours, neighbours far apart in hue (steps of the golden section)."""
+    red, green, blue = colorsys.hsv_to_rgb(0.618034 * index % 1, 0.65, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+__all__ = ["Drawn", "draw", "palette_color"]
