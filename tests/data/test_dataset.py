@@ -20,11 +20,11 @@ class Read:
     """Starts a pass that reports one problem."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.records = list(records(folder))
 
     def __call__(self, report):
         report.add("bad_entry", "here")
-        yield from records(self.folder)
+        yield from self.records
 
 
 def test_packed_records(tmp_path):
@@ -57,7 +57,7 @@ def test_selections_hold_no_copies(tmp_path):
 
 def test_streams(tmp_path):
     stream = PictureStream(Read(tmp_path))
-    expected = list(PictureDataset(list(records(tmp_path))))
+    expected = list(PictureDataset(stream.read_records.records))
     for _ in range(2):
         assert list(stream) == expected
         assert stream.report.counts == {"bad_entry": 1}, "a pass starts to count anew"
