@@ -101,9 +101,28 @@ class GLIPv2ContrastiveHead(nn.Module):
         )
 
 
+def text_without_picture(
+    model: GLIPv2Model, text_features: torch.Tensor, attention_mask: torch.Tensor | None
+) -> GLIPv2ModelOutput:
+    """
+    The words' way through the tower when there is no picture: each fusion leaves them as it normalises them.
+
+    Args:
+        model: whose tower.
+        text_features: `(batch, tokens, text_dim)`.
+        attention_mask: `(batch, tokens)`, 1 for words and 0 for padding.
+    """
+    mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+    text = text_features
+    for layer in model.layers:
+        if layer.fusion is not None:
+            text = layer.text_layer(layer.fusion.text_norm(text), mask)
+    return GLIPv2ModelOutput(fused_text=text, text_features=text_features, attention_mask=attention_mask)
+
+
 class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
     """
-    Hidden words predicted from the text and the picture.
+    Hidden words predicted from the text and the picture, or from the text alone (`pipeline("fill-mask")`).
 
     Args:
         config: sizes and options.
@@ -141,19 +160,27 @@ class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
 
         Args:
             labels: `(batch, tokens)`, the ids of hidden words and -100 elsewhere.
+
+        Without `pixel_values` and `image_features` the words pass the tower by themselves, and the output holds
+        nothing of a picture.
         """
-        model_output = self.model(
-            pixel_values=pixel_values,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_mask=pixel_mask,
-            image_features=image_features,
-            text_features=text_features,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
+        if pixel_values is None and image_features is None:
+            if text_features is None:
+                text_features = self.model.get_text_features(input_ids, attention_mask, token_type_ids, inputs_embeds)
+            model_output = text_without_picture(self.model, text_features, attention_mask)
+        else:
+            model_output = self.model(
+                pixel_values=pixel_values,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_mask=pixel_mask,
+                image_features=image_features,
+                text_features=text_features,
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                return_dict=True,
+                **kwargs,
+            )
         logits = self.mlm_head(model_output.fused_text)
         loss = None
         if labels is not None:

@@ -1,0 +1,197 @@
+"""
+Answers to questions about a picture, with the boxes of what the question names in the same forward pass.
+
+From the GLIPv2 paper (section 4.3): the question is the text, and the fused words are classified over a vocabulary of
+answers. The vocabulary is `config.id2label`: `from_pretrained(folder, **answer_config(["yes", "no", ...]))`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils import can_return_tuple
+
+from .configuration_glipv2 import GLIPv2Config
+from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, Labels
+
+
+@dataclass
+class GLIPv2VisualQuestionAnsweringOutput(GLIPv2ObjectDetectionOutput):
+    """
+    Output of `GLIPv2ForVisualQuestionAnswering`: that of `GLIPv2ForObjectDetection` (so `logits` are those of
+    locations and words, and every post-processing of boxes takes it), and the answers.
+
+    Args:
+        answer_logits (`torch.FloatTensor` of shape `(batch, answers)`):
+            Score of each answer of `config.id2label`, before the sigmoid.
+    """
+
+    answer_logits: torch.FloatTensor | None = None
+
+
+def answer_config(answers: Sequence[str]) -> dict[str, dict]:
+    """
+    A vocabulary of answers as a configuration holds it: `id2label` and `label2id`.
+
+    Raises:
+        ValueError: for no answers, or an answer that comes twice.
+    """
+    label2id = {answer: index for index, answer in enumerate(answers)}
+    if not label2id or len(label2id) != len(answers):
+        twice = next((answer for index, answer in enumerate(answers) if label2id[answer] != index), None)
+        problem = "is empty" if twice is None else f"has {twice!r} twice"
+        raise ValueError(f"The list of answers {problem}; pass every answer once.")
+    return {"id2label": dict(enumerate(answers)), "label2id": label2id}
+
+
+def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """
+    Binary cross entropy against soft targets, summed over the answers of a question and averaged over questions.
+
+    Args:
+        logits: `(batch, answers)`.
+        targets: `(batch, answers)` in [0, 1].
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(
+            f"`answer_labels` must have shape {tuple(logits.shape)} (questions, answers of the vocabulary), not "
+            f"{tuple(targets.shape)}."
+        )
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return losses.sum(1).mean()
+
+
+class GLIPv2SharedPart:
+    """
+    Mixin of the models that add a head to the detector: the head can be trained alone, so that one checkpoint holds
+    heads that were trained one after the other, over the same weights.
+    """
+
+    @property
+    def shared_is_frozen(self) -> bool:
+        """Whether the head alone is trained: encoders, tower and detection head ask for no gradients."""
+        shared = (self.model, self.detection_head)
+        return not any(parameter.requires_grad for part in shared for parameter in part.parameters())
+
+    def freeze_shared(self) -> None:
+        """Trains the head alone: all else keeps its weights and stays in `eval()` through calls of `train()`."""
+        for part in (self.model, self.detection_head):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As `nn.Module.train`; a frozen shared part stays in evaluation mode, without dropout."""
+        super().train(mode)
+        if mode and self.shared_is_frozen:
+            self.model.eval()
+            self.detection_head.eval()
+        return self
+
+    def shared_gradients(self) -> torch.set_grad_enabled:
+        """A context without gradients where the shared part is frozen; it computes faster there."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.shared_is_frozen)
+
+
+def require_fusion(config: GLIPv2Config, name: str) -> None:
+    """Raises `ValueError` for a configuration in which words never see the picture."""
+    if not config.use_fusion:
+        raise ValueError(f"{name} reads fused words, and with `use_fusion=False` words never see the picture.")
+
+
+class GLIPv2AnswerHead(nn.Module):
+    """Scores of the answers from fused words: attention pooling, which starts as the mean, and two layers."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        text_dim = config.text_config.hidden_size
+        self.num_heads = config.text_config.num_attention_heads
+        self.dropout = config.text_config.hidden_dropout_prob
+        self.word_weight = nn.Linear(text_dim, self.num_heads)
+        self.word_value = nn.Linear(text_dim, 2 * text_dim)
+        self.dense = nn.Linear(2 * text_dim, 2 * text_dim)
+        self.norm = nn.LayerNorm(2 * text_dim, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(2 * text_dim, config.num_labels)
+
+    def forward(self, text: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            text: fused words `(batch, tokens, text_dim)`.
+            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding.
+
+        Returns:
+            `(batch, answers)`, float32.
+        """
+        weights = self.word_weight(text).float()
+        if attention_mask is not None:
+            weights = weights.masked_fill(~attention_mask.bool()[..., None], torch.finfo(weights.dtype).min)
+        weights = weights.softmax(1).to(text.dtype)
+        values = F.gelu(self.word_value(text)).unflatten(-1, (self.num_heads, -1))
+        pooled = (weights[..., None] * values).sum(1).flatten(1)
+        hidden = self.norm(F.gelu(self.dense(F.dropout(pooled, self.dropout, self.training))))
+        return self.classifier(F.dropout(hidden, self.dropout, self.training)).float()
+
+
+class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetection):
+    """
+    Answers to questions, and the boxes of what the questions name.
+
+    Args:
+        config: sizes and options; `id2label` is the vocabulary of answers.
+
+    Raises:
+        ValueError: for a configuration without fusion.
+
+    Example:
+        >>> model = GLIPv2ForVisualQuestionAnswering.from_pretrained(folder)
+        >>> outputs = model(**processor(images=image, text="what color is the cat?"))
+        >>> model.config.id2label[outputs.answer_logits[0].argmax().item()]
+        'black'
+        >>> processor.post_process_phrase_grounding(outputs, text="what color is the cat?")
+    """
+
+    def __init__(self, config: GLIPv2Config):
+        require_fusion(config, type(self).__name__)
+        super().__init__(config)
+        self.answer_head = GLIPv2AnswerHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        *args,
+        labels: Labels | None = None,
+        answer_labels: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> GLIPv2VisualQuestionAnsweringOutput:
+        """
+        As `GLIPv2ForObjectDetection.forward`, the question as the text; the output adds `answer_logits`.
+
+        Args:
+            labels: boxes of the question's words, for training; ignored while the shared part is frozen.
+            answer_labels: `(batch, answers)` in [0, 1], for training: the soft score of each answer (VQA v2: 0.3, 0.6,
+                0.9 or 1 for one, two, three or more of ten annotators). `loss_dict` adds loss_answer.
+
+        Raises:
+            ValueError: when a side is missing, or batches or labels do not fit.
+        """
+        kwargs.pop("return_dict", None)
+        with self.shared_gradients():
+            output = super().forward(
+                *args, labels=None if self.shared_is_frozen else labels, **kwargs, return_dict=True
+            )
+        logits = self.answer_head(output.fused_text, output.attention_mask)
+        fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict")}
+        losses = dict(output.loss_dict or {})
+        if answer_labels is not None:
+            losses["loss_answer"] = answer_loss(logits, answer_labels)
+        if losses:
+            fields |= {"loss": sum(losses.values()), "loss_dict": losses}
+        return GLIPv2VisualQuestionAnsweringOutput(**fields, answer_logits=logits)
+
+
+__all__ = ["GLIPv2ForVisualQuestionAnswering", "GLIPv2VisualQuestionAnsweringOutput", "answer_config"]
