@@ -2,15 +2,17 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
+import socket
 import sys
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import set_seed
@@ -26,7 +28,7 @@ from transformers_glipv2.evaluation.odinw import ODINW_35
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-PICTURES = 24
+PICTURES = 24  # eight files of predictions
 MAX_LENGTH = 192
 
 
@@ -80,17 +82,27 @@ def uninterrupted(folder) -> Path:
     return folder / "uninterrupted"
 
 
-def start_two_processes(script: str, given: list[str]) -> subprocess.Popen:
-    """In a session of their own, so that all can be killed together."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    return subprocess.Popen(
-        [*command, str(EXAMPLES / script), *given],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def run_forked(given: list[str], environment: dict[str, str]) -> None:
+    """What a forked process does; it leaves torch's threads alone, which stayed behind in the parent."""
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    AcceleratorState._reset_state(True)
+    evaluate_detection.main(given)
+
+
+def start(processes: int, given: list[str]) -> list[multiprocessing.Process]:
+    """The script on so many processes, as `accelerate launch` starts them, but forked: importing torch takes long."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = []
+    for rank in range(processes):
+        own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        environment = {"ACCELERATE_USE_CPU": "true", **own}
+        started.append(multiprocessing.get_context("fork").Process(target=run_forked, args=(given, environment)))
+        started[-1].start()
+    return started
 
 
 def test_scores_are_those_of_the_result_file(folder, uninterrupted):
@@ -103,30 +115,27 @@ def test_scores_are_those_of_the_result_file(folder, uninterrupted):
     assert metrics["AR@100"] > 0
 
 
-def test_killed_on_two_processes_it_goes_on_on_one(folder, uninterrupted):
+def test_killed_on_one_process_it_goes_on_on_two(folder, uninterrupted):
     shards = folder / "killed" / "predictions"
-    process = start_two_processes("evaluate_detection.py", arguments(folder, "killed"))
-    while process.poll() is None and len(list(shards.glob("predictions-*.json"))) < 2:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    output, _ = process.communicate()
+    (process,) = start(1, arguments(folder, "killed"))
+    while process.is_alive() and len(list(shards.glob("predictions-*.json"))) < 2:
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     left = sorted(shards.glob("predictions-*.json"))
-    assert 2 <= len(left) < PICTURES // 3, output[-3000:]
+    assert 2 <= len(left) < PICTURES // 3
     assert not (folder / "killed" / "metrics.json").exists()
     written = {path: path.stat().st_mtime_ns for path in left}
 
-    evaluate_detection.main(arguments(folder, "killed"))
+    both = start(2, arguments(folder, "killed"))
+    for process in both:
+        process.join(timeout=300)
+    assert [process.exitcode for process in both] == [0, 0]
+    # What was there is kept, nothing is lost, and the bytes are those of one process that was left alone.
     assert {path: path.stat().st_mtime_ns for path in left} == written
     for name in ("predictions.json", "metrics.json"):
         assert (folder / "killed" / name).read_text() == (uninterrupted / name).read_text()
-
-
-def test_two_processes_give_the_numbers_of_one(folder, uninterrupted):
-    process = start_two_processes("evaluate_detection.py", arguments(folder, "two"))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output[-3000:]
-    for name in ("predictions.json", "metrics.json"):
-        assert (folder / "two" / name).read_text() == (uninterrupted / name).read_text()
 
 
 def test_limit_augmentation_and_masks(folder):
@@ -199,8 +208,8 @@ def test_flickr30k(folder, metrics_dir):
     chosen = list(dict.fromkeys(entry["image_id"] for entry in sentences if entry["phrases"]))[:3]
     count = sum(len(entry["phrases"]) for entry in sentences if entry["image_id"] in chosen)
     assert metrics["phrase_counts"]["all"] == count
-    # A hundred boxes a phrase are more than these small pictures have room for.
-    assert metrics["any_box"]["upper_bound"]["all"] > 0
+    # Boxes of random weights cover half of a picture here and there.
+    assert metrics["merged_boxes"]["upper_bound"]["all"] > 0
 
 
 def test_phrasecut(folder, metrics_dir, data_dir):
