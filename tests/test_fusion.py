@@ -23,17 +23,16 @@ def bi_attention(implementation: str | None = None, **overrides) -> GLIPv2BiAtte
 
 def inputs(masked: bool) -> dict[str, torch.Tensor | None]:
     generator = torch.Generator().manual_seed(1)
-    text_mask, vision_mask = torch.ones(BATCH, TOKENS).bool(), torch.ones(BATCH, LOCATIONS).bool()
-    text_mask[1, 3:], vision_mask[0, 20:] = False, False
+    text_mask = torch.ones(BATCH, TOKENS).bool()
+    text_mask[1, 3:] = False
     return {
         "vision": torch.randn(BATCH, LOCATIONS, 32, generator=generator),
         "text": torch.randn(BATCH, TOKENS, 32, generator=generator),
         "text_mask": text_mask if masked else None,
-        "vision_mask": vision_mask if masked else None,
     }
 
 
-def expected(layer: GLIPv2BiAttention, vision, text, text_mask=None, vision_mask=None):
+def expected(layer: GLIPv2BiAttention, vision, text, text_mask=None):
     """Equations 4 to 6 of GLIP in float64, written out for all heads."""
     layer = layer.double()
     v, t = layer.vision_norm(vision.double()), layer.text_norm(text.double())
@@ -43,9 +42,8 @@ def expected(layer: GLIPv2BiAttention, vision, text, text_mask=None, vision_mask
 
     scores = heads(layer.vision_query(v)) @ heads(layer.text_key(t)).mT / layer.head_dim**0.5
     to_text = scores if text_mask is None else scores.masked_fill(~text_mask[:, None, None, :], -torch.inf)
-    to_vision = scores.mT if vision_mask is None else scores.mT.masked_fill(~vision_mask[:, None, None, :], -torch.inf)
     vision_update = (to_text.softmax(-1) @ heads(layer.text_value(t))).transpose(1, 2).flatten(2)
-    text_update = (to_vision.softmax(-1) @ heads(layer.vision_value(v))).transpose(1, 2).flatten(2)
+    text_update = (scores.mT.softmax(-1) @ heads(layer.vision_value(v))).transpose(1, 2).flatten(2)
     return (
         v + layer.vision_gamma * layer.vision_out(vision_update),
         t + layer.text_gamma * layer.text_out(text_update),
@@ -67,7 +65,7 @@ def test_every_form_equals_the_formula(masked, form, absorbed, monkeypatch):
     monkeypatch.setattr(layer, "absorbs", lambda num_tokens: absorbed)
     arguments = inputs(masked)
     normalised = layer.vision_norm(arguments["vision"]), layer.text_norm(arguments["text"])
-    results = getattr(layer, form)(*normalised, arguments["text_mask"], arguments["vision_mask"])
+    results = getattr(layer, form)(*normalised, arguments["text_mask"])
     vision = normalised[0] + layer.vision_gamma * (results[0] + layer.vision_out.bias)
     text = normalised[1] + layer.text_gamma * layer.text_out(results[1])
     expected_vision, expected_text = expected(layer, **arguments)
@@ -104,7 +102,7 @@ def test_gradients_of_the_forms_agree(masked, monkeypatch):
     gradients = []
     for form, absorbed in (("attend_by_head", True), ("attend_by_head", False), ("attend_by_sdpa", False)):
         monkeypatch.setattr(layer, "absorbs", lambda num_tokens, absorbed=absorbed: absorbed)
-        results = getattr(layer, form)(vision, text, arguments["text_mask"], arguments["vision_mask"])
+        results = getattr(layer, form)(vision, text, arguments["text_mask"])
         loss = results[0].sin().sum() + results[1].cos().sum()
         # Norms and output projections lie outside of the forms; the bias of the keys moves no softmax over locations.
         wanted = [vision, text, layer.vision_query.weight, layer.vision_value.bias, layer.text_key.weight]
@@ -115,7 +113,7 @@ def test_gradients_of_the_forms_agree(masked, monkeypatch):
 
 
 @torch.no_grad()
-def test_probabilities_sum_to_one_and_leave_masked_places_out():
+def test_probabilities_sum_to_one_and_leave_masked_words_out():
     layer, arguments = bi_attention("sdpa"), inputs(True)
     vision, text, (to_text, to_vision) = layer(**arguments, output_attentions=True)
     assert to_text.shape == (BATCH, 4, LOCATIONS, TOKENS)
@@ -123,7 +121,6 @@ def test_probabilities_sum_to_one_and_leave_masked_places_out():
     torch.testing.assert_close(to_text.sum(-1), torch.ones(BATCH, 4, LOCATIONS))
     torch.testing.assert_close(to_vision.sum(-1), torch.ones(BATCH, 4, TOKENS))
     assert to_text[1, ..., 3:].max() == 0
-    assert to_vision[0, ..., 20:].max() == 0
     without = layer(**arguments)
     torch.testing.assert_close(vision, without[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(text, without[1], atol=1e-5, rtol=1e-5)
@@ -143,7 +140,7 @@ def test_large_scores_are_bounded():
     layer, arguments = bi_attention(), inputs(False)
     layer.text_key.weight.mul_(1e8)
     for form in (layer.attend_by_head, layer.attend_by_chunk):
-        vision, text = form(arguments["vision"], arguments["text"], None, None)[:2]
+        vision, text = form(arguments["vision"], arguments["text"], None)[:2]
         assert vision.isfinite().all()
         assert text.isfinite().all()
 
@@ -152,7 +149,7 @@ def test_large_scores_are_bounded():
 def test_running_softmax_survives_scores_that_grow_from_chunk_to_chunk():
     vision = torch.linspace(-300, 300, 64).repeat_interleave(1)[:, None] * torch.ones(1, 2)
     keys, biases = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.zeros(2)
-    _, sums = attend_in_chunks(vision, keys, biases, None, None, None, 1)
+    _, sums = attend_in_chunks(vision, keys, biases, None, None, 1)
     torch.testing.assert_close(sums, (vision @ keys.T).softmax(0).T @ vision)
 
 

@@ -125,8 +125,9 @@ class GLIPv2Config(PreTrainedConfig):
             Without fusion, words are the mean of this many last layers, divided by the number once more (as the
             original does). With fusion the last layer is used, whatever this says.
         mask_padded_pixels (`bool`, *optional*, defaults to `False`):
-            `True` zeroes the padding of every map and keeps it out of the text-to-vision attention, so that padding
-            in a batch matters less. Released weights were trained without.
+            `True` takes the pictures of a padded batch one by one at their own sizes, so that a picture gives the
+            same boxes alone and in any batch. Released weights were trained without; with it batches of different
+            sizes save no time.
         dyconv_offset_mode (`"released"` or `"resized"`, *optional*, defaults to `"released"`):
             How the offsets of the coarser branch are read: as the released weights learned them, or bilinearly
             resized.

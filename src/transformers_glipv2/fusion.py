@@ -64,7 +64,6 @@ class GLIPv2BiAttention(nn.Module):
         vision: torch.Tensor,
         text: torch.Tensor,
         text_mask: torch.Tensor | None = None,
-        vision_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
         vision_sees_text: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
@@ -73,8 +72,6 @@ class GLIPv2BiAttention(nn.Module):
             vision: `(batch, locations, d_model)`, all levels, P3 first.
             text: `(batch, tokens, text_dim)`.
             text_mask: boolean `(batch, tokens)`, `False` at words that no location may attend to.
-            vision_mask: boolean `(batch, locations)`, `False` at locations that no word may attend to; `None` lets
-                padding take part, as released weights were trained.
             output_attentions: also return the probabilities.
             vision_sees_text: `False` keeps the locations independent of the words (captioning); the words still
                 attend to the locations.
@@ -85,7 +82,7 @@ class GLIPv2BiAttention(nn.Module):
             locations)`.
         """
         vision, text = self.vision_norm(vision), self.text_norm(text)
-        inputs = (vision, text, text_mask, vision_mask, vision_sees_text)
+        inputs = (vision, text, text_mask, vision_sees_text)
         attentions = None
         if output_attentions or self.config._attn_implementation == "eager":
             vision_update, text_update, attentions = self.attend_by_head(*inputs, output_attentions)
@@ -111,7 +108,6 @@ class GLIPv2BiAttention(nn.Module):
         vision: torch.Tensor,
         text: torch.Tensor,
         text_mask: torch.Tensor | None,
-        vision_mask: torch.Tensor | None,
         vision_sees_text: bool = True,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor | None, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
@@ -149,7 +145,7 @@ class GLIPv2BiAttention(nn.Module):
                         update = F.linear(probabilities @ value, out_weight[:, head])
                     vision_update = update if vision_update is None else vision_update + update
 
-            probabilities = masked_softmax(scores.transpose(1, 2), vision_mask, dim=-1)
+            probabilities = scores.transpose(1, 2).softmax(-1)
             if output_attentions:
                 to_vision.append(probabilities)
             probabilities = self._drop(probabilities).to(vision.dtype)
@@ -167,7 +163,6 @@ class GLIPv2BiAttention(nn.Module):
         vision: torch.Tensor,
         text: torch.Tensor,
         text_mask: torch.Tensor | None,
-        vision_mask: torch.Tensor | None,
         vision_sees_text: bool = True,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """As `attend_by_head`, in float32 inside; no gradients, no dropout."""
@@ -184,7 +179,6 @@ class GLIPv2BiAttention(nn.Module):
                 biases[picture],
                 absorbed_values[picture] if vision_sees_text else None,
                 None if text_mask is None else text_mask[picture],
-                None if vision_mask is None else vision_mask[picture],
                 self.num_heads,
             )
             updates.append(update)
@@ -198,7 +192,6 @@ class GLIPv2BiAttention(nn.Module):
         vision: torch.Tensor,
         text: torch.Tensor,
         text_mask: torch.Tensor | None,
-        vision_mask: torch.Tensor | None,
         vision_sees_text: bool = True,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """As `attend_by_head`."""
@@ -211,8 +204,7 @@ class GLIPv2BiAttention(nn.Module):
                 query, key, self._split_heads(self.text_value(text)), attn_mask=mask, dropout_p=dropout
             )
             update = F.linear(update.transpose(1, 2).flatten(2), self.vision_out.weight)
-        mask = None if vision_mask is None else vision_mask[:, None, None, :]
-        text_update = F.scaled_dot_product_attention(key, query, value, attn_mask=mask, dropout_p=dropout)
+        text_update = F.scaled_dot_product_attention(key, query, value, dropout_p=dropout)
         return update, text_update.transpose(1, 2).flatten(2)
 
     def _split_projections(self, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -245,7 +237,6 @@ def attend_in_chunks(
     biases: torch.Tensor,
     values: torch.Tensor | None,
     text_mask: torch.Tensor | None,
-    vision_mask: torch.Tensor | None,
     num_heads: int,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """
@@ -258,16 +249,14 @@ def attend_in_chunks(
         keys, values: absorbed projections of the words, at least float32 `(heads * tokens, d_model)`.
         biases: of the scores, at least float32 `(heads * tokens,)`.
         text_mask: boolean `(tokens,)`.
-        vision_mask: boolean `(locations,)`.
         num_heads: heads in `keys`.
 
     Returns:
         `(locations, d_model)`, values by the softmax over words, or `None` without `values`; and `(heads * tokens,
         d_model)`, float32, locations by the softmax over locations.
     """
-    lowest = torch.finfo(keys.dtype).min
     updates = None if values is None else torch.empty_like(vision)
-    maxima = torch.full_like(biases, lowest)
+    maxima = torch.full_like(biases, -BOUND)
     totals = torch.zeros_like(biases)
     sums = torch.zeros_like(keys)
     for start in range(0, vision.shape[0], LOCATIONS_PER_CHUNK):
@@ -277,8 +266,6 @@ def attend_in_chunks(
         if updates is not None:
             probabilities = masked_softmax(scores.unflatten(1, (num_heads, -1)), text_mask, dim=-1)
             updates[chunk] = probabilities.flatten(1) @ values
-        if vision_mask is not None:
-            scores.masked_fill_(~vision_mask[chunk, None], lowest)
         new_maxima = torch.maximum(maxima, scores.amax(0))
         weights = scores.sub_(new_maxima).exp_()
         shrink = (maxima - new_maxima).exp_()

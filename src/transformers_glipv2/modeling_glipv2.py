@@ -181,11 +181,56 @@ def padding_masks(
     return tuple(masks)
 
 
-def zero_padding(feature_maps: FeatureMaps, masks: tuple[torch.Tensor, ...] | None) -> FeatureMaps:
-    """Sets the padding of each map to zero; `masks` as `padding_masks` gives them, `None` leaves the maps alone."""
-    if masks is None:
-        return feature_maps
-    return tuple(feature_map * mask[:, None] for feature_map, mask in zip(feature_maps, masks, strict=True))
+def own_map_shapes(
+    image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
+) -> list[list[tuple[int, int]]] | None:
+    """
+    The part of each map that a picture fills, as `padding_masks` marks it.
+
+    Returns:
+        For each picture height and width on each level; `None` when every picture fills all maps. Waits for a GPU.
+    """
+    shapes = [
+        [
+            (min(-(-size[0] // stride), height), min(-(-size[1] // stride), width))
+            for (height, width), stride in zip(level_shapes, strides, strict=True)
+        ]
+        for size in image_sizes.tolist()
+    ]
+    return None if all(own == level_shapes for own in shapes) else shapes
+
+
+def crop_maps(feature_maps: FeatureMaps, picture: int, shapes: list[tuple[int, int]]) -> FeatureMaps:
+    """One picture's maps, as a batch of 1, without their padding."""
+    return tuple(
+        feature_map[picture : picture + 1, :, :height, :width]
+        for feature_map, (height, width) in zip(feature_maps, shapes, strict=True)
+    )
+
+
+def join_maps(pictures: list[FeatureMaps], level_shapes: list[tuple[int, int]]) -> FeatureMaps:
+    """Maps of several pictures to one batch of `level_shapes`, zero to the right of and below each picture."""
+    return tuple(
+        torch.cat([F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in level])
+        for level, (height, width) in zip(zip(*pictures, strict=True), level_shapes, strict=True)
+    )
+
+
+def join_attentions(
+    pictures: list[tuple[torch.Tensor, torch.Tensor]],
+    shapes: list[list[tuple[int, int]]],
+    level_shapes: list[tuple[int, int]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `join_maps`, for the two attention maps of a fusion; `shapes` is each picture's part of `level_shapes`."""
+    joined = ([], [])
+    for attentions, own_shapes in zip(pictures, shapes, strict=True):
+        maps = [torch.ones(1, 1, *shape, dtype=torch.bool, device=attentions[0].device) for shape in own_shapes]
+        locations = flatten_levels(join_maps([maps], level_shapes))[0, :, 0]
+        for whole, attention, dim in zip(joined, attentions, (2, 3), strict=True):
+            shape = [*attention.shape]
+            shape[dim] = len(locations)
+            whole.append(attention.new_zeros(shape).index_copy(dim, locations.nonzero()[:, 0], attention))
+    return torch.cat(joined[0]), torch.cat(joined[1])
 
 
 class GLIPv2FeaturePyramid(nn.Module):
@@ -230,7 +275,7 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
         feature_maps: FeatureMaps,
         text: torch.Tensor,
         text_mask: torch.Tensor | None = None,
-        masks: tuple[torch.Tensor, ...] | None = None,
+        own_shapes: list[list[tuple[int, int]]] | None = None,
         output_attentions: bool = False,
     ) -> tuple[FeatureMaps, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """
@@ -238,22 +283,47 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
             feature_maps: 5 x `(batch, d_model, H_l, W_l)`.
             text: `(batch, tokens, text_dim)`.
             text_mask: boolean `(batch, tokens)`, `False` at padding; `None` when there is none.
-            masks: as `padding_masks` gives them, to keep padded pixels out; `None` lets them take part.
+            own_shapes: as `own_map_shapes` gives them, to take each picture by itself, without its padding; `None`
+                lets padding take part.
             output_attentions: also return the fusion's attention maps.
 
         Returns:
             The new maps, the new text and the attention maps (or `None`).
         """
+        if own_shapes is None:
+            return self._mix(feature_maps, text, text_mask, output_attentions)
+        # Means over whole maps, resized maps and attention over all locations know nothing of masks.
+        maps, texts, attentions = zip(
+            *(
+                self._mix(
+                    crop_maps(feature_maps, picture, shapes),
+                    text[picture : picture + 1],
+                    None if text_mask is None else text_mask[picture : picture + 1],
+                    output_attentions,
+                )
+                for picture, shapes in enumerate(own_shapes)
+            ),
+            strict=True,
+        )
+        level_shapes = map_shapes(feature_maps)
+        attentions = None if attentions[0] is None else join_attentions(attentions, own_shapes, level_shapes)
+        return join_maps(maps, level_shapes), torch.cat(texts), attentions
+
+    def _mix(
+        self,
+        feature_maps: FeatureMaps,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        output_attentions: bool,
+    ) -> tuple[FeatureMaps, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         attentions = None
         if self.fusion is not None:
-            level_shapes = map_shapes(feature_maps)
-            vision_mask = None if masks is None else torch.cat([mask.flatten(1) for mask in masks], dim=1)
             vision, text, attentions = self.fusion(
-                flatten_levels(feature_maps), text, text_mask, vision_mask, output_attentions=output_attentions
+                flatten_levels(feature_maps), text, text_mask, output_attentions=output_attentions
             )
-            feature_maps = zero_padding(split_levels(vision, level_shapes), masks)
+            feature_maps = split_levels(vision, map_shapes(feature_maps))
             text = self.text_layer(text, None if text_mask is None else text_mask[:, None, None, :])
-        return zero_padding(self.dyconv(feature_maps), masks), text, attentions
+        return self.dyconv(feature_maps), text, attentions
 
 
 # Heads ---------------------------------------------------------------------------------------------------------------
@@ -466,17 +536,19 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             image_sizes = torch.stack([mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)], dim=1)
         # Convolutions are faster channels-last, a training step of the nano size by a fifth.
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
-        maps = self.backbone(pixel_values).feature_maps
         if self.config.mask_padded_pixels:
-            level_shapes = map_shapes(maps)
-            maps = zero_padding(
-                maps, padding_masks(image_sizes, level_shapes, self.config.anchor_strides[: len(maps)])
-            )
-        feature_maps = self.neck(maps)
-        return GLIPv2ImageFeatures(
-            feature_maps=zero_padding(feature_maps, self._padding_masks(feature_maps, image_sizes)),
-            image_sizes=image_sizes,
-        )
+            # One by one at their own sizes: then nothing can depend on the padding.
+            pictures = [
+                self.neck(self.backbone(pixels[None, :, :height, :width]).feature_maps)
+                for pixels, (height, width) in zip(pixel_values, image_sizes.tolist(), strict=True)
+            ]
+            largest = [
+                tuple(map(max, zip(*shapes, strict=True))) for shapes in zip(*map(map_shapes, pictures), strict=True)
+            ]
+            feature_maps = join_maps(pictures, largest)
+        else:
+            feature_maps = self.neck(self.backbone(pixel_values).feature_maps)
+        return GLIPv2ImageFeatures(feature_maps=feature_maps, image_sizes=image_sizes)
 
     def get_text_features(
         self,
@@ -533,12 +605,6 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         mask = inputs.get("attention_mask")
         return features if mask is None else features * mask.unsqueeze(-1).to(features.dtype)
 
-    def _padding_masks(self, feature_maps: FeatureMaps, image_sizes: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-        if not self.config.mask_padded_pixels:
-            return None
-        level_shapes = map_shapes(feature_maps)
-        return padding_masks(image_sizes, level_shapes, self.config.anchor_strides)
-
     @can_return_tuple
     def forward(
         self,
@@ -589,10 +655,12 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
 
         maps, text = feature_maps, text_features
         text_mask = None if attention_mask is None else attention_mask.bool()
-        masks = self._padding_masks(feature_maps, image_sizes)
+        own_shapes = None
+        if self.config.mask_padded_pixels:
+            own_shapes = own_map_shapes(image_sizes, map_shapes(maps), self.config.anchor_strides)
         text_states, vision_states, attentions = (text,), (maps,), ()
         for layer in self.layers:
-            maps, text, layer_attentions = layer(maps, text, text_mask, masks, output_attentions)
+            maps, text, layer_attentions = layer(maps, text, text_mask, own_shapes, output_attentions)
             if output_hidden_states:
                 # Only then: kept maps would be most of the tower's memory.
                 text_states, vision_states = (*text_states, text), (*vision_states, maps)
@@ -645,6 +713,11 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         logits, centerness, box_deltas = self.detection_head(maps, model_output.fused_text)
         level_shapes = map_shapes(maps)
         image_sizes = model_output.image_sizes
+        if self.config.mask_padded_pixels:
+            masks = padding_masks(image_sizes, level_shapes, self.config.anchor_strides)
+            locations = torch.cat([mask.flatten(1) for mask in masks], dim=1)
+            # Nothing is found in the padding.
+            logits = logits.masked_fill(~locations[..., None], -50000)
         boxes_xyxy = decode_boxes(box_deltas, self.anchors(level_shapes, box_deltas.device))
         height, width = image_sizes[:, None, 0], image_sizes[:, None, 1]
         return {
