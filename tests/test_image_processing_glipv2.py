@@ -11,20 +11,13 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 from transformers.image_utils import SizeDict
 
+from tests.tiny_detector import natural_picture
 from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor, open_picture, padded_size, resized_size
 from transformers_glipv2.image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 
 BACKENDS = [GLIPv2ImageProcessor, GLIPv2ImageProcessorPil]
 # Pixels as they are, so that tests can compare them.
 RAW = {"do_resize": False, "do_normalize": False, "do_bgr": False, "do_pad": False}
-
-
-def natural_picture(height: int = 90, width: int = 130) -> PIL.Image.Image:
-    """A smooth colour picture with one edge."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    pixels = np.stack([rows * 255 / height, columns * 255 / width, (rows + columns) % 256], axis=-1)
-    pixels[:, width // 2 :] = 255 - pixels[:, width // 2 :]
-    return PIL.Image.fromarray(pixels.astype(np.uint8))
 
 
 def pixels_of(processor, image, **kwargs) -> torch.Tensor:

@@ -8,9 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from tests.data.stub_processor import tiny_tokenizer
-from tests.test_image_processing_glipv2 import natural_picture
-from tests.tiny import tiny_config
+from tests.tiny_detector import LABELS, SIZE, natural_picture, tiny_detector, tiny_processor
 from transformers_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2ImageProcessor,
@@ -23,26 +21,15 @@ from transformers_glipv2.detections import merge_detections
 from transformers_glipv2.inference import encode_labels, pad_prompts
 from transformers_glipv2.prompts import split_labels
 
-LABELS = ["person", "traffic light", "teddy bear", "dining table"]
-SIZE = {"shortest_edge": 64, "longest_edge": 96}
-
 
 @pytest.fixture(scope="module")
 def model() -> GLIPv2ForObjectDetection:
-    torch.manual_seed(0)
-    model = GLIPv2ForObjectDetection(tiny_config()).eval()
-    with torch.no_grad():
-        # Untrained scores are all alike; these differ from place to place and word to word.
-        model.detection_head.bias.zero_()
-        model.detection_head.text_bias.normal_()
-        model.detection_head.token_projection.weight.normal_(std=0.5)
-        model.detection_head.box_predictor.weight.normal_(std=0.3)
-    return model
+    return tiny_detector()
 
 
 @pytest.fixture(scope="module")
 def processor() -> GLIPv2Processor:
-    return GLIPv2Processor(GLIPv2ImageProcessor(size=SIZE), tiny_tokenizer(), max_text_length=64)
+    return tiny_processor()
 
 
 @torch.no_grad()
@@ -106,16 +93,16 @@ def test_a_vocabulary_of_1203_labels_equals_separate_calls(model, processor):
     prompts = split_labels(labels, processor.tokenizer, 64)
     assert len(prompts) > 20
     results = [
-        separate_call(model, processor, picture, [labels[index] for index in prompt.indices], threshold=0.0)
+        separate_call(model, processor, picture, [labels[index] for index in prompt.indices], threshold=0.6)
         for prompt in prompts
     ]
     expected = merge_detections(results, [prompt.indices for prompt in prompts])
     calls = []
     hook = model.model.backbone.register_forward_hook(lambda *_: calls.append(1))
     try:
-        (found,) = detect_labels(model, processor, picture, labels, threshold=0.0, progress=False)
+        (found,) = detect_labels(model, processor, picture, labels, threshold=0.6, progress=False)
         (batched,) = detect_labels(
-            model, processor, picture, labels, threshold=0.0, prompts_per_batch=7, progress=False
+            model, processor, picture, labels, threshold=0.6, prompts_per_batch=7, progress=False
         )
     finally:
         hook.remove()
