@@ -270,6 +270,32 @@ def test_objects_without_a_mask_do_not_count():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("extractor", ["fcn", "hourglass"])
+def test_half_precision_gives_nearly_the_same_masks(extractor):
+    model, inputs, regions = small_model(mask_extractor=extractor), tiny_inputs(), some_regions()
+    output = model(**inputs)
+    expected = torch.cat(output.predict_masks(*regions))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = torch.cat(output.predict_masks(*regions))
+    half_output = GLIPv2InstanceSegmentationOutput(
+        feature_maps=tuple(level.bfloat16() for level in output.feature_maps),
+        fused_text=output.fused_text.bfloat16(),
+    )
+    half = torch.cat(model.to(torch.bfloat16).predict_masks(half_output, *regions))
+    for masks in (autocast, half):
+        assert masks.dtype == torch.float32
+        torch.testing.assert_close(masks, expected, atol=0.05 * float(expected.std()) + 0.01, rtol=0.05)
+
+
+@torch.no_grad()
+def test_masks_without_fusion():
+    model = small_model(use_fusion=False, mask_feature_source="after_fusion")
+    masks = torch.cat(model(**tiny_inputs()).predict_masks(*some_regions()))
+    assert masks.shape == (3, 28, 28)
+    assert masks.isfinite().all()
+
+
+@torch.no_grad()
 def test_copies_of_an_output_say_what_to_do():
     model, inputs, regions = small_model(), tiny_inputs(), some_regions()
     output = model(**inputs)

@@ -250,7 +250,8 @@ class GLIPv2MaskHead(nn.Module):
         words = torch.cat([weight @ word.float() for weight, word in zip(weights, words, strict=True)])
         bias = torch.cat([weight @ one for weight, one in zip(weights, bias, strict=True)])
         pixels = self.pixels(pool_regions(feature_maps, boxes_xyxy, self.strides, self.pool_size))
-        return torch.einsum("rchw,rc->rhw", pixels.float(), words) + bias[:, None, None]
+        logits = torch.einsum("rchw,rc->rhw", pixels.float(), words) + bias[:, None, None]
+        return logits.float()  # autocast multiplies in half precision
 
     def pixels(self, pooled: Tensor) -> Tensor:
         """Pooled regions `(regions, d_model, side, side)` to pixel features `(regions, mask_dim, 2 side, 2 side)`."""
