@@ -81,7 +81,18 @@ class GLIPv2BiAttention(nn.Module):
             attends to, `(batch, heads, locations, tokens)`, and what each word does, `(batch, heads, tokens,
             locations)`.
         """
-        vision, text = self.vision_norm(vision), self.text_norm(text)
+        return self.attend(self.vision_norm(vision), text, text_mask, output_attentions, vision_sees_text)
+
+    def attend(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        vision_sees_text: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """As `forward`, for a `vision` that is normalised already, as that of many steps of a caption is."""
+        text = self.text_norm(text)
         inputs = (vision, text, text_mask, vision_sees_text)
         attentions = None
         if output_attentions or self.config._attn_implementation == "eager":

@@ -1,0 +1,546 @@
+"""
+Captions by a unidirectional language model over the same tower (section 4.3 of the GLIPv2 paper).
+
+Words see only earlier words, in the text encoder and in the fused layers, and every word sees the picture; the picture
+sees no word. So the picture's way through the tower does not depend on the words: it runs once a picture
+(`GLIPv2VisualStates`), and a step of generation is one word's way through the text layers, over cached keys and
+values.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache, GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.generation.utils import ALL_CACHE_NAMES
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_glipv2 import GLIPv2Config
+from .modeling_glipv2 import (
+    FeatureMaps,
+    GLIPv2ForObjectDetection,
+    GLIPv2ImageFeatures,
+    GLIPv2ObjectDetectionOutput,
+    GLIPv2TowerLayer,
+    check_text,
+    crop_maps,
+    flatten_levels,
+    join_maps,
+    map_shapes,
+    own_map_shapes,
+    split_levels,
+    word_embedding_name,
+)
+from .modeling_glipv2_pretraining import GLIPv2MaskedLMHead
+from .modeling_glipv2_understanding import GLIPv2SharedPart, require_fusion
+
+# transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
+CACHE_NAME = ALL_CACHE_NAMES[0]
+
+
+@dataclass
+class GLIPv2VisualStates:
+    """
+    What the words of captions attend to, made once a picture by `get_visual_states`.
+
+    Args:
+        groups (`list` of `tuple` of `torch.FloatTensor` of shape `(pictures, locations, d_model)`):
+            For each group of pictures, in order, the normalised maps before each fusion as one sequence, P3 first. All
+            pictures are one group, unless `config.mask_padded_pixels`, where each is a group by itself.
+        fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`, *optional*):
+            P3..P7 after the tower, where they were asked for.
+    """
+
+    groups: list[tuple[torch.Tensor, ...]]
+    fused_feature_maps: FeatureMaps | None = None
+
+    @property
+    def num_pictures(self) -> int:
+        return sum(len(group[0]) for group in self.groups)
+
+
+@dataclass
+class GLIPv2CaptioningOutput(ModelOutput):
+    """
+    Output of `GLIPv2ForConditionalGeneration`.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `labels`):
+            Cross entropy of each next word.
+        logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`):
+            Scores of the word after each word, before the softmax.
+        cache (`Cache`, with `use_cache`):
+            Keys and values of the text encoder's layers and then of the fused ones, for the next step.
+        fused_text (`torch.FloatTensor` of shape `(batch, tokens, text_dim)`), text_features (as `fused_text`):
+            The words after and before the tower.
+        fused_feature_maps, feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
+            P3..P7 after and before the tower; `None` where `visual_states` were given.
+        visual_states (`GLIPv2VisualStates`):
+            What the words attended to, for further calls about the same pictures.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    cache: Cache | None = None
+    fused_text: torch.FloatTensor | None = None
+    text_features: torch.FloatTensor | None = None
+    fused_feature_maps: FeatureMaps | None = None
+    feature_maps: FeatureMaps | None = None
+    visual_states: GLIPv2VisualStates | None = None
+
+
+# Pure functions ------------------------------------------------------------------------------------------------------
+
+
+def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Cross entropy of each next word, averaged over the words that count; 0 where none does.
+
+    Args:
+        logits: `(batch, tokens, vocabulary)`.
+        labels: `(batch, tokens)`, the ids of the same text, -100 at words that are not to be learnt (padding). The
+            word at a place is predicted from those before it.
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"`labels` must have shape {tuple(logits.shape[:2])} (batch, tokens), not {tuple(labels.shape)}."
+        )
+    targets = labels[:, 1:].flatten()
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
+    return losses / (targets != -100).sum().clamp(min=1)
+
+
+def causal_mask(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Which words each new word may see, and its position: padding, on whatever side, neither counts nor is seen.
+
+    Args:
+        attention_mask: `(batch, earlier + tokens)`, 1 for words and 0 for padding.
+        tokens: how many of them are new.
+
+    Returns:
+        boolean `(batch, 1, tokens, earlier + tokens)`, and positions `(batch, tokens)`. Padding sees itself, since a
+        softmax over nothing is not a number.
+    """
+    keys = attention_mask.shape[1]
+    places = torch.arange(keys, device=attention_mask.device)
+    queries = places[keys - tokens :, None]
+    allowed = (places <= queries) & attention_mask[:, None, :].bool() | (places == queries)
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return allowed[:, None], positions[:, keys - tokens :]
+
+
+def prefixes(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    bos_token_id: int,
+    eos_token_ids: set[int],
+    pad_token_id: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Texts as the beginnings of captions: the mark of the end goes, that of the beginning stands, and padding is on the
+    left, where generation needs it.
+
+    Args:
+        input_ids: `(batch, tokens)`, with or without special tokens.
+        attention_mask: `(batch, tokens)`, 1 for words and 0 for padding; `None` when nothing is padded.
+        bos_token_id, eos_token_ids, pad_token_id: what captions begin and end with, and what pads.
+
+    Returns:
+        `input_ids` and `attention_mask`, `(batch, longest)`.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    rows = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
+    rows = [row[:-1] if row and row[-1] in eos_token_ids else row for row in rows]
+    rows = [row if row and row[0] == bos_token_id else [bos_token_id, *row] for row in rows]
+    longest = max(len(row) for row in rows)
+    padding = [longest - len(row) for row in rows]
+    ids = [[pad_token_id] * missing + row for missing, row in zip(padding, rows, strict=True)]
+    kept = [[0] * missing + [1] * (longest - missing) for missing in padding]
+    return torch.tensor(ids, device=input_ids.device), torch.tensor(kept, device=input_ids.device)
+
+
+# Tower ---------------------------------------------------------------------------------------------------------------
+
+
+def maps_without_words(
+    layers: nn.ModuleList, feature_maps: FeatureMaps, final_maps: bool
+) -> tuple[tuple[torch.Tensor, ...], FeatureMaps | None]:
+    """
+    The picture's way through the tower when it sees no words.
+
+    Args:
+        layers: the tower's blocks.
+        feature_maps: P3..P7 before the tower.
+        final_maps: also compute the maps after the last block, which no word attends to.
+
+    Returns:
+        The normalised maps before each fusion as one sequence, `(pictures, locations, d_model)`, and the final maps or
+        `None`.
+    """
+    shapes, sequences = map_shapes(feature_maps), []
+    for index, layer in enumerate(layers):
+        # The residual of a fusion is the normalised tensor: without words it is all that the block adds to.
+        vision = layer.fusion.vision_norm(flatten_levels(feature_maps))
+        sequences.append(vision)
+        if index + 1 == len(layers) and not final_maps:
+            return tuple(sequences), None
+        feature_maps = checkpointed(layer, layer.dyconv, split_levels(vision, shapes))
+    return tuple(sequences), feature_maps
+
+
+def words_through_layer(
+    layer: GLIPv2TowerLayer,
+    text: torch.Tensor,
+    groups: list[torch.Tensor],
+    mask: torch.Tensor,
+    cache: Cache | None = None,
+    cache_layer: int = 0,
+) -> torch.Tensor:
+    """
+    The words' way through a block of the tower.
+
+    Args:
+        layer: the block.
+        text: `(rows, tokens, text_dim)`; each picture has equally many rows, side by side.
+        groups: the normalised maps before the block, as in `GLIPv2VisualStates`.
+        mask: boolean, as `causal_mask` gives it.
+        cache: takes the keys and values of the text layer, as its layer `cache_layer`.
+    """
+    rows_per_picture = len(text) // sum(len(vision) for vision in groups)
+    # A word's update depends on the picture and itself alone, so all words of a picture are one text.
+    texts = text.unflatten(0, (-1, rows_per_picture)).flatten(1, 2)
+    updated = [
+        checkpointed(
+            layer, lambda vision, part: layer.fusion.attend(vision, part, vision_sees_text=False)[1], vision, part
+        )
+        for vision, part in zip(groups, texts.split([len(vision) for vision in groups]), strict=True)
+    ]
+    text = torch.cat(updated).unflatten(1, (rows_per_picture, -1)).flatten(0, 1)
+    if cache is None:
+        return checkpointed(layer, layer.text_layer, text, mask)
+    layers = cache.layers
+    known = len(layers) > cache_layer and layers[cache_layer].is_initialized
+    past = (layers[cache_layer].keys, layers[cache_layer].values) if known else ()
+    text, present = layer.text_layer(text, mask, past)
+    cache.update(*(states[:, :, -text.shape[1] :] for states in present), cache_layer)
+    return text
+
+
+def checkpointed(layer: GLIPv2TowerLayer, function: Any, *args: Any) -> Any:
+    """`function(*args)`, a part of a block, whose activations are computed twice if those of the block are to be."""
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(function, *args)
+    return function(*args)
+
+
+# Model ---------------------------------------------------------------------------------------------------------------
+
+
+class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection, GenerationMixin):
+    """
+    Captions of pictures, from the first word or from a given beginning; `ground` finds boxes with the same weights.
+
+    Captions begin with `generation_config.bos_token_id` and end with `eos_token_id` ([CLS] and [SEP] of BERT), which
+    come from `config.text_config`; `set_special_tokens` sets them.
+
+    Args:
+        config: sizes and options.
+
+    Raises:
+        ValueError: for a configuration without fusion.
+
+    Example:
+        >>> model = GLIPv2ForConditionalGeneration.from_pretrained(folder)
+        >>> inputs = processor(images=[image], text=["a picture of"])
+        >>> processor.batch_decode(model.generate(**inputs, num_beams=5), skip_special_tokens=True)
+        ['a picture of a red chair and two dogs']
+    """
+
+    # Generation would drop the pictures otherwise.
+    main_input_name = "input_ids"
+
+    def __init__(self, config: GLIPv2Config):
+        require_fusion(config, type(self).__name__)
+        super().__init__(config)
+        self.caption_head = GLIPv2MaskedLMHead(config)
+        self._tied_weights_keys = {"caption_head.decoder.weight": word_embedding_name(self)}
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.caption_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.caption_head.decoder = value
+
+    def set_special_tokens(self, tokenizer: Any) -> None:
+        """Captions begin, end and are padded as this tokenizer's texts are; saved with the configuration."""
+        first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+        ids = {
+            "bos_token_id": tokenizer.bos_token_id if first is None else first,
+            "eos_token_id": tokenizer.eos_token_id if last is None else last,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        for name, value in ids.items():
+            setattr(self.config.text_config, name, value)
+            setattr(self.generation_config, name, value)
+
+    def get_visual_states(self, image_features: GLIPv2ImageFeatures, final_maps: bool = False) -> GLIPv2VisualStates:
+        """
+        What any number of captions of these pictures attend to.
+
+        Args:
+            image_features: from `get_image_features`.
+            final_maps: also give the maps after the tower.
+        """
+        maps, own_shapes = image_features.feature_maps, None
+        if self.config.mask_padded_pixels:
+            own_shapes = own_map_shapes(image_features.image_sizes, map_shapes(maps), self.config.anchor_strides)
+        pictures = [maps]
+        if own_shapes is not None:
+            pictures = [crop_maps(maps, picture, shapes) for picture, shapes in enumerate(own_shapes)]
+        groups, final = zip(*(maps_without_words(self.model.layers, one, final_maps) for one in pictures), strict=True)
+        if not final_maps:
+            return GLIPv2VisualStates(list(groups))
+        joined = final[0] if own_shapes is None else join_maps(list(final), map_shapes(maps))
+        return GLIPv2VisualStates(list(groups), joined)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_mask: torch.LongTensor | None = None,
+        image_features: GLIPv2ImageFeatures | None = None,
+        visual_states: GLIPv2VisualStates | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+    ) -> GLIPv2CaptioningOutput:
+        """
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            input_ids: `(rows, tokens)`; a multiple of the pictures, a picture's rows side by side, or one row for all.
+            attention_mask: `(rows, tokens)`, 1 for words and 0 for padding, on whatever side. With a cache also for
+                the words in it.
+            pixel_mask: `(batch, height, width)`, 1 for the picture and 0 for padding.
+            image_features: from `get_image_features`, in place of `pixel_values` and `pixel_mask`.
+            visual_states: from `get_visual_states`, in place of both.
+            inputs_embeds: `(rows, tokens, text_dim)` in place of `input_ids`.
+            labels: `(rows, tokens)`, for training: `input_ids` with -100 at words that are not to be learnt (padding).
+            cache: keys and values of earlier words; those of `input_ids` are added. `past_key_values` is its name in
+                older versions of transformers.
+            use_cache: start a cache where none is given.
+            logits_to_keep: give logits of so many last words only; 0: of all.
+
+        Raises:
+            ValueError: when a side is missing, or rows, pictures or labels do not fit.
+        """
+        cache = past_key_values if cache is None else cache
+        if cache is None and use_cache:
+            cache = DynamicCache()
+        with self.shared_gradients():
+            if visual_states is None:
+                if image_features is None:
+                    if pixel_values is None:
+                        raise ValueError(
+                            "Pass `pixel_values`, `image_features` from `get_image_features`, or `visual_states` from "
+                            "`get_visual_states`."
+                        )
+                    image_features = self.get_image_features(pixel_values, pixel_mask)
+                visual_states = self.get_visual_states(image_features, final_maps=True)
+            text_features, text = self._read_words(input_ids, inputs_embeds, attention_mask, visual_states, cache)
+        logits = self.caption_head(text[:, -logits_to_keep:])
+        return GLIPv2CaptioningOutput(
+            loss=None if labels is None else caption_loss(logits, labels),
+            logits=logits,
+            cache=cache,
+            fused_text=text,
+            text_features=text_features,
+            fused_feature_maps=visual_states.fused_feature_maps,
+            feature_maps=None if image_features is None else image_features.feature_maps,
+            visual_states=visual_states,
+        )
+
+    def ground(self, **inputs: Any) -> GLIPv2ObjectDetectionOutput:
+        """As `GLIPv2ForObjectDetection.forward`: boxes of what a text names; here picture and words see each other."""
+        return GLIPv2ForObjectDetection.forward(self, **inputs)
+
+    def _read_words(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor | None,
+        attention_mask: torch.LongTensor | None,
+        visual_states: GLIPv2VisualStates,
+        cache: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Words before and after the tower, `(rows, tokens, text_dim)` each."""
+        check_text(input_ids, inputs_embeds, self.config)
+        words = input_ids if inputs_embeds is None else inputs_embeds
+        (rows, tokens), pictures = words.shape[:2], visual_states.num_pictures
+        if rows == 1 < pictures:
+            rows, words = pictures, words.expand(pictures, *words.shape[1:])
+            attention_mask = None if attention_mask is None else attention_mask.expand(pictures, -1)
+        if rows % pictures:
+            raise ValueError(
+                f"There are {rows} texts and {pictures} pictures; pass equally many texts a picture, or one for all."
+            )
+        keys = tokens + (cache.get_seq_length() if cache is not None else 0)
+        if attention_mask is None:
+            attention_mask = words.new_ones(rows, keys, dtype=torch.long)
+        if attention_mask.shape != (rows, keys):
+            raise ValueError(
+                f"`attention_mask` must have shape {(rows, keys)} (texts, words of the cache and of the text), not "
+                f"{tuple(attention_mask.shape)}."
+            )
+        mask, positions = causal_mask(attention_mask, tokens)
+        features = self._encode_words(words, mask, positions, cache)
+        text, first = features, self.config.text_config.num_hidden_layers
+        for index, layer in enumerate(self.model.layers):
+            groups = [group[index] for group in visual_states.groups]
+            text = words_through_layer(layer, text, groups, mask, cache, first + index)
+        return features, text
+
+    def _encode_words(
+        self, words: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache | None
+    ) -> torch.Tensor:
+        """The text encoder with a causal mask; `words` are ids or embeddings."""
+        encoder = self.model.text_encoder
+        if encoder.config._attn_implementation == "eager":
+            # Eager attention adds its mask to the scores.
+            mask = torch.zeros_like(mask, dtype=encoder.dtype).masked_fill(~mask, torch.finfo(encoder.dtype).min)
+        inputs = {"input_ids" if words.ndim == 2 else "inputs_embeds": words}
+        if cache is not None:
+            inputs[CACHE_NAME] = cache
+        return encoder(**inputs, attention_mask=mask, position_ids=positions).last_hidden_state
+
+    # Generation ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config: Any = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_mask: torch.LongTensor | None = None,
+        image_features: GLIPv2ImageFeatures | None = None,
+        visual_states: GLIPv2VisualStates | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Captions of pictures, which pass the tower once whatever is generated.
+
+        Args:
+            inputs, input_ids: `(rows, tokens)`, how captions begin, as the processor gives them: marks of the end and
+                padding on the right are taken away. `None` begins with the first word. Rows are those of `forward`.
+            generation_config, kwargs: as of `GenerationMixin.generate`, such as `num_beams`, `do_sample`,
+                `max_new_tokens`.
+            pixel_values, pixel_mask, image_features, visual_states, attention_mask: as of `forward`.
+
+        Returns:
+            As `GenerationMixin.generate`: `(rows, tokens)` with the beginnings, padded on both sides. No text is
+            longer than `config.max_text_length`.
+
+        Raises:
+            ValueError: when no picture is given, rows and pictures do not fit, a beginning fills the whole text, or
+                no special tokens are known.
+        """
+        if visual_states is None:
+            if image_features is None:
+                if pixel_values is None:
+                    raise ValueError("Pass the pictures to caption: `pixel_values`, or `image_features` of them.")
+                image_features = self.get_image_features(pixel_values, pixel_mask)
+            visual_states = self.get_visual_states(image_features)
+        first, last, padding = self._special_tokens(generation_config, kwargs)
+        input_ids = inputs if input_ids is None else input_ids
+        pictures = visual_states.num_pictures
+        if input_ids is None:
+            input_ids = torch.full((pictures, 1), first, device=self.device)
+            attention_mask = None
+        input_ids, attention_mask = prefixes(input_ids, attention_mask, first, last, padding)
+        if len(input_ids) == 1 < pictures:
+            input_ids, attention_mask = (ids.repeat(pictures, 1) for ids in (input_ids, attention_mask))
+        if input_ids.shape[1] >= self.max_caption_tokens:
+            raise ValueError(
+                f"The beginning of a caption has {input_ids.shape[1]} tokens, and a text at most "
+                f"{self.max_caption_tokens}; shorten it."
+            )
+        return super().generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=generation_config,
+            visual_states=visual_states,
+            **kwargs,
+        )
+
+    @property
+    def max_caption_tokens(self) -> int:
+        """Tokens of a caption at most, special tokens included."""
+        positions = getattr(self.config.text_config, "max_position_embeddings", self.config.max_text_length)
+        return min(self.config.max_text_length, positions)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        visual_states: GLIPv2VisualStates | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The words that the cache does not hold yet."""
+        cache = past_key_values if cache is None else cache
+        return {
+            "input_ids": input_ids if cache is None else input_ids[:, cache.get_seq_length() :],
+            "attention_mask": attention_mask,
+            "visual_states": visual_states,
+            "cache": cache,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+        }
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        # The default one has as many layers as the text encoder; this one grows.
+        if generation_config.use_cache is not False and model_kwargs.get(CACHE_NAME) is None:
+            model_kwargs[CACHE_NAME] = DynamicCache()
+
+    def _prepare_generated_length(self, *args: Any, **kwargs: Any) -> Any:
+        generation_config = super()._prepare_generated_length(*args, **kwargs)
+        generation_config.max_length = min(generation_config.max_length, self.max_caption_tokens)
+        return generation_config
+
+    def _special_tokens(self, generation_config: Any, kwargs: dict[str, Any]) -> tuple[int, set[int], int]:
+        """Beginning, ends and padding of captions, as the call, its or the model's generation config say."""
+        configs = (
+            [self.generation_config] if generation_config is None else [generation_config, self.generation_config]
+        )
+        found = {}
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            values = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
+            found[name] = next((value for value in values if value is not None), None)
+        if found["bos_token_id"] is None or found["eos_token_id"] is None:
+            raise ValueError(
+                "How captions begin and end is not known: `generation_config` has no `bos_token_id` or "
+                "`eos_token_id`. Call `model.set_special_tokens(tokenizer)` once; they are saved with the model."
+            )
+        last = found["eos_token_id"]
+        last = {last} if isinstance(last, int) else set(last)
+        padding = found["pad_token_id"]
+        return found["bos_token_id"], last, min(last) if padding is None else padding
+
+
+__all__ = ["GLIPv2CaptioningOutput", "GLIPv2ForConditionalGeneration", "GLIPv2VisualStates"]
