@@ -6,8 +6,10 @@ checkpoints load; those of 77 positions need `max_position_embeddings=77` (and `
 """
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import merge_with_config_defaults
@@ -63,15 +65,20 @@ class GLIPv2CLIPTextModel(CLIPTextModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutput:
         """
         Args:
             input_ids: `(batch, tokens)`.
-            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding.
+            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding; or `(batch, 1, tokens, keys)` as the
+                attention takes it.
             position_ids: `(batch, tokens)`; `None` counts from 0.
             inputs_embeds: `(batch, tokens, hidden_size)` in place of `input_ids`.
             token_type_ids: not used; CLIP has no token types.
+            cache: keys and values of earlier words, for generation word by word; those of these words are added.
+                `past_key_values` is its name in older versions of transformers.
 
         Raises:
             ValueError: unless exactly one of `input_ids` and `inputs_embeds` is given.
@@ -80,8 +87,26 @@ class GLIPv2CLIPTextModel(CLIPTextModel):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         embeddings = self.embeddings(input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask)
-        hidden_states = self.encoder(inputs_embeds=embeddings, attention_mask=mask, **kwargs).last_hidden_state
+        cache = past_key_values if cache is None else cache
+        if cache is None:
+            hidden_states = self.encoder(inputs_embeds=embeddings, attention_mask=mask, **kwargs).last_hidden_state
+        else:
+            hidden_states = self._step(embeddings, mask, cache)
         return BaseModelOutput(last_hidden_state=self.final_layer_norm(hidden_states))
+
+    def _step(self, hidden_states: torch.Tensor, mask: torch.Tensor | None, cache: Cache) -> torch.Tensor:
+        """The layers over cached keys and values, which CLIP's own do not know; without dropout."""
+        for index, layer in enumerate(self.encoder.layers):
+            attention, normed = layer.self_attn, layer.layer_norm1(hidden_states)
+            query, key, value = (
+                projection(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            key, value = cache.update(key, value, index)
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            hidden_states = hidden_states + attention.out_proj(attended.transpose(1, 2).flatten(2))
+            hidden_states = hidden_states + layer.mlp(layer.layer_norm2(hidden_states))
+        return hidden_states
 
 
 AutoConfig.register("glipv2_clip_text", GLIPv2CLIPTextConfig, exist_ok=True)

@@ -11,27 +11,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation.utils import ALL_CACHE_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .caption_steps import (
+    GLIPv2VisualStates,
+    caption_loss,
+    causal_mask,
+    maps_without_words,
+    prefixes,
+    words_through_layer,
+)
 from .configuration_glipv2 import GLIPv2Config
 from .modeling_glipv2 import (
     FeatureMaps,
     GLIPv2ForObjectDetection,
     GLIPv2ImageFeatures,
     GLIPv2ObjectDetectionOutput,
-    GLIPv2TowerLayer,
     check_text,
     crop_maps,
-    flatten_levels,
     join_maps,
     map_shapes,
     own_map_shapes,
-    split_levels,
     word_embedding_name,
 )
 from .modeling_glipv2_pretraining import GLIPv2MaskedLMHead
@@ -39,27 +43,6 @@ from .modeling_glipv2_understanding import GLIPv2SharedPart, require_fusion
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]
-
-
-@dataclass
-class GLIPv2VisualStates:
-    """
-    What the words of captions attend to, made once a picture by `get_visual_states`.
-
-    Args:
-        groups (`list` of `tuple` of `torch.FloatTensor` of shape `(pictures, locations, d_model)`):
-            For each group of pictures, in order, the normalised maps before each fusion as one sequence, P3 first. All
-            pictures are one group, unless `config.mask_padded_pixels`, where each is a group by itself.
-        fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`, *optional*):
-            P3..P7 after the tower, where they were asked for.
-    """
-
-    groups: list[tuple[torch.Tensor, ...]]
-    fused_feature_maps: FeatureMaps | None = None
-
-    @property
-    def num_pictures(self) -> int:
-        return sum(len(group[0]) for group in self.groups)
 
 
 @dataclass
@@ -90,154 +73,6 @@ class GLIPv2CaptioningOutput(ModelOutput):
     fused_feature_maps: FeatureMaps | None = None
     feature_maps: FeatureMaps | None = None
     visual_states: GLIPv2VisualStates | None = None
-
-
-# Pure functions ------------------------------------------------------------------------------------------------------
-
-
-def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """
-    Cross entropy of each next word, averaged over the words that count; 0 where none does.
-
-    Args:
-        logits: `(batch, tokens, vocabulary)`.
-        labels: `(batch, tokens)`, the ids of the same text, -100 at words that are not to be learnt (padding). The
-            word at a place is predicted from those before it.
-
-    Raises:
-        ValueError: when the shapes differ.
-    """
-    if labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"`labels` must have shape {tuple(logits.shape[:2])} (batch, tokens), not {tuple(labels.shape)}."
-        )
-    targets = labels[:, 1:].flatten()
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
-    return losses / (targets != -100).sum().clamp(min=1)
-
-
-def causal_mask(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Which words each new word may see, and its position: padding, on whatever side, neither counts nor is seen.
-
-    Args:
-        attention_mask: `(batch, earlier + tokens)`, 1 for words and 0 for padding.
-        tokens: how many of them are new.
-
-    Returns:
-        boolean `(batch, 1, tokens, earlier + tokens)`, and positions `(batch, tokens)`. Padding sees itself, since a
-        softmax over nothing is not a number.
-    """
-    keys = attention_mask.shape[1]
-    places = torch.arange(keys, device=attention_mask.device)
-    queries = places[keys - tokens :, None]
-    allowed = (places <= queries) & attention_mask[:, None, :].bool() | (places == queries)
-    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    return allowed[:, None], positions[:, keys - tokens :]
-
-
-def prefixes(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    bos_token_id: int,
-    eos_token_ids: set[int],
-    pad_token_id: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Texts as the beginnings of captions: the mark of the end goes, that of the beginning stands, and padding is on the
-    left, where generation needs it.
-
-    Args:
-        input_ids: `(batch, tokens)`, with or without special tokens.
-        attention_mask: `(batch, tokens)`, 1 for words and 0 for padding; `None` when nothing is padded.
-        bos_token_id, eos_token_ids, pad_token_id: what captions begin and end with, and what pads.
-
-    Returns:
-        `input_ids` and `attention_mask`, `(batch, longest)`.
-    """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    rows = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
-    rows = [row[:-1] if row and row[-1] in eos_token_ids else row for row in rows]
-    rows = [row if row and row[0] == bos_token_id else [bos_token_id, *row] for row in rows]
-    longest = max(len(row) for row in rows)
-    padding = [longest - len(row) for row in rows]
-    ids = [[pad_token_id] * missing + row for missing, row in zip(padding, rows, strict=True)]
-    kept = [[0] * missing + [1] * (longest - missing) for missing in padding]
-    return torch.tensor(ids, device=input_ids.device), torch.tensor(kept, device=input_ids.device)
-
-
-# Tower ---------------------------------------------------------------------------------------------------------------
-
-
-def maps_without_words(
-    layers: nn.ModuleList, feature_maps: FeatureMaps, final_maps: bool
-) -> tuple[tuple[torch.Tensor, ...], FeatureMaps | None]:
-    """
-    The picture's way through the tower when it sees no words.
-
-    Args:
-        layers: the tower's blocks.
-        feature_maps: P3..P7 before the tower.
-        final_maps: also compute the maps after the last block, which no word attends to.
-
-    Returns:
-        The normalised maps before each fusion as one sequence, `(pictures, locations, d_model)`, and the final maps or
-        `None`.
-    """
-    shapes, sequences = map_shapes(feature_maps), []
-    for index, layer in enumerate(layers):
-        # The residual of a fusion is the normalised tensor: without words it is all that the block adds to.
-        vision = layer.fusion.vision_norm(flatten_levels(feature_maps))
-        sequences.append(vision)
-        if index + 1 == len(layers) and not final_maps:
-            return tuple(sequences), None
-        feature_maps = checkpointed(layer, layer.dyconv, split_levels(vision, shapes))
-    return tuple(sequences), feature_maps
-
-
-def words_through_layer(
-    layer: GLIPv2TowerLayer,
-    text: torch.Tensor,
-    groups: list[torch.Tensor],
-    mask: torch.Tensor,
-    cache: Cache | None = None,
-    cache_layer: int = 0,
-) -> torch.Tensor:
-    """
-    The words' way through a block of the tower.
-
-    Args:
-        layer: the block.
-        text: `(rows, tokens, text_dim)`; each picture has equally many rows, side by side.
-        groups: the normalised maps before the block, as in `GLIPv2VisualStates`.
-        mask: boolean, as `causal_mask` gives it.
-        cache: takes the keys and values of the text layer, as its layer `cache_layer`.
-    """
-    rows_per_picture = len(text) // sum(len(vision) for vision in groups)
-    # A word's update depends on the picture and itself alone, so all words of a picture are one text.
-    texts = text.unflatten(0, (-1, rows_per_picture)).flatten(1, 2)
-    updated = [
-        checkpointed(
-            layer, lambda vision, part: layer.fusion.attend(vision, part, vision_sees_text=False)[1], vision, part
-        )
-        for vision, part in zip(groups, texts.split([len(vision) for vision in groups]), strict=True)
-    ]
-    text = torch.cat(updated).unflatten(1, (rows_per_picture, -1)).flatten(0, 1)
-    if cache is None:
-        return checkpointed(layer, layer.text_layer, text, mask)
-    layers = cache.layers
-    known = len(layers) > cache_layer and layers[cache_layer].is_initialized
-    past = (layers[cache_layer].keys, layers[cache_layer].values) if known else ()
-    text, present = layer.text_layer(text, mask, past)
-    cache.update(*(states[:, :, -text.shape[1] :] for states in present), cache_layer)
-    return text
-
-
-def checkpointed(layer: GLIPv2TowerLayer, function: Any, *args: Any) -> Any:
-    """`function(*args)`, a part of a block, whose activations are computed twice if those of the block are to be."""
-    if layer.gradient_checkpointing and layer.training:
-        return layer._gradient_checkpointing_func(function, *args)
-    return function(*args)
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
