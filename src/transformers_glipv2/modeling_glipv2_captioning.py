@@ -114,6 +114,13 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
     def set_output_embeddings(self, value: nn.Module):
         self.caption_head.decoder = value
 
+    def enable_input_require_grads(self) -> None:
+        """Of the words alone: the default also asks the backbone's, which does not always give a single tensor."""
+        self._require_grads_hooks = [
+            self.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+        ]
+        self._require_grads_hook = self._require_grads_hooks[0]
+
     def set_special_tokens(self, tokenizer: Any) -> None:
         """Captions begin, end and are padded as this tokenizer's texts are; saved with the configuration."""
         first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
