@@ -9,21 +9,16 @@ segmentation). The drawing goes to `--output`; `--json` also writes boxes, score
 """
 
 import argparse
-import colorsys
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
-from transformers_glipv2 import GLIPv2Processor
-from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
-from transformers_glipv2.segmentation_pipeline import segment_labels
+from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, segment_labels
+from transformers_glipv2.drawing import Drawn, draw
 from transformers_glipv2.segmentation_post_processing import encode_region
-
-OPACITY = 0.5
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +54,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         print(f"Nothing scores above {args.threshold}; try a lower --threshold.")
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    draw(image, found).save(args.output)
+    things = [Drawn(f"{entry['label']} {entry['score']:.2f}", entry["box"], entry["mask"]) for entry in found]
+    draw(image, things).save(args.output)
     print(f"Wrote {args.output}.")
     if args.json:
         size = (image.height, image.width)
@@ -93,38 +89,6 @@ def find_phrase(model, processor, image: Image.Image, args: argparse.Namespace) 
     box = torch.cat([phrase["boxes"][:, :2].amin(0), phrase["boxes"][:, 2:].amax(0)])
     best = phrase["scores"][0].item()
     return [{"label": args.phrase, "score": best, "box": box.tolist(), "mask": phrase["mask"].numpy()}]
-
-
-def draw(image: Image.Image, found: list[dict[str, Any]]) -> Image.Image:
-    """The picture under half-transparent masks with bright outlines, a colour for each entry, and their names."""
-    pixels = np.asarray(image, dtype=np.float32).copy()
-    colors = [palette_color(index) for index in range(len(found))]
-    # The surest last, on top.
-    for entry, color in zip(reversed(found), reversed(colors), strict=True):
-        mask = entry["mask"]
-        pixels[mask] = (1 - OPACITY) * pixels[mask] + OPACITY * np.float32(color)
-        inner = mask.copy()
-        inner[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-        pixels[mask & ~inner] = color
-    drawing = Image.fromarray(pixels.round().astype(np.uint8))
-    pen = ImageDraw.Draw(drawing)
-    font = ImageFont.load_default(max(12, max(image.size) // 50))
-    for entry, color in zip(reversed(found), reversed(colors), strict=True):
-        x1, y1, x2, y2 = entry["box"]
-        pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=max(1, max(image.size) // 600))
-        name = f"{entry['label']} {entry['score']:.2f}"
-        left, top, right, bottom = pen.textbbox((0, 0), name, font=font)
-        x = min(max(x1, 0), max(image.width - right - 4, 0))
-        y = max(y1 - bottom - 4, 0)
-        pen.rectangle((x, y, x + right + 4, y + bottom + 4), fill=color)
-        pen.text((x + 2 - left, y + 2 - min(top, 0)), name, fill="black", font=font)
-    return drawing
-
-
-def palette_color(index: int) -> tuple[int, int, int]:
-    """Bright colours, neighbours far apart in hue (steps of the golden section)."""
-    red, green, blue = colorsys.hsv_to_rgb(0.618034 * index % 1, 0.65, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 if __name__ == "__main__":

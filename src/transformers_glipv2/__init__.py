@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForInstanceSegmentation,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForZeroShotObjectDetection,
@@ -16,14 +17,21 @@ from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 from .inference import detect_labels, ground_phrases
 from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2PreTrainedModel
 from .modeling_glipv2_pretraining import GLIPv2ForMaskedLM, GLIPv2ForPreTraining
+from .modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from .pipelines import GLIPv2ZeroShotObjectDetectionPipeline, register_pipelines
 from .processing_glipv2 import GLIPv2Processor
+from .segmentation_pipeline import (
+    GLIPv2ZeroShotInstanceSegmentationPipeline,
+    register_segmentation_pipeline,
+    segment_labels,
+)
 
 AutoConfig.register("glipv2", GLIPv2Config, exist_ok=True)
 AutoModel.register(GLIPv2Config, GLIPv2Model, exist_ok=True)
 AutoModelForZeroShotObjectDetection.register(GLIPv2Config, GLIPv2ForObjectDetection, exist_ok=True)
 AutoModelForPreTraining.register(GLIPv2Config, GLIPv2ForPreTraining, exist_ok=True)
 AutoModelForMaskedLM.register(GLIPv2Config, GLIPv2ForMaskedLM, exist_ok=True)
+AutoModelForInstanceSegmentation.register(GLIPv2Config, GLIPv2ForInstanceSegmentation, exist_ok=True)
 AutoProcessor.register(GLIPv2Config, GLIPv2Processor, exist_ok=True)
 AutoImageProcessor.register(
     GLIPv2Config,
@@ -31,9 +39,11 @@ AutoImageProcessor.register(
     exist_ok=True,
 )
 register_pipelines()
+register_segmentation_pipeline()
 
 __all__ = [
     "GLIPv2Config",
+    "GLIPv2ForInstanceSegmentation",
     "GLIPv2ForMaskedLM",
     "GLIPv2ForObjectDetection",
     "GLIPv2ForPreTraining",
@@ -42,7 +52,9 @@ __all__ = [
     "GLIPv2Model",
     "GLIPv2PreTrainedModel",
     "GLIPv2Processor",
+    "GLIPv2ZeroShotInstanceSegmentationPipeline",
     "GLIPv2ZeroShotObjectDetectionPipeline",
     "detect_labels",
     "ground_phrases",
+    "segment_labels",
 ]

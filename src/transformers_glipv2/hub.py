@@ -12,8 +12,17 @@ from transformers.models.auto import modeling_auto
 from .configuration_glipv2 import GLIPv2Config
 from .image_processing_glipv2 import GLIPv2ImageProcessor
 from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
-from .pipelines import TASK, GLIPv2ZeroShotObjectDetectionPipeline
+from .pipelines import TASK as DETECTION
+from .pipelines import GLIPv2ZeroShotObjectDetectionPipeline
 from .processing_glipv2 import GLIPv2Processor
+from .segmentation_pipeline import TASK as SEGMENTATION
+from .segmentation_pipeline import GLIPv2ZeroShotInstanceSegmentationPipeline
+
+# Task -> the pipeline and the Auto class of its model.
+PIPELINES: dict[str, tuple[type, str]] = {
+    DETECTION: (GLIPv2ZeroShotObjectDetectionPipeline, "AutoModelForZeroShotObjectDetection"),
+    SEGMENTATION: (GLIPv2ZeroShotInstanceSegmentationPipeline, "AutoModelForInstanceSegmentation"),
+}
 
 
 def class_reference(cls: type) -> str:
@@ -39,15 +48,18 @@ def image_processor_auto_map() -> dict[str, Any]:
 
 def custom_pipelines() -> dict[str, Any]:
     """The `custom_pipelines` of config.json."""
-    reference = class_reference(GLIPv2ZeroShotObjectDetectionPipeline)
-    return {TASK: {"impl": reference, "pt": ["AutoModelForZeroShotObjectDetection"]}}
+    return {
+        task: {"impl": class_reference(pipeline), "pt": [auto_class]}
+        for task, (pipeline, auto_class) in PIPELINES.items()
+    }
 
 
 def code_files() -> list[Path]:
     """The files that the classes named above live in, and those that they import, in order of their names."""
     references = list(model_auto_map().values())
     references += image_processor_auto_map()["AutoImageProcessor"].values()
-    references += [class_reference(GLIPv2Processor), class_reference(GLIPv2ZeroShotObjectDetectionPipeline)]
+    references += [class_reference(GLIPv2Processor)]
+    references += [class_reference(pipeline) for pipeline, _ in PIPELINES.values()]
     source = Path(__file__).parent
     files = {source / f"{reference.split('.')[0]}.py" for reference in references}
     for file in list(files):

@@ -151,19 +151,3 @@ def test_segment_draws_a_phrase_or_says_that_there_is_nothing(folder, trained, c
     assert found["mask"].shape == (64, 96)
     assert segment.main([str(argument) for argument in [*common, "--threshold", 1.0]]) == []
     assert "try a lower --threshold" in capsys.readouterr().out
-
-
-def test_colours_lie_apart():
-    colors = [load_example("segment").palette_color(index) for index in range(8)]
-    assert len(set(colors)) == 8
-    assert min(np.abs(np.subtract(one, other)).sum() for one in colors for other in colors if one != other) > 60
-
-
-def test_drawing_paints_the_mask_only():
-    mask = np.zeros((40, 60), dtype=bool)
-    mask[10:30, 20:50] = True
-    entry = {"label": "a", "score": 0.5, "box": [20.0, 10.0, 49.0, 29.0], "mask": mask}
-    drawn = np.asarray(load_example("segment").draw(Image.new("RGB", (60, 40), "black"), [entry]))
-    assert (drawn[25, 25] > 0).any()
-    assert not drawn[32:].any()
-    assert not drawn[:, :18].any()
