@@ -4,6 +4,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -21,11 +22,13 @@ from tests.data.stub_processor import tiny_tokenizer
 from tests.evaluation.helpers import read
 from tests.tiny import tiny_config
 from tests.tiny_training import drawn_coco
-from transformers_glipv2 import GLIPv2ImageProcessor, GLIPv2Processor
+from transformers_glipv2 import GLIPv2Config, GLIPv2ImageProcessor, GLIPv2Processor
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.flickr30k import flickr30k_annotations
 from transformers_glipv2.evaluation.odinw import ODINW_35
+from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
+from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PICTURES = 24  # eight files of predictions
@@ -44,6 +47,8 @@ def load_example(name: str):
 evaluate_detection = load_example("evaluate_detection")
 evaluate_flickr30k = load_example("evaluate_flickr30k")
 evaluate_phrasecut = load_example("evaluate_phrasecut")
+evaluate_vqa = load_example("evaluate_vqa")
+evaluate_captions = load_example("evaluate_captions")
 predict_folder = load_example("predict_folder")
 
 
@@ -251,3 +256,67 @@ def test_labels_a_data_set(folder):
     given = ["--model", folder / "model", "--dataset", folder / "coco" / "val", "--labels", "cat", "--limit", "2"]
     path = predict_folder.main([str(value) for value in (*given, "--output", folder / "labelled-dataset")])
     assert [row["image"] for row in pq.read_table(path).to_pylist()] == ["train/0", "train/1"]
+
+
+@pytest.fixture(scope="module")
+def understanding(folder) -> Path:
+    """The same processor beside models that answer and that describe."""
+    for name, model_class, more in (
+        ("answers", GLIPv2ForVisualQuestionAnswering, answer_config(["yes", "no", "red"])),
+        ("captions", GLIPv2ForConditionalGeneration, {}),
+    ):
+        shutil.copytree(folder / "model", folder / name)
+        set_seed(0)
+        model = model_class(GLIPv2Config.from_pretrained(folder / "model", **more))
+        if name == "captions":
+            model.set_special_tokens(tiny_tokenizer(MAX_LENGTH))
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def test_vqa(understanding):
+    questions = [{"question_id": 10 + n, "image_id": n // 2, "question": "a cat ?"} for n in range(6)]
+    answers = [{"answer": "yes"}] * 7 + [{"answer": "no"}] * 3
+    more = {"answers": answers, "multiple_choice_answer": "yes", "question_type": "a", "answer_type": "yes/no"}
+    annotations = [{name: entry[name] for name in ("question_id", "image_id")} | more for entry in questions]
+    (understanding / "questions.json").write_text(json.dumps({"questions": questions}))
+    (understanding / "answers.json").write_text(json.dumps({"annotations": annotations}))
+    (understanding / "vqa").mkdir()
+    for index in range(2):  # the third picture is missing
+        Image.new("RGB", (96, 64), "red").save(understanding / "vqa" / f"{index:012d}.jpg")
+    given = ["--model", understanding / "answers", "--questions", understanding / "questions.json"]
+    given += ["--images", understanding / "vqa", "--annotations", understanding / "answers.json"]
+    metrics = evaluate_vqa.main([str(value) for value in (*given, "--output", understanding / "vqa-out")])
+    predictions = read(understanding / "vqa-out" / "predictions.json")
+    assert {entry["question_id"] for entry in predictions} == set(range(10, 16))
+    assert [entry["answer"] for entry in predictions[4:]] == ["", ""]
+    # The pictures are the same, and so are the answers.
+    (answer,) = {entry["answer"] for entry in predictions[:4]}
+    assert metrics["overall"] == pytest.approx({"yes": 100, "no": 90, "red": 0}[answer] * 4 / 6)
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="the tokenizer of caption scores is a Java program")
+def test_captions(understanding):
+    images = [{"id": n, "file_name": f"{n}.png", "width": 96, "height": 64} for n in range(3)]
+    annotations = [{"id": n, "image_id": n // 2, "caption": "A red dog."} for n in range(6)]
+    path = understanding / "captions.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    given = ["--model", understanding / "captions", "--annotations", path, "--images", understanding / "coco" / "val"]
+    given += ["--num_beams", "2", "--max_new_tokens", "4", "--metrics", "BLEU", "CIDEr"]
+    metrics = evaluate_captions.main([str(value) for value in (*given, "--output", understanding / "captions-out")])
+    predictions = read(understanding / "captions-out" / "predictions.json")
+    assert [entry["image_id"] for entry in predictions] == [0, 1, 2]
+    assert set(metrics) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr", "per_image"}
+
+
+def test_captions_of_a_folder(understanding):
+    given = ["--model", understanding / "captions", "--images", understanding / "coco" / "val", "--task", "captions"]
+    given += ["--num_beams", "1", "--max_new_tokens", "4", "--limit", "2"]
+    path = predict_folder.main([str(value) for value in (*given, "--output", understanding / "captioned")])
+    rows = pq.read_table(path).to_pylist()
+    assert [set(row) for row in rows] == [{"image", "width", "height", "caption"}] * 2
+    more = ("--output", understanding / "captioned-coco", "--format", "coco")
+    content = read(predict_folder.main([str(value) for value in (*given, *more)]))
+    assert [entry["caption"] for entry in content["annotations"]] == [row["caption"] for row in rows]
+    with pytest.raises(SystemExit):
+        predict_folder.parse_args([str(value) for value in (*given, "--labels", "cat", "--output", "x")])
