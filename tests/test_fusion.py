@@ -66,7 +66,7 @@ def test_every_form_equals_the_formula(masked, form, absorbed, monkeypatch):
     arguments = inputs(masked)
     normalised = layer.vision_norm(arguments["vision"]), layer.text_norm(arguments["text"])
     results = getattr(layer, form)(*normalised, arguments["text_mask"])
-    vision = normalised[0] + layer.vision_gamma * (results[0] + layer.vision_out.bias)
+    vision = normalised[0] + layer.vision_gamma * results[0]
     text = normalised[1] + layer.text_gamma * layer.text_out(results[1])
     expected_vision, expected_text = expected(layer, **arguments)
     torch.testing.assert_close(vision, expected_vision.float(), atol=1e-5, rtol=1e-5)

@@ -17,6 +17,14 @@ BOUND = 50000.0
 LOCATIONS_PER_CHUNK = 512
 
 
+class GLIPv2Projection(nn.Linear):
+    """A linear layer that also hands out its parameters, in a call, so that hooks which place weights see it."""
+
+    def forward(self, states: torch.Tensor | None = None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """`(..., in_features)` to `(..., out_features)`; without `states`, the weight and the bias."""
+        return (self.weight, self.bias) if states is None else super().forward(states)
+
+
 class GLIPv2BiAttention(nn.Module):
     """
     Attention of every location to every word and of every word to every location, over one matrix of scores.
@@ -50,11 +58,11 @@ class GLIPv2BiAttention(nn.Module):
         self.dropout = config.fusion_dropout
         self.vision_norm = nn.LayerNorm(vision_dim, eps=config.layer_norm_eps)
         self.text_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
-        self.vision_query = nn.Linear(vision_dim, embed_dim)
+        self.vision_query = GLIPv2Projection(vision_dim, embed_dim)
         self.text_key = nn.Linear(text_dim, embed_dim)
-        self.vision_value = nn.Linear(vision_dim, embed_dim)
+        self.vision_value = GLIPv2Projection(vision_dim, embed_dim)
         self.text_value = nn.Linear(text_dim, embed_dim)
-        self.vision_out = nn.Linear(embed_dim, vision_dim)
+        self.vision_out = GLIPv2Projection(embed_dim, vision_dim)
         self.text_out = nn.Linear(embed_dim, text_dim)
         self.vision_gamma = nn.Parameter(torch.full((vision_dim,), 1 / config.num_fusion_layers))
         self.text_gamma = nn.Parameter(torch.full((text_dim,), 1 / config.num_fusion_layers))
@@ -105,7 +113,7 @@ class GLIPv2BiAttention(nn.Module):
             vision_update, text_update = self.attend_by_chunk(*inputs)
         # The residual is the normalised tensor, in the original too.
         if vision_sees_text:
-            vision = torch.addcmul(vision, self.vision_gamma, vision_update + self.vision_out.bias)
+            vision = torch.addcmul(vision, self.vision_gamma, vision_update)
         text = text + self.text_gamma * self.text_out(text_update)
         return vision, text, attentions
 
@@ -127,11 +135,13 @@ class GLIPv2BiAttention(nn.Module):
             vision, text: normalised, the rest as in `forward`.
 
         Returns:
-            The update of vision without the bias of its output projection (`None` unless `vision_sees_text`), the
-            update of text before its output projection, and `None` or the probabilities.
+            The update of vision (`None` unless `vision_sees_text`), the update of text before its output projection,
+            and `None` or the probabilities.
         """
         absorbed = self.absorbs(text.shape[1])
-        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight = self._split_projections(text)
+        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight, out_bias = (
+            self._split_projections(text)
+        )
 
         vision_update, text_updates, to_text, to_vision = None, [], [], []
         # One head at a time: the scores of all heads would take gigabytes.
@@ -154,7 +164,7 @@ class GLIPv2BiAttention(nn.Module):
                         update = probabilities @ F.linear(value, out_weight[:, head])
                     else:
                         update = F.linear(probabilities @ value, out_weight[:, head])
-                    vision_update = update if vision_update is None else vision_update + update
+                    vision_update = update + out_bias if vision_update is None else vision_update + update
 
             probabilities = scores.transpose(1, 2).softmax(-1)
             if output_attentions:
@@ -177,7 +187,9 @@ class GLIPv2BiAttention(nn.Module):
         vision_sees_text: bool = True,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """As `attend_by_head`, in float32 inside; no gradients, no dropout."""
-        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight = self._split_projections(text)
+        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight, out_bias = (
+            self._split_projections(text)
+        )
         # All heads side by side: (batch, heads * tokens, d_model), and one bias for each.
         absorbed_keys = at_least_float32(keys @ query_weight).flatten(1, 2)
         biases = at_least_float32(keys @ query_bias.unsqueeze(-1)).flatten(1)
@@ -192,7 +204,7 @@ class GLIPv2BiAttention(nn.Module):
                 None if text_mask is None else text_mask[picture],
                 self.num_heads,
             )
-            updates.append(update)
+            updates.append(None if update is None else update.add_(out_bias))
             sums.append(text_sums)
         text_update = torch.stack(sums).unflatten(1, (self.num_heads, -1)).to(text.dtype) @ value_weight.mT
         text_update = (text_update + value_bias.unsqueeze(1)).transpose(1, 2).flatten(2)
@@ -214,7 +226,7 @@ class GLIPv2BiAttention(nn.Module):
             update = F.scaled_dot_product_attention(
                 query, key, self._split_heads(self.text_value(text)), attn_mask=mask, dropout_p=dropout
             )
-            update = F.linear(update.transpose(1, 2).flatten(2), self.vision_out.weight)
+            update = self.vision_out(update.transpose(1, 2).flatten(2))
         text_update = F.scaled_dot_product_attention(key, query, value, dropout_p=dropout)
         return update, text_update.transpose(1, 2).flatten(2)
 
@@ -222,17 +234,21 @@ class GLIPv2BiAttention(nn.Module):
         """
         Scaled keys and values of the words, `(batch, heads, tokens, head_dim)`, and by head the weight and bias of
         queries and of values, `(heads, head_dim, d_model)` and `(heads, head_dim)`, and the weight of the output,
-        `(d_model, heads, head_dim)`.
+        `(d_model, heads, head_dim)`, with its bias, `(d_model,)`.
         """
         split = (self.num_heads, self.head_dim)
+        query_weight, query_bias = self.vision_query()
+        value_weight, value_bias = self.vision_value()
+        out_weight, out_bias = self.vision_out()
         return (
             self._split_heads(self.text_key(text) * self.head_dim**-0.5),
             self._split_heads(self.text_value(text)),
-            self.vision_query.weight.unflatten(0, split),
-            self.vision_query.bias.unflatten(0, split),
-            self.vision_value.weight.unflatten(0, split),
-            self.vision_value.bias.unflatten(0, split),
-            self.vision_out.weight.unflatten(1, split),
+            query_weight.unflatten(0, split),
+            query_bias.unflatten(0, split),
+            value_weight.unflatten(0, split),
+            value_bias.unflatten(0, split),
+            out_weight.unflatten(1, split),
+            out_bias,
         )
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:

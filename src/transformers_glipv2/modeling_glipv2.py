@@ -389,6 +389,14 @@ def check_pixels(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) ->
         raise ValueError(
             f"`pixel_values` must have shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
         )
+    # Only where the answer need not be waited for.
+    if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling():
+        finite = pixel_values.sum(dtype=torch.float32, dim=(1, 2, 3)).isfinite()
+        if not finite.all():
+            raise ValueError(
+                f"`pixel_values[{int(finite.logical_not().nonzero()[0])}]` holds NaN or infinity; look for a division "
+                "by zero where the picture was made or normalised."
+            )
     if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
         raise ValueError(
             f"`pixel_mask` must have shape {tuple(pixel_values[:, 0].shape)} (batch, height, width), "
@@ -461,6 +469,11 @@ class GLIPv2PreTrainedModel(PreTrainedModel):
         r"^(detection_head|mlm_head|contrastive_head|mask_head|answer_head|caption_head)\."
     ]
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # Outside of transformers, modules without parameters of their own would count as loaded, and the rules below
+        # for their children be skipped. Those rules leave loaded weights alone by themselves.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -490,8 +503,6 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
     Args:
         config: sizes and options.
     """
-
-    base_model_prefix = ""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__(config)
