@@ -1,0 +1,211 @@
+"""Question answering: pooling, loss, boxes of the same forward, one folder for every head; masked words alone."""
+
+import pytest
+import torch
+from transformers import AutoModelForVisualQuestionAnswering, pipeline
+
+from tests.data.stub_processor import tiny_tokenizer
+from tests.tiny import tiny_config, tiny_inputs
+from transformers_glipv2 import GLIPv2Config, GLIPv2ForMaskedLM, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
+from transformers_glipv2.modeling_glipv2_understanding import (
+    GLIPv2ForVisualQuestionAnswering,
+    answer_config,
+    answer_loss,
+)
+
+ANSWERS = ["yes", "no", "red", "2"]
+
+
+def make_model(**overrides) -> GLIPv2ForVisualQuestionAnswering:
+    torch.manual_seed(0)
+    config = tiny_config(initializer_range=0.3, **answer_config(ANSWERS), **overrides)
+    return GLIPv2ForVisualQuestionAnswering(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> GLIPv2ForVisualQuestionAnswering:
+    return make_model()
+
+
+# Answers -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_answers_depend_on_the_picture_and_the_question_and_on_no_padding(model):
+    inputs = tiny_inputs(batch=1)
+    logits = model(**inputs).answer_logits
+    assert logits.shape == (1, 4)
+    assert (
+        model(**{**inputs, "pixel_values": inputs["pixel_values"].flip(3)}).answer_logits - logits
+    ).abs().max() > 1e-3
+    assert (model(**{**inputs, "input_ids": inputs["input_ids"].flip(1)}).answer_logits - logits).abs().max() > 1e-3
+    padded = {
+        **inputs,
+        **{name: torch.nn.functional.pad(inputs[name], (0, 5)) for name in ("input_ids", "attention_mask")},
+    }
+    torch.testing.assert_close(model(**padded).answer_logits, logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_pooling_begins_as_the_mean_of_the_attended_words(model):
+    head = make_model().answer_head
+    head.word_weight.weight.zero_()
+    text, mask = torch.randn(2, 5, 32), torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    values = torch.nn.functional.gelu(head.word_value(text))
+    pooled = torch.stack([values[0].mean(0), values[1, 2:].mean(0)])
+    expected = head.classifier(head.norm(torch.nn.functional.gelu(head.dense(pooled))))
+    torch.testing.assert_close(head(text, mask), expected)
+
+
+def test_loss_by_hand():
+    logits, targets = torch.tensor([[0.3, -2.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.3], [0.0, 0.6]])
+    probabilities = logits.sigmoid()
+    terms = -(targets * probabilities.log() + (1 - targets) * (1 - probabilities).log())
+    assert answer_loss(logits, targets).item() == pytest.approx(terms.sum().item() / 2, rel=1e-5)
+    with pytest.raises(ValueError, match=r"\(2, 2\)"):
+        answer_loss(logits, targets[:, :1])
+
+
+def test_bad_answers_and_configurations_are_refused():
+    assert answer_config(["a", "b"]) == {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    with pytest.raises(ValueError, match="'a' twice"):
+        answer_config(["a", "b", "a"])
+    with pytest.raises(ValueError, match="empty"):
+        answer_config([])
+    with pytest.raises(ValueError, match="use_fusion"):
+        GLIPv2ForVisualQuestionAnswering(tiny_config(use_fusion=False))
+
+
+# Boxes and training --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_boxes_are_those_of_the_detector(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    detector, info = GLIPv2ForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    inputs = tiny_inputs()
+    boxes, answers = detector(**inputs), model(**inputs)
+    for name in ("logits", "centerness", "pred_boxes"):
+        torch.testing.assert_close(answers[name], boxes[name])
+
+
+def test_losses_add_up_and_a_frozen_shared_part_adds_none():
+    model = make_model().train()
+    labels = [{"boxes": torch.tensor([[0.4, 0.4, 0.3, 0.4]]), "positive_map": torch.eye(9)[3:4]}, None]
+    inputs = {**tiny_inputs(), "labels": labels, "answer_labels": torch.rand(2, 4)}
+    output = model(**inputs)
+    assert set(output.loss_dict) == {"loss_box", "loss_centerness", "loss_intra", "loss_answer"}
+    torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
+    output.loss.backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert all("swin.layernorm" in name for name in without)
+
+    model = make_model()
+    model.freeze_shared()
+    output = model.train()(**inputs)
+    assert set(output.loss_dict) == {"loss_answer"}
+    assert not model.model.training
+    assert model.answer_head.training
+    output.loss.backward()
+    with_gradient = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert with_gradient == [name for name, _ in model.named_parameters() if name.startswith("answer_head.")]
+
+
+def test_the_answer_head_can_learn_a_batch():
+    model = make_model()
+    model.freeze_shared()
+    model.train()
+    inputs, targets = tiny_inputs(), torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
+    with torch.no_grad():
+        features = model.get_image_features(inputs.pop("pixel_values"), inputs.pop("pixel_mask"))
+    optimizer = torch.optim.AdamW(model.answer_head.parameters(), lr=1e-2)
+    for _ in range(15):
+        optimizer.zero_grad()
+        model(image_features=features, **inputs, answer_labels=targets).loss.backward()
+        optimizer.step()
+    assert model.eval()(image_features=features, **inputs).answer_logits.argmax(1).tolist() == [0, 2]
+
+
+# Folders -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_auto_class_loads_answers_and_names_a_missing_head(model, tmp_path):
+    AutoModelForVisualQuestionAnswering.register(GLIPv2Config, GLIPv2ForVisualQuestionAnswering, exist_ok=True)
+    model.save_pretrained(tmp_path / "answers")
+    loaded = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path / "answers")
+    assert loaded.config.id2label == dict(enumerate(ANSWERS))
+    with torch.no_grad():
+        inputs = tiny_inputs()
+        torch.testing.assert_close(loaded(**inputs).answer_logits, model(**inputs).answer_logits)
+
+    GLIPv2ForPreTraining(tiny_config()).save_pretrained(tmp_path / "pretrained")
+    new, info = GLIPv2ForVisualQuestionAnswering.from_pretrained(
+        tmp_path / "pretrained", **answer_config(ANSWERS), output_loading_info=True
+    )
+    head = {f"answer_head.{name}" for name in new.answer_head.state_dict()}
+    assert set(info["missing_keys"]) == head
+    assert not info["unexpected_keys"]
+
+
+# Masked words without a picture --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def masked_lm() -> GLIPv2ForMaskedLM:
+    torch.manual_seed(0)
+    return GLIPv2ForMaskedLM(tiny_config(initializer_range=0.3)).eval()
+
+
+@torch.no_grad()
+def test_text_alone_is_the_tower_with_the_update_from_vision_left_out(masked_lm):
+    inputs = tiny_inputs()
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    alone = masked_lm(**words)
+    assert alone.logits.shape == (2, 9, 128)
+    assert alone.fused_feature_maps is None
+    gammas = [layer.fusion.text_gamma.clone() for layer in masked_lm.model.layers]
+    try:
+        for layer in masked_lm.model.layers:
+            layer.fusion.text_gamma.zero_()
+        with_picture = masked_lm(**inputs)
+    finally:
+        for layer, gamma in zip(masked_lm.model.layers, gammas, strict=True):
+            layer.fusion.text_gamma.copy_(gamma)
+    kept = inputs["attention_mask"].bool()
+    torch.testing.assert_close(alone.logits[kept], with_picture.logits[kept], atol=1e-4, rtol=1e-4)
+    assert (masked_lm(**inputs).logits - alone.logits)[kept].abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_text_alone_takes_features_embeddings_and_labels(masked_lm):
+    inputs = tiny_inputs()
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    expected = masked_lm(**words).logits
+    features = masked_lm.model.get_text_features(**words)
+    mask = words["attention_mask"]
+    torch.testing.assert_close(masked_lm(text_features=features, attention_mask=mask).logits, expected)
+    embedded = masked_lm.get_input_embeddings()(words["input_ids"])
+    torch.testing.assert_close(masked_lm(inputs_embeds=embedded, attention_mask=mask).logits, expected)
+    labels = torch.full_like(mask, -100)
+    labels[0, 2] = 7
+    loss = masked_lm(**words, labels=labels).loss
+    torch.testing.assert_close(loss, -expected[0, 2].log_softmax(0)[7])
+    with pytest.raises(ValueError, match="input_ids"):
+        masked_lm(attention_mask=mask)
+
+
+def test_fill_mask_pipeline(masked_lm, tmp_path):
+    masked_lm.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    fill = pipeline("fill-mask", model=str(tmp_path))
+    assert isinstance(fill.model, GLIPv2ForMaskedLM)
+    found = fill("a [MASK] cat", top_k=3)
+    ids = tokenizer("a [MASK] cat", return_tensors="pt")
+    place = ids["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+    with torch.no_grad():
+        scores = masked_lm(input_ids=ids["input_ids"]).logits[0, place].softmax(0)
+    assert [entry["token"] for entry in found] == scores.topk(3).indices.tolist()
+    assert [entry["score"] for entry in found] == pytest.approx(scores.topk(3).values.tolist(), rel=1e-4)
