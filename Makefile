@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: test quality style clean
+.PHONY: demo test quality style clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev,demo]"
 	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/detect.py --labels cat dog "potted plant"
 
 test: $(READY)
 	$(BIN)/python -m pytest
