@@ -342,10 +342,13 @@ def stamps(packages: Path, nouns: set[str]) -> Iterator[Picture]:
 
 
 def backgrounds(packages: Path, package: str, licence: str, part: str = "") -> Iterator[Picture]:
-    """Photographs, less those that show a thing which scenes ask for."""
-    for path in sorted(debian_package(packages, package).rglob("*.jpg")):
+    """Photographs, less those that show a thing which scenes ask for, each under the licence that Debian states."""
+    files = debian_package(packages, package)
+    copyright_file = (files / "usr/share/doc" / package / "copyright").read_text(encoding="utf-8")
+    for path in sorted(files.rglob("*.jpg")):
         if part in path.as_posix() and not any(name in path.stem for name in NAMES["backgrounds_drop"]):
-            yield Picture(path.stem, lambda path=path: Image.open(path), licence)
+            stated = re.search(rf"^Files:[^\n]*{re.escape(path.name)}.*?^License: *(\S+)", copyright_file, re.M | re.S)
+            yield Picture(path.stem, lambda path=path: Image.open(path), stated[1] if stated else licence)
 
 
 if __name__ == "__main__":

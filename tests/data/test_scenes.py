@@ -436,14 +436,11 @@ def test_colours_are_named_and_painted():
 
 
 def test_words():
-    assert [with_article(words) for words in ("apple", "cup", "red apple", "unicorn", "scissors", "red scissors")] == [
-        "an apple",
-        "a cup",
-        "a red apple",
-        "a unicorn",
-        "scissors",
-        "red scissors",
-    ]
+    nouns = ("apple", "cup", "red apple", "unicorn", "hourglass", "scissors", "red scissors", "green broccoli")
+    assert " ".join(map(with_article, nouns)) == (
+        "an apple a cup a red apple a unicorn an hourglass scissors red scissors some green broccoli"
+    )
+    assert group_name("bread", [thing("bread", 0, 0), thing("bread", 50, 0)])[0] == "two pieces of bread"
     assert [plural(noun) for noun in ("cup", "box", "baby", "knife", "sheep", "wine glass", "toy", "snowman")] == [
         "cups",
         "boxes",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers_glipv2.data.scene_colours import COLOUR_NAMES
 from transformers_glipv2.data.scene_render import SceneObject
-from transformers_glipv2.data.scene_words import NUMBERS, is_plural_form, plural, with_article
+from transformers_glipv2.data.scene_words import NUMBERS, is_mass, is_plural_form, plural, with_article
 
 SIDES = ("left of", "right of")
 RELATIONS = (*SIDES, "above", "below", "in front of", "behind")
@@ -102,8 +102,9 @@ def group_name(noun: str, objects: Sequence[SceneObject], with_colour: bool = Tr
         attribute = next(iter(objects[members[0]].attributes), "")
         prefix = prefix or (f"{attribute} " if attribute else "")
         return with_article(f"{prefix}{noun}"), members
-    if is_plural_form(noun):
-        return f"{NUMBERS[len(members)]} pairs of {prefix}{noun}", members
+    if is_plural_form(noun) or is_mass(noun):
+        unit = "pieces" if is_mass(noun) else "pairs"
+        return f"{NUMBERS[len(members)]} {unit} of {prefix}{noun}", members
     return f"{NUMBERS[len(members)]} {prefix}{plural(noun)}", members
 
 
@@ -269,13 +270,13 @@ def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random
 
 
 def _ask_how_many(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> Told | None:
-    # Nobody counts scissors without asking whether pairs are meant.
-    nouns = sorted({o.noun for o in objects if not is_plural_form(o.noun)})
+    # Nobody counts bread, nor scissors without asking whether pairs are meant.
+    nouns = sorted({o.noun for o in objects if not (is_plural_form(o.noun) or is_mass(o.noun))})
     if not nouns:
         return None
     counts = {noun: [i for i, o in enumerate(objects) if o.noun == noun] for noun in nouns}
     noun = max(nouns, key=lambda n: (len(counts[n]), n)) if rng.random() < 0.8 else rng.choice(nouns)
-    unseen = [n for n in rng.sample(absent, min(8, len(absent))) if not is_plural_form(n)]
+    unseen = [n for n in rng.sample(absent, min(8, len(absent))) if not (is_plural_form(n) or is_mass(n))]
     if unseen and rng.random() < 0.1:
         return Told(answer="0").add(f"how many {plural(unseen[0])} are there?")
     told = Told(answer=str(len(counts[noun]))).add("how many ").add(plural(noun), counts[noun])
@@ -312,7 +313,7 @@ def _ask_presence(objects: Sequence[SceneObject], absent: Sequence[str], rng: ra
 
 
 def _presence(name: str, members: list[int]) -> Told:
-    verb = "are there" if is_plural_form(name.split()[-1]) else "is there"
+    verb = "are there" if is_plural_form(name) else "is there"
     told = Told(answer="yes" if members else "no").add(f"{verb} ")
     return told.add(with_article(name) if verb == "is there" else name, members).add("?")
 

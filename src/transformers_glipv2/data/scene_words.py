@@ -25,10 +25,15 @@ _IRREGULAR = {
 _UNCHANGED = {
     "fish", "sheep", "deer", "moose", "bison", "buffalo", "shrimp", "squid", "salmon", "bread", "bacon", "broccoli",
     "butter", "cheese", "corn", "fire", "garlic", "ginger", "honey", "lettuce", "meat", "money", "paper", "popcorn",
-    "salad", "spaghetti", "sushi", "soap", "steak", "toilet paper", "yarn", "coral", "lightning", "dice", "pudding",
+    "spaghetti", "sushi", "soap", "toilet paper", "yarn", "coral", "lightning", "dice",
     "scissors", "glasses", "sunglasses", "goggles", "trousers", "shorts", "headphones", "gloves", "skis", "pliers",
     "socks", "slippers", "grapes", "cherries", "blueberries", "beans", "noodles", "pancakes", "chopsticks", "maracas",
     "ballet shoes", "nesting dolls", "french fries", "binoculars", "jeans", "ice cream",
+}  # fmt: skip
+
+_MASS = {
+    "bread", "bacon", "broccoli", "butter", "cheese", "corn", "fire", "garlic", "ginger", "lettuce", "meat", "popcorn",
+    "spaghetti", "sushi", "soap", "paper", "toilet paper", "yarn", "coral",
 }  # fmt: skip
 
 # Within a line nothing may be called absent, or stand beside another unasked, on account of its name: one is a kind
@@ -170,11 +175,14 @@ rope chain
 
 
 def with_article(words: str) -> str:
-    """The words with "a" or "an" before them, none where they are plural in form."""
-    if (words in _UNCHANGED and words.endswith("s")) or (words.split()[-1] in _UNCHANGED and words.endswith("s")):
+    """The words with "a", "an" or "some" before them, nothing where they are plural in form ("scissors")."""
+    if is_plural_form(words):
         return words
+    if is_mass(words):
+        return f"some {words}"
+    silent = words.startswith(("hour", "honest"))
     vowel = words[0] in "aeiou" and not words.startswith(("uni", "euro", "ufo", "ukulele", "one", "urin"))
-    return f"{'an' if vowel else 'a'} {words}"
+    return f"{'an' if vowel or silent else 'a'} {words}"
 
 
 def plural(noun: str) -> str:
@@ -197,9 +205,14 @@ def plural(noun: str) -> str:
     return " ".join([*front, last])
 
 
-def is_plural_form(noun: str) -> bool:
-    """Whether one of it is spoken of as several ("scissors")."""
-    return with_article(noun) == noun
+def is_plural_form(words: str) -> bool:
+    """Whether one of it is spoken of as several ("scissors", "red scissors")."""
+    return words.endswith("s") and _ends_with(words, _UNCHANGED)
+
+
+def is_mass(words: str) -> bool:
+    """Whether it is spoken of by amount ("bread"), so that nobody counts it."""
+    return _ends_with(words, _MASS)
 
 
 def related_nouns(nouns: Iterable[str]) -> Mapping[str, frozenset[str]]:
@@ -235,6 +248,11 @@ def related_nouns(nouns: Iterable[str]) -> Mapping[str, frozenset[str]]:
                 for noun in by_word[other]:
                     related[noun] |= by_word[word]
     return {noun: frozenset(related[noun] - {noun}) for noun in nouns}
+
+
+def _ends_with(words: str, nouns: set[str]) -> bool:
+    parts = words.split()
+    return any(" ".join(parts[place:]) in nouns for place in range(len(parts)))
 
 
 def _nouns_of_line(line: str, known: set[str]) -> set[str]:

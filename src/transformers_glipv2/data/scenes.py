@@ -1,7 +1,7 @@
 """An endless, seeded source of composite scenes with boxes, masks, captions, referring phrases and questions."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from transformers_glipv2.data.scene_render import SceneComposer, SceneObject, Wi
 from transformers_glipv2.data.seeding import derive_random
 
 DEFAULT_KINDS = {"detection": 0.5, "grounding": 0.3, "vqa": 0.1, "caption": 0.1}
+# Draws what a scene shall hold, given what its background may show.
+Wishes = Callable[[random.Random, frozenset[str]], list[Wish]]
 TEST_PARTS = ("seen", "held_out_pairs", "held_out_nouns")
 
 
@@ -101,9 +103,13 @@ class CompositeScenes(Dataset):
             raise IndexError(f"scene {index}: the scenes are numbered from 0 and have no end.")
         rng = derive_random("scene", self.split, self.seed, index)
         kind = rng.choices(list(self.kinds), list(self.kinds.values()))[0]
-        row = None
-        while row is None:
-            row = getattr(self, f"_{kind}_row")(rng)
+        make = {
+            "detection": self._detection_row,
+            "grounding": self._grounding_row,
+            "caption": self._caption_row,
+            "vqa": self._vqa_row,
+        }[kind]
+        row = _first(make, rng, f"{kind} row", self.assets)
         return {"image_id": f"{self.split}-{self.seed}-{index}", "kind": kind, **row}
 
     # ---------------------------------------------------------------------------------------------- kinds of rows
@@ -133,7 +139,12 @@ class CompositeScenes(Dataset):
             told = relation_caption(objects, rng)
         if told is None:
             told = list_caption(objects, rng.choice(("", "", "a picture of ", "there is ")), rng.random() < 0.7)
-        return {"image": image, "text": told.text, "objects": _told_columns(objects, told), "referents": _places(told)}
+        return _grounded(image, objects, told)
+
+    def _referring_row(self, rng: random.Random) -> dict[str, Any] | None:
+        image, objects, _ = self._scene(rng, self._twin_wishes)
+        told = referring_phrase(objects, rng)
+        return _grounded(image, objects, told) if told is not None else None
 
     def _caption_row(self, rng: random.Random) -> dict[str, Any] | None:
         image, objects, _ = self._scene(rng, self._few_wishes)
@@ -171,13 +182,14 @@ class CompositeScenes(Dataset):
 
     # ------------------------------------------------------------------------------------------------ what is shown
 
-    def _scene(self, rng: random.Random, wishes: Any) -> tuple[Image.Image, list[SceneObject], frozenset[str]]:
+    def _scene(
+        self, rng: random.Random, wishes: Callable[[random.Random, frozenset[str]], list[Wish]]
+    ) -> tuple[Image.Image, list[SceneObject], frozenset[str]]:
         canvas, shown = self.composer.draw_background(rng)
         image, objects = self.composer.compose(canvas, wishes(rng, shown), rng)
         return image, objects, shown
 
     def _nouns(self, rng: random.Random, count: int, shown: frozenset[str], pool: Sequence[str] = ()) -> list[str]:
-        """Nouns of which none could be taken for another or for the background."""
         return unrelated_nouns(self.assets, pool or self.assets.nouns, count, shown, rng)
 
     def _any_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
@@ -196,6 +208,8 @@ class CompositeScenes(Dataset):
         """Two or three of a noun, in different colours where that can be, and something else beside them."""
         nouns = self._nouns(rng, rng.randint(2, 4), shown)
         twins = self._nouns(rng, 1, shown, self.paintable)
+        if not nouns:
+            return []
         if twins and not any(noun in self.assets.related[twins[0]] or noun == twins[0] for noun in nouns[1:]):
             nouns[0] = twins[0]
         copies = rng.choice((2, 2, 3))
@@ -207,14 +221,14 @@ class CompositeScenes(Dataset):
 
     def _counted_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
         nouns = self._nouns(rng, rng.choice((1, 2, 3)), shown)
-        wishes = [Wish(nouns[0])] * rng.randint(1, 6) + [Wish(noun) for noun in nouns[1:]]
+        wishes = [Wish(noun) for noun in nouns[:1]] * rng.randint(1, 6) + [Wish(noun) for noun in nouns[1:]]
         rng.shuffle(wishes)
         return wishes[: self.max_objects]
 
     def _painted_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
-        first = self._nouns(rng, 1, shown, self.paintable)
+        first = self._nouns(rng, 1, shown, self.paintable) if self.paintable else []
         others = self._nouns(rng, rng.choice((0, 1, 1, 2)), shown)
-        others = [noun for noun in others if noun not in first and noun not in self.assets.related[first[0]]]
+        others = [noun for noun in others if not any(noun == one or noun in self.assets.related[one] for one in first)]
         return [self._painted(noun, rng, 0.8) for noun in [*first, *others]]
 
     def _painted(self, noun: str, rng: random.Random, share: float) -> Wish:
@@ -272,17 +286,7 @@ class TestScenes(Dataset):
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         rng = derive_random("test scene", self.part, self.seed, index)
-        for _ in range(50):
-            canvas, shown = self.composer.draw_background(rng)
-            wishes = self._wishes(rng, shown)
-            image, objects = self.composer.compose(canvas, wishes, rng, allow_held_out=self.part != "seen")
-            if objects:
-                break
-        else:
-            raise ValueError(
-                f"no scene of part {self.part!r} came out in 50 tries; the folder {self.assets.folder} has too few "
-                "cut-outs for it."
-            )
+        image, objects, shown = _first(self._scene, rng, f"scene of the part {self.part!r}", self.assets)
         names = [self._name(o) for o in objects]
         negatives = self._negatives([o.noun for o in objects], shown, rng)
         labels = [*dict.fromkeys(names), *negatives]
@@ -296,6 +300,12 @@ class TestScenes(Dataset):
             "negative_labels": negatives,
             "objects": columns,
         }
+
+    def _scene(self, rng: random.Random) -> tuple[Image.Image, list[SceneObject], frozenset[str]] | None:
+        canvas, shown = self.composer.draw_background(rng)
+        wishes = self._wishes(rng, shown)
+        image, objects = self.composer.compose(canvas, wishes, rng, allow_held_out=self.part != "seen")
+        return (image, objects, shown) if objects else None
 
     def _name(self, o: SceneObject) -> str:
         return f"{o.colour} {o.noun}" if self.part == "held_out_pairs" else o.noun
@@ -403,19 +413,8 @@ class ReferringScenes(Dataset):
         if not 0 <= index < self.count:
             raise IndexError(f"phrase {index} of {self.count}")
         rng = derive_random("referring", self.scenes.seed, index)
-        while True:
-            image, objects, _ = self.scenes._scene(rng, self.scenes._twin_wishes)
-            told = referring_phrase(objects, rng)
-            if told is not None:
-                break
-        return {
-            "image": image,
-            "image_id": f"referring-{self.scenes.seed}-{index}",
-            "kind": "grounding",
-            "text": told.text,
-            "objects": _told_columns(objects, told),
-            "referents": _places(told),
-        }
+        row = _first(self.scenes._referring_row, rng, "referring phrase", self.scenes.assets)
+        return {"image_id": f"referring-{self.scenes.seed}-{index}", "kind": "grounding", **row}
 
 
 def coloured_labels(
@@ -490,7 +489,16 @@ def _told_columns(objects: Sequence[SceneObject], told: Told) -> dict[str, list[
     }
 
 
-def _places(told: Told) -> list[int]:
-    """The referents as indices into the row's objects."""
+def _grounded(image: Image.Image, objects: Sequence[SceneObject], told: Told) -> dict[str, Any]:
     indices = sorted(told.spans)
-    return [indices.index(index) for index in told.referents]
+    referents = [indices.index(index) for index in told.referents]
+    return {"image": image, "text": told.text, "objects": _told_columns(objects, told), "referents": referents}
+
+
+def _first(make: Callable[[random.Random], Any], rng: random.Random, what: str, assets: SceneAssets) -> Any:
+    """The first result that is not `None`; chance may leave a scene empty or without anything to ask."""
+    for _ in range(500):
+        made = make(rng)
+        if made is not None:
+            return made
+    raise ValueError(f"no {what} came out in 500 tries; {assets.folder} has too few different cut-outs for it.")
