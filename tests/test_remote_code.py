@@ -35,13 +35,13 @@ import PIL.Image, torch
 from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotObjectDetection,
                           AutoProcessor, ZeroShotObjectDetectionPipeline, pipeline)
 
-folder, base_folder, picture, labels = sys.argv[1], sys.argv[2], PIL.Image.open(sys.argv[3]), json.loads(sys.argv[4])
+folder, picture, labels = sys.argv[1], PIL.Image.open(sys.argv[2]), json.loads(sys.argv[3])
 trust = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(folder, **trust)
 processor = AutoProcessor.from_pretrained(folder, **trust)
 pil = AutoImageProcessor.from_pretrained(folder, backend="pil", **trust)
 model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, **trust)
-base = AutoModel.from_pretrained(base_folder, **trust)
+base = AutoModel.from_pretrained(folder, **trust)
 inputs = processor(images=picture, text=[labels])
 with torch.no_grad():
     outputs, features = model(**inputs), base(**inputs)
@@ -80,17 +80,13 @@ def folder(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fresh(folder, model, tmp_path_factory):
+def fresh(folder, tmp_path_factory):
     """What the other process found."""
-    base_folder = tmp_path_factory.mktemp("hub") / "glipv2-tiny-random-base"
-    model.model.save_pretrained(base_folder)
-    tiny_processor().save_pretrained(base_folder)
-    save_remote_code(base_folder)
     work = tmp_path_factory.mktemp("fresh")
     natural_picture().save(work / "picture.png")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "OMP_NUM_THREADS": "1"}
-    arguments = [str(folder), str(base_folder), str(work / "picture.png"), json.dumps(LABELS)]
+    arguments = [str(folder), str(work / "picture.png"), json.dumps(LABELS)]
     done = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT, *arguments],
         cwd=work,
