@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tests.tiny import tiny_config, tiny_inputs
 from tests.tiny_training import drawn_coco, tiny_processor
@@ -145,6 +148,40 @@ def test_average_follows_the_formula_and_comes_back():
         other.load_state_dict({**average.state_dict(), "bias": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"`decay` must be in \[0, 1\), got 1"):
         WeightAverage(layer, 1)
+
+
+@pytest.fixture
+def sharded_model(model):
+    """A model whose parameters are shards (of one process)."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in [*model.model.text_encoder.encoder.layer, *model.model.layers]:
+        fully_shard(layer, mesh=mesh)
+    yield fully_shard(model, mesh=mesh)
+    dist.destroy_process_group()
+
+
+def test_average_of_shards(sharded_model):
+    average = WeightAverage(sharded_model, 0.5)
+    name = "detection_head.token_projection.weight"
+    weight = dict(sharded_model.named_parameters())[name]
+    before = weight.full_tensor().clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+    average.update(sharded_model)
+    expected = before + 0.9
+    torch.testing.assert_close(average.state_dict()[name], expected)
+    other = WeightAverage(sharded_model, 0.5)
+    other.load_state_dict(average.state_dict())
+    with other.applied(sharded_model):
+        torch.testing.assert_close(weight.full_tensor(), expected)
+    torch.testing.assert_close(weight.full_tensor(), before + 1)
+
+
+def test_evaluates_a_sharded_model(sharded_model, tmp_path):
+    folder = drawn_coco(tmp_path / "coco", val=2)
+    evaluator = DetectionEvaluator(Accelerator(cpu=True), tiny_processor(), folder, "val", progress=False)
+    assert evaluator(sharded_model.eval())["AP"] == pytest.approx(0, abs=1)
 
 
 # Checkpoints and logs ------------------------------------------------------------------------------------------------

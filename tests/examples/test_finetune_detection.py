@@ -82,6 +82,14 @@ def test_adapters_and_a_resumed_run(folder):
     assert [line["step"] for line in read_log(folder / "lora")] == [1, 1, 2, 2]
 
 
+def test_learns_to_find_what_is_drawn(folder):
+    more = ("--num_steps", "40", "--eval_steps", "40", "--learning_rate", "3e-3", "--eval_split", "train")
+    metrics = finetune.main(arguments(folder, "learned", *more))
+    assert metrics["train"]["AP50"] > 30
+    losses = [line["loss"] for line in read_log(folder / "learned") if "loss" in line]
+    assert losses[-1] < 0.7 * losses[0]
+
+
 def test_few_shots_with_empty_pictures_and_rehearsal(folder):
     more = ("--shots", "1", "--shot_seed", "30", "--empty_pictures", "1", "--sizes", "48", "64")
     metrics = finetune.main(arguments(folder, "few", *more, "--keep_vocabulary", str(folder / "data.yaml")))

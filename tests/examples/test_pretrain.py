@@ -159,6 +159,12 @@ def test_ends_without_gains_and_keeps_best_and_last(folder):
     assert [("loss" in line, "eval_AP" in line) for line in lines] == [(True, False), (False, True)] * 2
     best, last = (load_file(folder / "stopped" / name / "model.safetensors") for name in (".", "last"))
     assert not torch.equal(best["detection_head.bias"], last["detection_head.bias"])
+    # It stays ended, unless there is more patience.
+    resume = ("--resume_from_checkpoint", "latest", "--patience")
+    state = pretrain.main(arguments(folder, "stopped", *resume, "1", data="data_eval.yaml"))
+    assert (state.step, state.stopped) == (2, "no gain")
+    state = pretrain.main(arguments(folder, "stopped", *resume, "9", data="data_eval.yaml"))
+    assert (state.step, state.stopped, state.best_step) == (4, "", 1)
 
 
 def test_accumulates_in_half_precision(folder):

@@ -132,9 +132,7 @@ def load_checkpoint(
             raise ValueError(f"{folder} holds no averaged weights; resume without averaging (`--ema_decay 0`).")
         average.load(folder / AVERAGE_FILE)
     with open(folder / STATE_FILE, encoding="utf-8") as file:
-        state = TrainingState(**json.load(file))
-    state.stopped = ""
-    return state
+        return TrainingState(**json.load(file))
 
 
 def export_model(

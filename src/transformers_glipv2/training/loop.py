@@ -115,11 +115,14 @@ def train(
     checkpoint = find_checkpoint(plan.output, resume_from) if resume_from is not None else None
     if checkpoint is not None:
         state = load_checkpoint(accelerator, checkpoint, average)
+        # A run that a signal stopped goes on; one that ended for want of gains stays ended, unless told to be patient.
+        state.stopped = _lack_of_gains(state, plan)
         logger.info(f"taking up {checkpoint} at step {state.step} of {plan.num_steps}")
     plan.output.mkdir(parents=True, exist_ok=True)
     log = TrainingLog(accelerator, plan.output / LOG_FILE, state.step)
     every = plan.eval_steps or plan.save_steps
-    batches = iter(make_loader(state.step)) if state.step < plan.num_steps else None
+    over = state.step >= plan.num_steps or bool(state.stopped)
+    batches = iter(()) if over else iter(make_loader(state.step))
     started = time.monotonic() - state.seconds
 
     with (
@@ -306,8 +309,13 @@ def _evaluate_and_keep(
             export(model, plan.output)
         else:
             state.evaluations_without_gain += 1
-    if plan.patience and state.evaluations_without_gain >= plan.patience and state.step < plan.num_steps:
-        state.stopped = "no gain"
+    state.stopped = _lack_of_gains(state, plan)
+
+
+def _lack_of_gains(state: TrainingState, plan: TrainingPlan) -> str:
+    """What `state.stopped` says about the last evaluations."""
+    ended = plan.patience and state.evaluations_without_gain >= plan.patience and state.step < plan.num_steps
+    return "no gain" if ended else ""
 
 
 def _averaged(accelerator: Accelerator, model: nn.Module, average: WeightAverage | None):
