@@ -4,6 +4,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -72,6 +73,14 @@ def folder(tmp_path_factory) -> Path:
     GLIPv2Processor(image_processor, tiny_tokenizer(MAX_LENGTH), MAX_LENGTH).save_pretrained(folder / "model")
     drawn_coco(folder / "coco", val=PICTURES)
     return folder
+
+
+def test_the_documented_commands_are_ones_that_the_scripts_take():
+    text = (EXAMPLES.parent / "docs" / "BENCHMARKS.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("    python examples/")]
+    assert len(commands) > 10
+    for _, script, *given in commands:
+        load_example(Path(script).stem).parse_args(given)
 
 
 def arguments(folder: Path, output: str, *more) -> list[str]:
