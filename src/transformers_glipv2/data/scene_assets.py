@@ -1,6 +1,7 @@
 """Cut-outs with names and backgrounds: reading them, and dividing them between training and test."""
 
 import json
+import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,18 @@ class SceneAssets:
             out.add(noun)
             out |= self.related.get(noun, frozenset())
         return [noun for noun in vocabulary if noun not in out]
+
+    def draw_unrelated(self, pool: Sequence[str], count: int, shown: Iterable[str], rng: random.Random) -> list[str]:
+        """Up to `count` nouns of a pool of which none is related to another or shown by the background."""
+        chosen: list[str] = []
+        out = set(shown)
+        for noun in rng.sample(pool, min(len(pool), 4 * count + 40)):
+            if len(chosen) == count:
+                break
+            if noun not in out:
+                chosen.append(noun)
+                out |= self.related[noun] | {noun}
+        return chosen
 
     def _draw_nouns(self) -> frozenset[str]:
         """Whole groups of related nouns, at most three each, so that no word of theirs is left in training."""

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from transformers_glipv2.data.scene_assets import SceneAssets
 from transformers_glipv2.data.scene_colours import COLOUR_NAMES
 from transformers_glipv2.data.scene_render import SceneObject
 from transformers_glipv2.data.scene_words import NUMBERS, is_mass, is_plural_form, plural, with_article
@@ -243,6 +244,44 @@ def answers_of(nouns: Iterable[str]) -> list[str]:
     """Every answer that a question about scenes of these nouns may have."""
     digits = [str(number) for number in range(len(NUMBERS))]
     return ["yes", "no", "left", "right", *digits, *COLOUR_NAMES, *sorted(set(nouns) - set(COLOUR_NAMES))]
+
+
+def coloured_labels(
+    assets: SceneAssets, objects: Sequence[SceneObject], shown: frozenset[str], rng: random.Random, count: int = 60
+) -> tuple[list[str], list[str]]:
+    """
+    Labels with colours for a scene.
+
+    Args:
+        assets (`SceneAssets`): whose held-out pairs are never named.
+        objects (`Sequence[SceneObject]`): the scene.
+        shown (`frozenset[str]`): nouns that the background may show.
+        rng (`random.Random`): the only source of chance.
+        count (`int`, *optional*, defaults to 60): absent labels.
+
+    Returns:
+        `tuple[list[str], list[str]]`: the label of each object, and absent labels. A noun is told with colours where
+        all its objects have one ("red chair"); then the same noun in other colours is among the absent.
+    """
+    plain = {o.noun for o in objects if o.colour is None}
+    categories = [o.noun if o.noun in plain else f"{o.colour} {o.noun}" for o in objects]
+    negatives = []
+    for noun in sorted({o.noun for o in objects} - plain):
+        there = {o.colour for o in objects if o.noun == noun}
+        others = [
+            colour
+            for colour in COLOUR_NAMES
+            if colour not in there
+            and not any(alike(colour, own) for own in there)
+            and (colour, noun) not in assets.held_out_pairs
+        ]
+        negatives += [f"{colour} {noun}" for colour in rng.sample(others, min(3, len(others)))]
+    absent = assets.absent(assets.nouns, [o.noun for o in objects], shown)
+    for noun in rng.sample(absent, min(count - len(negatives), len(absent))):
+        colour = rng.choice(COLOUR_NAMES)
+        named = rng.random() < 0.7 and (colour, noun) not in assets.held_out_pairs
+        negatives.append(f"{colour} {noun}" if named else noun)
+    return categories, negatives
 
 
 def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> Told | None:

@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 
 from transformers_glipv2.data.coco import load_coco
 from transformers_glipv2.data.scene_assets import Background, SceneAssets, empty_crops
-from transformers_glipv2.data.scene_colours import COLOUR_NAMES, PAINTS
+from transformers_glipv2.data.scene_colours import PAINTS
 from transformers_glipv2.data.scene_language import (
     QUESTION_TYPES,
     Told,
-    alike,
     answers_of,
+    coloured_labels,
     list_caption,
     question,
     referring_phrase,
@@ -182,15 +182,13 @@ class CompositeScenes(Dataset):
 
     # ------------------------------------------------------------------------------------------------ what is shown
 
-    def _scene(
-        self, rng: random.Random, wishes: Callable[[random.Random, frozenset[str]], list[Wish]]
-    ) -> tuple[Image.Image, list[SceneObject], frozenset[str]]:
+    def _scene(self, rng: random.Random, wishes: Wishes) -> tuple[Image.Image, list[SceneObject], frozenset[str]]:
         canvas, shown = self.composer.draw_background(rng)
         image, objects = self.composer.compose(canvas, wishes(rng, shown), rng)
         return image, objects, shown
 
     def _nouns(self, rng: random.Random, count: int, shown: frozenset[str], pool: Sequence[str] = ()) -> list[str]:
-        return unrelated_nouns(self.assets, pool or self.assets.nouns, count, shown, rng)
+        return self.assets.draw_unrelated(pool or self.assets.nouns, count, shown, rng)
 
     def _any_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
         count = min(self.max_objects, rng.choices(range(1, 9), (10, 16, 18, 16, 14, 11, 8, 7))[0])
@@ -316,10 +314,10 @@ class TestScenes(Dataset):
             colours: dict[str, list[str]] = {}
             for colour, noun in self.held_pairs:
                 colours.setdefault(noun, []).append(colour)
-            nouns = unrelated_nouns(self.assets, sorted(colours), count, shown, rng)
+            nouns = self.assets.draw_unrelated(sorted(colours), count, shown, rng)
             return [Wish(noun, rng.choice(colours[noun]), strict=True) for noun in nouns]
         pool = self.held_nouns if self.part == "held_out_nouns" else self.assets.nouns
-        nouns = unrelated_nouns(self.assets, pool, count, shown, rng)
+        nouns = self.assets.draw_unrelated(pool, count, shown, rng)
         chosen = nouns[:1]
         for noun in nouns[1:]:
             chosen.append(rng.choice(chosen) if rng.random() < 0.2 else noun)
@@ -415,59 +413,6 @@ class ReferringScenes(Dataset):
         rng = derive_random("referring", self.scenes.seed, index)
         row = _first(self.scenes._referring_row, rng, "referring phrase", self.scenes.assets)
         return {"image_id": f"referring-{self.scenes.seed}-{index}", "kind": "grounding", **row}
-
-
-def coloured_labels(
-    assets: SceneAssets, objects: Sequence[SceneObject], shown: frozenset[str], rng: random.Random, count: int = 60
-) -> tuple[list[str], list[str]]:
-    """
-    Labels with colours for a scene.
-
-    Args:
-        assets (`SceneAssets`): whose held-out pairs are never named.
-        objects (`Sequence[SceneObject]`): the scene.
-        shown (`frozenset[str]`): nouns that the background may show.
-        rng (`random.Random`): the only source of chance.
-        count (`int`, *optional*, defaults to 60): absent labels.
-
-    Returns:
-        `tuple[list[str], list[str]]`: the label of each object, and absent labels. A noun is told with colours where
-        all its objects have one ("red chair"); then the same noun in other colours is among the absent.
-    """
-    plain = {o.noun for o in objects if o.colour is None}
-    categories = [o.noun if o.noun in plain else f"{o.colour} {o.noun}" for o in objects]
-    negatives = []
-    for noun in sorted({o.noun for o in objects} - plain):
-        there = {o.colour for o in objects if o.noun == noun}
-        others = [
-            colour
-            for colour in COLOUR_NAMES
-            if colour not in there
-            and not any(alike(colour, own) for own in there)
-            and (colour, noun) not in assets.held_out_pairs
-        ]
-        negatives += [f"{colour} {noun}" for colour in rng.sample(others, min(3, len(others)))]
-    absent = assets.absent(assets.nouns, [o.noun for o in objects], shown)
-    for noun in rng.sample(absent, min(count - len(negatives), len(absent))):
-        colour = rng.choice(COLOUR_NAMES)
-        named = rng.random() < 0.7 and (colour, noun) not in assets.held_out_pairs
-        negatives.append(f"{colour} {noun}" if named else noun)
-    return categories, negatives
-
-
-def unrelated_nouns(
-    assets: SceneAssets, pool: Sequence[str], count: int, shown: frozenset[str], rng: random.Random
-) -> list[str]:
-    """Up to `count` nouns of a pool of which none is related to another or shown by the background."""
-    chosen: list[str] = []
-    out = set(shown)
-    for noun in rng.sample(pool, min(len(pool), 4 * count + 40)):
-        if len(chosen) == count:
-            break
-        if noun not in out:
-            chosen.append(noun)
-            out |= assets.related[noun] | {noun}
-    return chosen
 
 
 def _columns(objects: Sequence[SceneObject], indices: Sequence[int]) -> dict[str, list[Any]]:
