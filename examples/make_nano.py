@@ -107,6 +107,11 @@ def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> None
     convolution before it) have no place in a backbone.
     """
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    if len(names) != len(weights):
+        raise ValueError(
+            f"the ImageNet weights have {len(weights)} tensors, timm's tf_efficientnet_lite0 {len(names)}; these are "
+            "not weights of EfficientNet-Lite0."
+        )
     for (name, tensor), (other, given) in zip(names.items(), weights.items(), strict=True):
         if tensor.shape != given.shape:
             raise ValueError(
