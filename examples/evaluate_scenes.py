@@ -23,7 +23,7 @@ from transformers_glipv2 import (
     detect_labels,
     segment_labels,
 )
-from transformers_glipv2.data.scenes import TEST_PARTS, test_scenes
+from transformers_glipv2.data.scenes import TEST_PARTS, coco_backgrounds, test_scenes
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.scenes import evaluate_rows
 
@@ -33,6 +33,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, help="folder or Hub id")
     add("--assets", type=Path, required=True, help="folder that fetch_scene_assets.py wrote")
+    add(
+        "--background_folder",
+        type=Path,
+        help="COCO-format folder with train.json that gave training further backgrounds; a quarter is for the test",
+    )
     add("--parts", nargs="+", choices=TEST_PARTS, default=list(TEST_PARTS), help="default: all three")
     add("--count", type=int, default=500, help="scenes of a part (default: 500)")
     add("--negatives", type=int, default=20, help="absent labels of a prompt (default: 20)")
@@ -54,9 +59,10 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         ask = segment_labels if args.masks else detect_labels
         return next(iter(ask(model, processor, [row["image"]], row["labels"], threshold=args.threshold)))
 
+    backgrounds = [] if args.background_folder is None else coco_backgrounds(args.background_folder)
     results = {}
     for part in args.parts:
-        scenes = test_scenes(args.assets, part, args.count, args.negatives, args.seed)
+        scenes = test_scenes(args.assets, part, args.count, args.negatives, args.seed, extra_backgrounds=backgrounds)
         rows = tqdm((scenes[index] for index in range(len(scenes))), part, len(scenes), unit="scene")
         content, predictions = evaluate_rows(rows, detect)
         results[part] = {"scenes": len(scenes), "labels": len(content["categories"])}

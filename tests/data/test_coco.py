@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_glipv2.data.coco import load_coco
+from transformers_glipv2.data.coco import find_annotation_file, load_coco
 from transformers_glipv2.data.masks import decode_mask, encode_mask, stack_masks
 from transformers_glipv2.data.schema import BoxReport, check_row, checked_box
 
@@ -227,3 +227,14 @@ def test_real_pictures(data_dir):
     assert len(raccoon) == 30 and raccoon[3]["labels"] == ["raccoon"]
     for name in ("chess", "blood-cells", "microcontrollers", "nuts"):
         assert len(load_coco(data_dir / name, split="test")) > 5
+
+
+def test_odinw_folders_name_their_file_otherwise(tmp_path):
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "fish"}]}
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "annotations_without_background.json").write_text(json.dumps(content))
+    assert find_annotation_file(tmp_path, "val").parent.name == "valid"
+    assert load_coco(tmp_path, split="train").class_names == ["fish"]
+    with pytest.raises(FileNotFoundError, match="splits found: train, valid"):
+        find_annotation_file(tmp_path, "test")

@@ -16,6 +16,8 @@ from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 ROBOFLOW_FILE = "_annotations.coco.json"
+# Data sets of ODinW write both; the classes of this one are those that prompts name.
+ODINW_FILE = "annotations_without_background.json"
 
 
 def load_coco(
@@ -105,16 +107,16 @@ def find_annotation_file(path: str | Path, split: str | None = None) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    candidates = [path / ROBOFLOW_FILE] if split is None else [path / f"{split}.json", path / split / ROBOFLOW_FILE]
+    names = (ODINW_FILE, ROBOFLOW_FILE)
+    candidates = [path / name for name in names] if split is None else []
     # Roboflow says "valid" where others say "val".
-    if split in ("val", "valid"):
-        other = "valid" if split == "val" else "val"
-        candidates += [path / f"{other}.json", path / other / ROBOFLOW_FILE]
+    for spelling in {"val": ("val", "valid"), "valid": ("valid", "val"), None: ()}.get(split, (split,)):
+        candidates += [path / f"{spelling}.json", *(path / spelling / name for name in names)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     splits = sorted(p.stem for p in path.glob("*.json")) + sorted(
-        p.parent.name for p in path.glob(f"*/{ROBOFLOW_FILE}")
+        {p.parent.name for name in names for p in path.glob(f"*/{name}")}
     )
     hint = f"; splits found: {', '.join(splits)}, pass one as `split`" if splits else ""
     raise FileNotFoundError(f"no COCO annotations at {', '.join(map(str, candidates))}{hint}.")

@@ -246,10 +246,13 @@ def load_scenes(
         background_split (`str`, *optional*, defaults to `"train"`): of that folder.
         options: what else `CompositeScenes` takes.
     """
-    extra = []
-    if background_folder is not None:
-        extra = empty_crops(load_coco(background_folder, split=background_split, policy={"crowd": "keep"}))
+    extra = [] if background_folder is None else coco_backgrounds(background_folder, background_split)
     return CompositeScenes(assets, extra_backgrounds=extra, **options)
+
+
+def coco_backgrounds(folder: str | Path, split: str = "train") -> list[Background]:
+    """Parts of a COCO-format folder's pictures where nothing annotated lies; see `empty_crops`."""
+    return empty_crops(load_coco(folder, split=split, policy={"crowd": "keep"}))
 
 
 class TestScenes(Dataset):

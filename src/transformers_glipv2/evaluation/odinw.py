@@ -2,7 +2,9 @@
 ODinW, "object detection in the wild": 13 and 35 data sets from Roboflow (Li et al., "GLIP", CVPR 2022; "ELEVATER",
 NeurIPS 2022), their classes and published prompts, and their tables.
 
-Class names and prompts are those that GLIP's evaluation configurations give.
+Class names, and the prompts of the sets that have more than a list of names, follow GLIP's evaluation configurations
+as far as they could be read (Aquarium, EgoHands, pothole, Packages, Mushrooms, Rabbits, Shellfish, Chess); every other
+set is asked for by its list of names.
 """
 
 import statistics
