@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from tests.tiny import tiny_config
 from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
 from transformers_glipv2.training import loop
@@ -177,6 +179,19 @@ def test_accumulates_in_half_precision(folder):
     assert half["loss_inter"] < whole["loss_inter"]
     assert half["loss_intra"] == pytest.approx(whole["loss_intra"], rel=0.3)
     assert half["loss_intra"] != whole["loss_intra"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "processes"),
+    [("one_gpu", "NO", 1), ("ddp", "MULTI_GPU", 8), ("fsdp2", "FSDP", 8), ("cpu", "NO", 1)],
+)
+def test_configs_are_what_accelerate_takes(name, kind, processes):
+    # Accelerate refuses keys that it does not know.
+    config = load_config_from_file(str(EXAMPLES / "configs" / f"{name}.yaml"))
+    assert (config.distributed_type, config.num_processes) == (kind, processes)
+    if name == "fsdp2":
+        modules = {type(module).__name__ for module in GLIPv2ForPreTraining(tiny_config()).modules()}
+        assert set(config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")) <= modules
 
 
 def test_refuses_a_batch_that_cannot_be_dealt(folder):
