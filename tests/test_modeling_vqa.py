@@ -62,6 +62,9 @@ def test_loss_by_hand():
     probabilities = logits.sigmoid()
     terms = -(targets * probabilities.log() + (1 - targets) * (1 - probabilities).log())
     assert answer_loss(logits, targets).item() == pytest.approx(terms.sum().item() / 2, rel=1e-5)
+    targets[0] = float("nan")
+    assert answer_loss(logits, targets).item() == pytest.approx(terms[1].sum().item(), rel=1e-5)
+    assert answer_loss(logits, torch.full_like(targets, float("nan"))) == 0
     with pytest.raises(ValueError, match=r"\(2, 2\)"):
         answer_loss(logits, targets[:, :1])
 

@@ -48,11 +48,12 @@ def answer_config(answers: Sequence[str]) -> dict[str, dict]:
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
-    Binary cross entropy against soft targets, summed over the answers of a question and averaged over questions.
+    Binary cross entropy against soft targets, summed over the answers of a question and averaged over questions; 0
+    where there is none.
 
     Args:
         logits: `(batch, answers)`.
-        targets: `(batch, answers)` in [0, 1].
+        targets: `(batch, answers)` in [0, 1]; rows of NaN are no questions and do not count.
 
     Raises:
         ValueError: when the shapes differ.
@@ -62,8 +63,9 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             f"`answer_labels` must have shape {tuple(logits.shape)} (questions, answers of the vocabulary), not "
             f"{tuple(targets.shape)}."
         )
-    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    return losses.sum(1).mean()
+    asked = ~targets.isnan().any(1)
+    losses = F.binary_cross_entropy_with_logits(logits[asked].float(), targets[asked].float(), reduction="sum")
+    return losses / asked.sum().clamp(min=1)
 
 
 class GLIPv2SharedPart:
@@ -174,7 +176,8 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         Args:
             labels: boxes of the question's words, for training; ignored while the shared part is frozen.
             answer_labels: `(batch, answers)` in [0, 1], for training: the soft score of each answer (VQA v2: 0.3, 0.6,
-                0.9 or 1 for one, two, three or more of ten annotators). `loss_dict` adds loss_answer.
+                0.9 or 1 for one, two, three or more of ten annotators); NaN for texts that are no questions, such as
+                those of detection in the same batch. `loss_dict` adds loss_answer.
 
         Raises:
             ValueError: when a side is missing, or batches or labels do not fit.

@@ -1,0 +1,336 @@
+"""Training of answers and captions: batches, vocabularies, and scores while a model trains."""
+
+import math
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from tqdm.auto import tqdm
+
+from transformers_glipv2.data.answers import answer_targets, build_answer_vocabulary
+from transformers_glipv2.evaluation.captions import evaluate_captions
+from transformers_glipv2.evaluation.vqa import answer_accuracy, normalize_answer
+from transformers_glipv2.grounded_language import decode_captions
+from transformers_glipv2.training.data_file import DataFile, load_sources
+from transformers_glipv2.training.optimization import parameter_groups
+
+Rows = Sequence[Mapping[str, Any]]
+Collate = Callable[[Rows], dict[str, Any]]
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
+
+
+class AnswerCollator:
+    """
+    Adds soft targets of the answers to batches of questions.
+
+    Args:
+        collate (`GroundingCollator`): makes the rest of a batch.
+        answers (`Sequence[str]`): the vocabulary.
+        with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks the pictures, for a blind baseline.
+
+    Returns (when called with a list of rows):
+        `dict`: what `collate` gives, and `answer_labels` of shape `(batch, answers)`: NaN for rows that ask nothing.
+    """
+
+    def __init__(self, collate: Collate, answers: Sequence[str], with_pictures: bool = True):
+        self.collate = collate
+        self.answer_ids = {answer: index for index, answer in enumerate(answers)}
+        self.with_pictures = with_pictures
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        batch = self.collate(rows)
+        batch["answer_labels"] = answer_targets([row.get("answers", ()) for row in rows], self.answer_ids)
+        batch["answer_labels"][[row["kind"] != "vqa" for row in rows]] = math.nan
+        return batch if self.with_pictures else blank(batch)
+
+
+class CaptionCollator:
+    """
+    Makes the words of a batch's texts what is to be predicted.
+
+    Args:
+        collate (`GroundingCollator`): makes the batch.
+        with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks the pictures, for a baseline without.
+
+    Returns (when called with a list of rows):
+        `dict`: what `collate` gives, but `labels` of shape `(batch, tokens)`: the ids of the text, -100 at padding.
+    """
+
+    def __init__(self, collate: Collate, with_pictures: bool = True):
+        self.collate = collate
+        self.with_pictures = with_pictures
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        batch = self.collate(rows)
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return batch if self.with_pictures else blank(batch)
+
+
+def blank(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with pictures of one colour, the mean of all; their sizes stay."""
+    return {**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])}
+
+
+def head_groups(
+    model: nn.Module, learning_rate: float, head: str, head_factor: float, weight_decay: float = 0.01
+) -> list[dict[str, Any]]:
+    """
+    Parameter groups in which the new head learns faster than the pretrained rest.
+
+    Args:
+        model (`nn.Module`): parameters with `requires_grad=False` are left out.
+        learning_rate (`float`): of the rest.
+        head (`str`): how the names of the head's parameters begin, such as "answer_head.".
+        head_factor (`float`): the head's rate over the others'.
+        weight_decay (`float`, *optional*, defaults to 0.01): of matrices and convolutions.
+
+    Returns:
+        `list[dict]`: as `parameter_groups`, named "base", "base_no_decay", "head", "head_no_decay".
+    """
+    groups = parameter_groups(model, learning_rate, weight_decay, head_factor, (head,))
+    return [{**group, "name": group["name"].replace("text", "head")} for group in groups]
+
+
+# Data ----------------------------------------------------------------------------------------------------------------
+
+
+def answers_of_sources(sources: Sequence[Any], min_count: int = 9) -> list[str]:
+    """
+    The vocabulary of answers of data sets.
+
+    Args:
+        sources (`Sequence`): data sets of the schema. One with a method `answers` (composite scenes) says what may
+            be asked; of the others the majority answers of the questions are counted.
+        min_count (`int`, *optional*, defaults to 9): questions that an answer must be the majority's of.
+
+    Returns:
+        `list[str]`: normalised as the VQA accuracy does, each once.
+
+    Raises:
+        ValueError: when there is no question, or no answer is frequent enough.
+    """
+    listed: list[str] = []
+    counted: list[str] = []
+    for source in sources:
+        if hasattr(source, "answers"):
+            listed += [normalize_answer(answer) for answer in source.answers()]
+        else:
+            records = getattr(source, "records", ())
+            counted += [record["answer"] for record in records if record["kind"] == "vqa" and "answer" in record]
+    if not listed and not counted:
+        raise ValueError("no source has questions with answers; give one of kind `vqa`, or `scenes` with questions.")
+    if counted:
+        listed += build_answer_vocabulary(counted, min_count)
+    return list(dict.fromkeys(answer for answer in listed if answer))
+
+
+def evaluation_rows(data: DataFile, kind: str) -> list[dict[str, Any]] | None:
+    """
+    The rows of a data file's `evaluation`, which here is a source with `max_images`; `None` where there is none.
+
+    Args:
+        data (`DataFile`): `evaluation` is {kind, path, ...} as a source, and "max_images", needed where the source is
+            endless.
+        kind (`str`): of the rows to keep, "vqa" or "caption".
+
+    Returns:
+        `list[dict]`: pictures included, so choose `max_images` by the memory.
+
+    Raises:
+        ValueError: when the source is endless and `max_images` is missing, or no row is left.
+    """
+    if data.evaluation is None:
+        return None
+    source = {name: value for name, value in data.evaluation.items() if name != "max_images"}
+    if "kind" not in source:
+        raise ValueError(f"`evaluation` is {data.evaluation}; it needs the `kind` of its data, as a source does.")
+    ((dataset,), _), count = load_sources(DataFile(data.folder, [source])), data.evaluation.get("max_images")
+    if count is None and not hasattr(dataset, "__len__"):
+        raise ValueError("the `evaluation` of the data file is endless; give it `max_images`.")
+    count = len(dataset) if count is None else min(count, len(dataset)) if hasattr(dataset, "__len__") else count
+    rows = [row for row in map(dataset.__getitem__, range(count)) if row["kind"] == kind]
+    if not rows:
+        raise ValueError(f"none of the {count} rows of `evaluation` is of kind {kind!r}.")
+    return rows
+
+
+def best_constant_answers(rows: Rows) -> dict[str, float]:
+    """
+    What the best single answer to each type of question would score, without looking at anything.
+
+    Returns:
+        `dict[str, float]`: in percent, "accuracy" over all questions and "accuracy_TYPE" of each type.
+    """
+    by_type = defaultdict(list)
+    for row in rows:
+        by_type[row.get("question_type", "any")].append(row["answers"])
+    chosen = {}
+    for name, answers in by_type.items():
+        candidates = {answer for own in answers for answer, _ in Counter(own).most_common(1)}
+        # Sorted, so that ties fall the same way each time.
+        chosen[name] = max(sorted(candidates), key=lambda one: sum(answer_accuracy(one, own) for own in answers))
+    return answer_scores([(row, chosen[row.get("question_type", "any")]) for row in rows])
+
+
+def answer_scores(pairs: Sequence[tuple[Mapping[str, Any], str]]) -> dict[str, float]:
+    """
+    VQA accuracy of (row, answer) pairs, in percent: "accuracy" over all, "accuracy_TYPE" for each `question_type`.
+    """
+    scores = defaultdict(list)
+    for row, answer in pairs:
+        score = 100 * answer_accuracy(answer, row["answers"])
+        for name in ("accuracy", f"accuracy_{row['question_type']}") if "question_type" in row else ("accuracy",):
+            scores[name].append(score)
+    return {name: sum(values) / len(values) for name, values in sorted(scores.items())}
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+class AnswerEvaluator:
+    """
+    VQA accuracy of a model on rows, over all processes.
+
+    Args:
+        accelerator (`Accelerator`): shares out the rows.
+        processor (`GLIPv2Processor`).
+        rows (`Sequence[Mapping]`): of kind "vqa".
+        size (`dict[str, int]`, *optional*): "shortest_edge" and "longest_edge" in pixels instead of the processor's.
+        with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks them.
+        progress (`bool`, *optional*, defaults to `True`): show bars.
+
+    Returns (when called with a prepared model in eval mode):
+        `dict[str, float]`: as `answer_scores`, the same on every process.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        processor: Any,
+        rows: Rows,
+        size: dict[str, int] | None = None,
+        with_pictures: bool = True,
+        progress: bool = True,
+    ):
+        self.accelerator = accelerator
+        self.processor = processor
+        self.rows = rows
+        self.options = {} if size is None else {"size": size}
+        self.with_pictures = with_pictures
+        self.progress = progress and accelerator.is_main_process
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        answers = self.accelerator.unwrap_model(model).config.id2label
+        found = []
+        for index, row in own_rows(self.accelerator, self.rows, self.progress):
+            inputs = self.processor(
+                images=[row["image"]], text=[row["question"]], return_tensors="pt", truncation=True, **self.options
+            )
+            inputs = (dict(inputs) if self.with_pictures else blank(dict(inputs))).items()
+            with self.accelerator.autocast():
+                logits = model(**{name: value.to(self.accelerator.device) for name, value in inputs}).answer_logits
+            found.append((index, answers[int(logits[0].argmax())]))
+        found = dict(gather_object(found))
+        return answer_scores([(self.rows[index], answer) for index, answer in sorted(found.items())])
+
+
+class CaptionEvaluator:
+    """
+    Scores of generated captions on rows, over all processes.
+
+    Args:
+        accelerator (`Accelerator`): shares out the rows.
+        processor (`GLIPv2Processor`).
+        rows (`Sequence[Mapping]`): of kind "caption"; `captions`, or `text` alone, are the references.
+        prefix (`str`, *optional*): how captions begin, which counts as part of them.
+        num_beams (`int`, *optional*, defaults to 1): of beam search; 1 is greedy.
+        max_new_tokens (`int`, *optional*, defaults to 40).
+        size (`dict[str, int]`, *optional*): "shortest_edge" and "longest_edge" in pixels instead of the processor's.
+        with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks them.
+        progress (`bool`, *optional*, defaults to `True`): show bars.
+
+    Returns (when called with a prepared model in eval mode):
+        `dict[str, float]`: CIDEr and Bleu_1 to Bleu_4, times 100; the same on every process. Texts are split as the
+            official tokenizer does where Java is installed, else at everything that is no letter or digit. The
+            captions are kept in `captions`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        processor: Any,
+        rows: Rows,
+        prefix: str = "",
+        num_beams: int = 1,
+        max_new_tokens: int = 40,
+        size: dict[str, int] | None = None,
+        with_pictures: bool = True,
+        progress: bool = True,
+    ):
+        self.accelerator = accelerator
+        self.processor = processor
+        self.rows = rows
+        self.prefix = prefix
+        self.generation = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
+        self.options = {} if size is None else {"size": size}
+        self.with_pictures = with_pictures
+        self.progress = progress and accelerator.is_main_process
+        self.captions: list[str] = []
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        if isinstance(model, FSDPModule):
+            # Shards are gathered around `forward` alone, and generation starts from `generate`.
+            register_fsdp_forward_method(model, "generate")
+        own = model if isinstance(model, FSDPModule) else self.accelerator.unwrap_model(model)
+        tokenizer, device = self.processor.tokenizer, self.accelerator.device
+        prefix = tokenizer([self.prefix], return_tensors="pt", return_token_type_ids=False).to(device)
+        found = []
+        for index, row in own_rows(self.accelerator, self.rows, self.progress):
+            inputs = dict(self.processor.image_processor([row["image"]], return_tensors="pt", **self.options))
+            inputs = (inputs if self.with_pictures else blank(inputs)).items()
+            with self.accelerator.autocast():
+                pictures = {name: value.to(device) for name, value in inputs}
+                tokens = own.generate(**pictures, **prefix, **self.generation)
+            found.append((index, decode_captions(tokens, tokenizer)[0]))
+        found = dict(gather_object(found))
+        self.captions = [found[index] for index in range(len(self.rows))]
+        return caption_scores(self.rows, self.captions)
+
+
+def caption_scores(rows: Rows, captions: Sequence[str]) -> dict[str, float]:
+    """CIDEr and BLEU, times 100, of one caption a row; see `CaptionEvaluator`."""
+    official = shutil.which("java") is not None
+    references = [
+        {"image_id": index, "caption": text if official else plain_words(text)}
+        for index, row in enumerate(rows)
+        for text in row.get("captions", [row["text"]])
+    ]
+    predictions = [
+        {"image_id": index, "caption": text if official else plain_words(text)} for index, text in enumerate(captions)
+    ]
+    scores = evaluate_captions({"annotations": references}, predictions, ("BLEU", "CIDEr"), tokenize=official)
+    return {name: 100 * float(value) for name, value in scores.items() if name != "per_image"}
+
+
+def plain_words(text: str) -> str:
+    """Lower case, single spaces, without punctuation."""
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
+def own_rows(accelerator: Accelerator, rows: Rows, progress: bool) -> list[tuple[int, Mapping[str, Any]]]:
+    """The rows of this process with their numbers; all processes get equally many, for their forwards may wait."""
+    count = -(-len(rows) // accelerator.num_processes)
+    first = accelerator.process_index * count
+    numbers = [(first + place) % len(rows) for place in range(count)]
+    return tqdm([(number, rows[number]) for number in numbers], desc="evaluation", disable=not progress, leave=False)
