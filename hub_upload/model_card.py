@@ -35,9 +35,9 @@ def read_results(entries: list[dict[str, Any]], folder: Path) -> tuple[list[Eval
         The results, rounded to two places, and a sentence for each that was not measured.
 
     Raises:
-        ValueError: when the keys do not lead to a number.
+        ValueError: when the keys do not lead to a number, or two data sets would show as one.
     """
-    results, missing = [], []
+    results, missing, names = [], [], {}
     for entry in entries:
         fields = dict(entry)
         file, keys, command = folder / fields.pop("file"), fields.pop("keys"), fields.pop("command")
@@ -50,7 +50,14 @@ def read_results(entries: list[dict[str, Any]], folder: Path) -> tuple[list[Eval
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ValueError(f"'{file}' has no number at {' > '.join(keys)}, but {value!r}; correct the keys.")
-        results.append(EvalResult(**fields, metric_value=round(scale * value, 2)))
+        result = EvalResult(**fields, metric_value=round(scale * value, 2))
+        # The Hub groups by what identifies a data set and shows one name for a group.
+        if names.setdefault(result.unique_identifier, result.dataset_name) != result.dataset_name:
+            raise ValueError(
+                f"{names[result.unique_identifier]!r} and {result.dataset_name!r} would show as one data set; give "
+                "them `dataset_config`s of their own."
+            )
+        results.append(result)
     return results, missing
 
 

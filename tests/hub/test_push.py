@@ -1,0 +1,379 @@
+"""hub_upload/push.py against a server that speaks the Hub's interface, and a fresh process that loads from it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from huggingface_hub.repocard import metadata_load
+from safetensors.torch import load_file, save_file
+from transformers import pipeline
+
+from tests.hub.hub_server import HubServer
+from tests.hub.scripts import HUB_UPLOAD, load_script
+from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
+from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2Processor
+from transformers_glipv2.hub import code_files, model_auto_map
+
+REPO = "someone/glipv2-test"
+
+# What a user without the package does with a name on the Hub, in one process, since a start takes seconds.
+SCRIPT = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "transformers_glipv2":
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import PIL.Image, torch
+from transformers import AutoModel, AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
+
+repo, picture, labels = sys.argv[1], PIL.Image.open(sys.argv[2]), json.loads(sys.argv[3])
+trust = {"trust_remote_code": True}
+processor = AutoProcessor.from_pretrained(repo, **trust)
+inputs = processor(images=picture, text=[labels])
+base = AutoModel.from_pretrained(repo, **trust)
+with torch.no_grad():
+    fused_text = base(**inputs).fused_text
+detector = pipeline("zero-shot-object-detection", model=repo, device="cpu", **trust)
+with torch.no_grad():
+    logits = detector.model(**inputs).logits
+print("RESULT" + json.dumps({
+    "modules": sorted({type(one).__module__.split(".")[0] for one in (processor, base, detector, detector.model)}),
+    "fused_text": fused_text.double().abs().sum().item(),
+    "logits": logits.double().sum().item(),
+    "found": detector(picture, candidate_labels=labels, threshold=0.0, top_k=20),
+    "leaked": [name for name in sys.modules if name.split(".")[0] == "transformers_glipv2"],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def push():
+    return load_script("push.py")
+
+
+@pytest.fixture(scope="module")
+def checks(push):
+    return sys.modules["folder_checks"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """What training leaves; tests work on copies."""
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    tiny_detector().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "tiny")
+
+
+@pytest.fixture
+def server(push, monkeypatch):
+    with HubServer() as server:
+        monkeypatch.setattr(push, "HfApi", partial(HfApi, endpoint=server.url, token="of-a-test"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield server
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Numbers as evaluation scripts write them."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    parts = {part: {"bbox_AP": 30.126 + index} for index, part in enumerate(("seen", "held_out_pairs"))}
+    parts["held_out_nouns"] = {"bbox_AP": 7.5}
+    (folder / "scenes.json").write_text(json.dumps({"settings": {}, "results": parts}))
+    (folder / "coco_mini.json").write_text(json.dumps({"coco": {"bbox": {"AP": 0.1234, "AP50": 0.25}}}))
+    return folder
+
+
+def run(push, folder, *options, results=None, repo_id=REPO):
+    arguments = ["--folder", str(folder), "--repo_id", repo_id, *options]
+    if (folder / "config.json").is_file():
+        arguments += ["--card", "glipv2-nano", "--results", str(results or folder / "none")]
+    return push.main(arguments)
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+# A model -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_completes_the_folder_and_sends_nothing(push, folder, server, results, capsys):
+    assert run(push, folder, results=results) is None
+    assert server.requests == []
+    told = capsys.readouterr().out
+    assert "nothing was sent" in told
+    assert "mask AP: no 'scenes_masks.json' yet; run `python examples/evaluate_scenes.py" in told
+    files = contents(folder)
+    assert {"README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json"} < files.keys()
+    assert {file.name for file in code_files()} < files.keys()
+    assert json.loads(files["config.json"])["auto_map"] == model_auto_map()
+
+    (index,) = metadata_load(folder / "README.md")["model-index"]
+    assert index["name"] == "glipv2-test"
+    values = {
+        (one["dataset"]["name"].split(",")[0], metric["name"]): metric["value"]
+        for one in index["results"]
+        for metric in one["metrics"]
+    }
+    # Three parts of the scenes, and COCO with two numbers.
+    assert [len(one["metrics"]) for one in index["results"]] == [1, 1, 1, 2]
+    assert values["composite scenes", "box AP"] == 7.5
+    assert values["121 pictures of COCO", "box AP"] == 12.34
+    assert values["121 pictures of COCO", "box AP50"] == 25.0
+    card = files["README.md"].decode()
+    assert "| Detection | composite scenes, nouns of training | box AP | 30.13 | `python " in card
+    assert "`detection_head`: boxes" in card
+    assert "`mask_head`" not in card
+    assert "{{" not in card.split("@inproceedings")[0]
+
+    run(push, folder, results=results)
+    assert contents(folder) == files
+
+
+def test_a_push_sends_what_differs(push, folder, server, results, capsys):
+    address = run(push, folder, "--push", "--private", results=results)
+    repo = server.repos[f"models/{REPO}"]
+    assert address.startswith(f"{server.url}/{REPO}/commit/")
+    assert repo.settings["visibility"] == "private"
+    assert repo.files == contents(folder)
+    assert repo.large == {"model.safetensors"}
+    assert "POST /api/validate-yaml" in server.requests
+
+    run(push, folder, "--push", results=results)
+    assert repo.commits == 1
+    assert sum(request.startswith("PUT") for request in server.requests) == 1
+
+    repo.files["no_longer_needed.py"] = b"pass\n"
+    tokenizer = folder / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    run(push, folder, "--push", results=results)
+    assert repo.commits == 2
+    assert repo.files == contents(folder)
+    assert sum(request.startswith("PUT") for request in server.requests) == 1
+
+
+def test_without_a_token_nothing_is_made(push, folder, server, monkeypatch):
+    monkeypatch.setattr(push, "HfApi", partial(HfApi, endpoint=server.url, token=False))
+    with pytest.raises(Exception, match="401"):
+        run(push, folder, "--push")
+    assert server.repos == {}
+
+
+SHIPPED = HUB_UPLOAD / "glipv2-nano"
+
+
+@pytest.mark.parametrize("name", ["tiny", "glipv2-nano"])
+def test_a_fresh_process_loads_by_name(push, folder, server, tmp_path, name):
+    if name == "glipv2-nano":
+        if not (SHIPPED / "model.safetensors").is_file():
+            pytest.skip(f"the shipped checkpoint is not at {SHIPPED}")
+        folder = shutil.copytree(SHIPPED, tmp_path / name)
+    run(push, folder, "--push")
+    natural_picture().save(tmp_path / "picture.png")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0"}
+    arguments = [REPO, str(tmp_path / "picture.png"), json.dumps(LABELS)]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SCRIPT, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    fresh = json.loads(done.stdout.split("RESULT", 1)[1])
+    assert fresh["modules"] == ["transformers_modules"]
+    assert fresh["leaked"] == []
+    assert f"GET /{REPO}/resolve/{server.repos[f'models/{REPO}'].sha}/model.safetensors" in server.requests
+
+    processor = GLIPv2Processor.from_pretrained(folder)
+    inputs = processor(images=natural_picture(), text=[LABELS])
+    with torch.no_grad():
+        fused_text = GLIPv2Model.from_pretrained(folder).eval()(**inputs).fused_text
+        logits = GLIPv2ForObjectDetection.from_pretrained(folder).eval()(**inputs).logits
+    assert fresh["fused_text"] == pytest.approx(fused_text.double().abs().sum().item(), rel=1e-4)
+    assert fresh["logits"] == pytest.approx(logits.double().sum().item(), rel=1e-4)
+    detector = pipeline("zero-shot-object-detection", model=str(folder), device="cpu")
+    expected = detector(natural_picture(), candidate_labels=LABELS, threshold=0.0, top_k=20)
+    assert len(expected) == 20
+    assert [one["score"] for one in fresh["found"]] == pytest.approx([one["score"] for one in expected], abs=1e-4)
+    for found, other in zip(fresh["found"], expected, strict=True):
+        assert all(abs(found["box"][side] - other["box"][side]) <= 1 for side in other["box"])
+
+
+# A Space -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_space_gets_its_model_and_the_drawing_code(push, server):
+    space = HUB_UPLOAD / "space"
+    before = contents(space)
+    run(push, space, "--model", "someone/other", "--push", repo_id="someone/demo")
+    repo = server.repos["spaces/someone/demo"]
+    assert repo.settings["sdk"] == "gradio"
+    assert set(repo.files) == {"README.md", "app.py", "requirements.txt", "drawing.py"}
+    metadata = repo.files["README.md"].decode()
+    assert "models:\n- someone/other\n" in metadata
+    assert "sdk: gradio" in metadata
+    assert {name: text for name, text in contents(space).items() if name != "__pycache__"} == {
+        name: text for name, text in before.items() if name != "__pycache__"
+    }
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def problems_with(checks, folder, name, content, limit=100.0) -> list[str]:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return checks.find_problems(folder, limit)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.md", "use hf_" + "aB3" * 11, "line 1, holds a Hugging Face token"),
+        ("code.py", "\nkey = 'gh" + "p_" + "a1B2" * 9 + "'", "line 2, holds a GitHub token"),
+        ("notes.txt", "AKIA" + "ABCD1234" * 2, "an AWS key"),
+        ("notes.txt", "-----BEGIN RSA " + "PRIVATE KEY-----", "a private key"),
+        ("notes.txt", "https://me:" + "word@example.org/x", "a password in an address"),
+        ("config.json", '{"api_' + 'key": "abcdef0123456789abcdef"}', "a secret"),
+        ("config.json", '{"_name_or_path": "/home/me/models/nano"}', "the absolute path /home/me/models/nano"),
+        ("notes.md", "see `C:\\Users\\me`", "the absolute path C:"),
+        ("weights.pth", b"anything", "weights.pth is a pickle"),
+        ("weights.txt", b"\x80\x04K\x01.", "weights.txt is a pickle"),
+        ("large.json", "[" + "1," * 600_000 + "1]", "1.2 MB, more than the limit of 1"),
+        ("notes.docx", "words", "not part of a checkpoint"),
+        (".env", "A=b", "not part of a checkpoint"),
+        ("notes.md", b"caf\xe9", "no UTF-8"),
+    ],
+)
+def test_what_is_refused(checks, tmp_path, name, content, message):
+    (problem,) = problems_with(checks, tmp_path, name, content, limit=1.0)
+    assert message in problem
+    assert problem.startswith(name)
+    assert "aB3aB3" not in problem
+
+
+def test_archives_of_pytorch_are_pickles_under_any_name(checks, tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "weights.txt")
+    assert checks.find_problems(tmp_path, 1.0) == [
+        "weights.txt is a pickle, which runs code when it is loaded; save as safetensors instead."
+    ]
+
+
+def test_links_out_of_the_folder_are_refused(checks, tmp_path):
+    (tmp_path / "secret.json").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").symlink_to(tmp_path / "secret.json")
+    (problem,) = checks.find_problems(tmp_path / "folder", 1.0)
+    assert "leads out of the folder" in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/docs/hub/model-cards and/or hub/repo",
+        '{"cls_token": "[CLS]", "tokenizer_class": "BertTokenizer", "token_type_ids": "0123456789abcdef"}',
+        "#!/usr/bin/env python",
+        "a / b / c, 1/2/3, text/plain",
+    ],
+)
+def test_what_is_not_refused(checks, tmp_path, text):
+    assert problems_with(checks, tmp_path, "notes.md", text) == []
+
+
+def test_a_refused_folder_is_not_sent(push, folder, server):
+    (folder / "notes.md").write_text("hf_" + "aB3" * 11)
+    with pytest.raises(SystemExit, match=r"Refused:\n- notes.md"):
+        run(push, folder, "--push")
+    (folder / "notes.md").unlink()
+    (folder / "extra.py").write_text("pass\n")
+    with pytest.raises(SystemExit, match=r"extra.py.*none of the model's code"):
+        run(push, folder, "--push")
+    assert server.requests == []
+
+
+def change(folder, edit) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda weights: weights.pop("detection_head.log_scale"), "missing keys detection_head.log_scale"),
+        (lambda weights: weights.update({"detection_head.log_scale": torch.zeros(2)}), "mismatched keys detection"),
+        (lambda weights: weights["detection_head.text_bias"].fill_(float("nan")), "NaN .* detection_head.text_bias"),
+        (lambda weights: weights.update({"optimizer.step": torch.zeros(1)}), "unexpected keys optimizer.step"),
+        (lambda weights: weights.update({"model.extra": torch.zeros(1)}), "unexpected keys model.extra"),
+    ],
+)
+def test_weights_of_another_model(checks, folder, edit, message):
+    assert checks.check_model(folder).keys() == {"model", "detection_head"}
+    change(folder, edit)
+    with pytest.raises(ValueError, match=message):
+        checks.check_model(folder)
+
+
+def test_missing_files(push, checks, folder, tmp_path):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+        checks.check_model(folder)
+    with pytest.raises(SystemExit):
+        push.parse_args(["--folder", str(folder), "--repo_id", "no-owner"])
+
+
+def test_results_are_read_and_never_invented(push, tmp_path):
+    cards = sys.modules["model_card"]
+    entry = {"file": "a.json", "keys": ["coco", "AP"], "command": "measure", "scale": 100}
+    names = ("task_type", "dataset_type", "dataset_name", "metric_type", "metric_name")
+    entry |= {name: name for name in names}
+    found, missing = cards.read_results([entry], tmp_path)
+    assert found == []
+    assert missing == ["dataset_name, metric_name: no 'a.json' yet; run `measure`"]
+    (tmp_path / "a.json").write_text('{"coco": {"AP": 0.12345, "names": ["a"]}}')
+    ((result,), missing) = cards.read_results([entry], tmp_path)
+    assert (result.metric_value, missing) == (12.35, [])
+    with pytest.raises(ValueError, match="'dataset_name' and 'another' would show as one"):
+        cards.read_results([entry, {**entry, "dataset_name": "another"}], tmp_path)
+    for keys in (["coco", "AR"], ["coco"], ["lvis", "AP"], ["coco", "names"]):
+        with pytest.raises(ValueError, match="no number at " + " > ".join(keys)):
+            cards.read_results([{**entry, "keys": keys}], tmp_path)
+
+
+@pytest.mark.parametrize("card", ["glipv2-nano", "glip-converted"])
+def test_every_card_tells_what_users_must_know(push, card):
+    text = (HUB_UPLOAD / "cards" / f"{card}.md").read_text()
+    for heading in ("Use", "Intended use", "Limits", "Results", "Training data and licences", "Citation"):
+        assert f"\n## {heading}\n" in text
+    description = json.loads((HUB_UPLOAD / "cards" / f"{card}.json").read_text())
+    assert {"license", "library_name", "pipeline_tag", "tags", "results"} <= description.keys()
+    assert not [entry for entry in description["results"] if "metric_value" in entry]
+
+
+def test_another_licence_needs_its_text(push, folder):
+    arguments = ["--folder", str(folder), "--repo_id", REPO, "--card", "glip-converted"]
+    with pytest.raises(SystemExit, match=r"'mit'.*LICENSE"):
+        push.main(arguments)
+    (folder / "LICENSE").write_text("MIT License\n")
+    assert push.main(arguments) is None
+    assert (folder / "LICENSE").read_text() == "MIT License\n"
