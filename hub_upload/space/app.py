@@ -178,20 +178,20 @@ def build(demo: Demo) -> gr.Blocks:
                     labels = gr.Textbox("cat, cup, spoon, person", label="Labels, parted by commas", elem_id="labels")
                     limit = gr.Slider(**threshold)
                     button = gr.Button("Detect", variant="primary", elem_id="detect")
-                    outputs = [gr.Image(label="Boxes", elem_id="detected"), gr.Dataframe(headers=TABLE)]
+                    outputs = [gr.Image(format="png", label="Boxes", elem_id="detected"), gr.Dataframe(headers=TABLE)]
                     button.click(checked(demo.detect), [image, labels, limit], outputs, api_name="detect", **queue)
                 with gr.Tab("Ground"):
                     sentence = gr.Textbox("a cup of coffee beside a spoon", label="Sentence")
                     limit = gr.Slider(**threshold)
                     button = gr.Button("Ground", variant="primary")
-                    outputs = [gr.Image(label="Boxes of its phrases"), gr.Dataframe(headers=TABLE)]
+                    outputs = [gr.Image(format="png", label="Boxes of its phrases"), gr.Dataframe(headers=TABLE)]
                     button.click(checked(demo.ground), [image, sentence, limit], outputs, api_name="ground", **queue)
                 with gr.Tab("Segment"):
                     if demo.has("mask_head"):
                         labels = gr.Textbox("cat, cup, spoon, person", label="Labels, parted by commas")
                         limit = gr.Slider(**threshold)
                         button = gr.Button("Segment", variant="primary")
-                        outputs = [gr.Image(label="Masks"), gr.Dataframe(headers=TABLE)]
+                        outputs = [gr.Image(format="png", label="Masks"), gr.Dataframe(headers=TABLE)]
                         function = checked(demo.segment)
                         button.click(function, [image, labels, limit], outputs, api_name="segment", **queue)
                     else:
@@ -201,7 +201,7 @@ def build(demo: Demo) -> gr.Blocks:
                         question = gr.Textbox("what color is the cup?", label="Question")
                         limit = gr.Slider(**threshold)
                         button = gr.Button("Ask", variant="primary")
-                        outputs = [gr.Label(label="Answers"), gr.Image(label="What it names")]
+                        outputs = [gr.Label(label="Answers"), gr.Image(format="png", label="What it names")]
                         outputs.append(gr.Dataframe(headers=TABLE))
                         button.click(checked(demo.ask), [image, question, limit], outputs, api_name="ask", **queue)
                     else:

@@ -1,0 +1,197 @@
+"""The Space: what its tabs do, what they say without a head, and the page in a browser."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.hub.scripts import HUB_UPLOAD, load_script
+from tests.hub.webdriver import Browser, find_browser, wait_for
+from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
+from transformers_glipv2 import GLIPv2Config, detect_labels
+from transformers_glipv2.hub import model_auto_map, save_remote_code
+from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
+from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
+from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
+
+pytest.importorskip("gradio", reason="the Space needs gradio (the extra `demo`)")
+pytest.importorskip("skimage", reason="the Space shows pictures of scikit-image (the extra `demo`)")
+
+ANSWERS = ["yes", "no", "red", "2", "dog", "cat"]
+HEADS = {
+    "mask_head": GLIPv2ForInstanceSegmentation,
+    "answer_head": GLIPv2ForVisualQuestionAnswering,
+    "caption_head": GLIPv2ForConditionalGeneration,
+}
+
+
+@pytest.fixture(scope="module")
+def app():
+    return load_script("space/app.py")
+
+
+def save_checkpoint(folder: Path, heads: list[str]) -> Path:
+    """A tiny detector with further heads, as one checkpoint."""
+    detector = tiny_detector()
+    config = GLIPv2Config(**{**detector.config.to_dict(), **answer_config(ANSWERS)})
+    weights = detector.state_dict()
+    for head in heads:
+        model = HEADS[head](config)
+        weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{head}.")}
+    detector.config = config
+    text_config, tokenizer = config.text_config, tiny_processor().tokenizer
+    text_config.bos_token_id, text_config.eos_token_id = tokenizer.cls_token_id, tokenizer.sep_token_id
+    text_config.pad_token_id = tokenizer.pad_token_id
+    detector.save_pretrained(folder, state_dict=weights)
+    tiny_processor().save_pretrained(folder)
+    save_remote_code(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(app, tmp_path_factory):
+    return app.Demo(str(save_checkpoint(tmp_path_factory.mktemp("space") / "plain", [])))
+
+
+@pytest.fixture(scope="module")
+def whole(app, tmp_path_factory):
+    missing = {auto.__name__ for auto in app.HEADS.values()} - model_auto_map().keys()
+    assert not missing, f"the package does not register {missing}"
+    return app.Demo(str(save_checkpoint(tmp_path_factory.mktemp("space") / "whole", list(HEADS))))
+
+
+def assert_drawn(drawing: PIL.Image.Image) -> None:
+    assert drawing.size == natural_picture().size
+    assert (np.asarray(drawing) != np.asarray(natural_picture())).any()
+
+
+def test_detect_gives_the_boxes_of_the_package(plain):
+    drawing, table = plain.detect(natural_picture(), " person, traffic light,, person ", 0.4)
+    labels = ["person", "traffic light"]
+    (expected,) = detect_labels(plain.models["detection_head"], plain.processor, natural_picture(), labels, 0.4)
+    assert 0 < len(table) <= 30
+    assert [row[0] for row in table] == expected["text_labels"][: len(table)]
+    assert [row[1] for row in table] == pytest.approx(expected["scores"][: len(table)].tolist(), abs=1e-3)
+    assert_drawn(drawing)
+
+
+def test_ground_gives_boxes_of_phrases(plain):
+    drawing, table = plain.ground(natural_picture(), "the man left of a dog", 0.0)
+    assert {row[0] for row in table} == {"the man", "a dog"}
+    assert [row[1] for row in table] == sorted((row[1] for row in table), reverse=True)
+    assert len(table) == 6
+    assert_drawn(drawing)
+
+
+def test_masks_answers_and_captions(whole):
+    drawing, table = whole.segment(natural_picture(), "person, dog", 0.3)
+    assert {row[0] for row in table} <= {"person", "dog"}
+    assert len(table) > 0
+    assert_drawn(drawing)
+    answers, drawing, table = whole.ask(natural_picture(), "is the dog red?", 0.0)
+    assert len(answers) == 5
+    assert set(answers) < set(ANSWERS)
+    assert list(answers.values()) == sorted(answers.values(), reverse=True)
+    assert "the dog" in {row[0] for row in table}
+    assert isinstance(whole.caption(natural_picture(), ""), str)
+    assert whole.caption(natural_picture(), "a red cat").startswith("a red cat")
+
+
+def test_heads_share_the_detector(whole):
+    parts = [model.model for model in whole.models.values()]
+    assert len(parts) == 4
+    assert all(part is parts[0] for part in parts)
+    assert not any(model.training for model in whole.models.values())
+
+
+def test_tabs_without_a_head_say_so(app, plain, whole):
+    sentences = [f"This checkpoint has no {head} head" for head in ("mask", "answer", "caption")]
+    for demo, told in ((plain, True), (whole, False)):
+        page = json.dumps(app.build(demo).get_config_file(), default=str)
+        assert [sentence in page for sentence in sentences] == [told] * 3
+    names = {function["api_name"] for function in app.build(whole).get_config_file()["dependencies"]}
+    assert {"detect", "ground", "segment", "ask", "caption"} <= names
+
+
+def test_bad_input_is_told_on_the_page(app, plain, whole):
+    detect = app.checked(plain.detect)
+    for arguments, message in [
+        ((None, "person", 0.3), "picture"),
+        ((natural_picture(), " , ", 0.3), "Write what"),
+        ((natural_picture(), "z" * 100, 0.3), "100 tokens long"),
+    ]:
+        with pytest.raises(app.gr.Error, match=message):
+            detect(*arguments)
+    # A caption needs no beginning, and a transparent picture is one too.
+    assert isinstance(app.checked(whole.caption)(natural_picture().convert("RGBA"), ""), str)
+
+
+def test_the_model_is_named_in_the_readme(app, monkeypatch):
+    monkeypatch.delenv("GLIPV2_MODEL", raising=False)
+    assert app.model_name().endswith("/glipv2-nano")
+    monkeypatch.setenv("GLIPV2_MODEL", "somewhere")
+    assert app.model_name() == "somewhere"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.mark.skipif(
+    find_browser() is None, reason="no chromium and chromedriver here (apt-get install chromium-driver)"
+)
+def test_page_in_a_browser(plain, tmp_path):
+    """A picture is uploaded and boxes appear; GLIPV2_SCREENSHOT keeps what is seen."""
+    natural_picture(360, 520).save(tmp_path / "picture.png")
+    port = free_port()
+    environment = os.environ | {
+        "GLIPV2_MODEL": plain.name,
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    log = (tmp_path / "log.txt").open("w")
+    server = subprocess.Popen(
+        [sys.executable, str(HUB_UPLOAD / "space" / "app.py")], env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(lambda: urllib.request.urlopen(address, timeout=5).status == 200, 240, "the page does not start")
+        with Browser(free_port()) as browser:
+            browser.open(address)
+            browser.write("#picture input[type=file]", str(tmp_path / "picture.png"))
+            browser.find("#picture img")
+            # Frameworks set the value of a field behind its back; an event tells them that it changed.
+            browser.run(
+                "const field = document.querySelector('#labels textarea'); field.value = arguments[0];"
+                "field.dispatchEvent(new Event('input', {bubbles: true}))",
+                ", ".join(LABELS),
+            )
+            browser.click("#detect")
+            browser.find("#detected img", 120)
+            source = browser.run("return document.querySelector('#detected img').src")
+            with urllib.request.urlopen(source, timeout=60) as response:
+                drawing = PIL.Image.open(io.BytesIO(response.read())).convert("RGB")
+            text = browser.run("return document.body.innerText")
+            browser.screenshot(Path(os.environ.get("GLIPV2_SCREENSHOT", tmp_path / "page.png")))
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+    expected, table = plain.detect(natural_picture(360, 520), ", ".join(LABELS), 0.3)
+    assert drawing.size == expected.size
+    # Lines may fall a pixel apart where the other process rounds a coordinate the other way.
+    assert (np.asarray(drawing) != np.asarray(expected)).mean() < 0.02
+    assert table[0][0] in text
+    assert str(table[0][1]) in text
