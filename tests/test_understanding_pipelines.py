@@ -8,7 +8,13 @@ from transformers import AutoModelForImageTextToText, AutoModelForVisualQuestion
 from tests.tiny import tiny_config
 from tests.tiny_training import tiny_processor
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection
-from transformers_glipv2.grounded_language import answer_and_ground, caption_and_ground, top_answers
+from transformers_glipv2.grounded_language import (
+    answer_and_ground,
+    caption_and_ground,
+    fitting_part,
+    ground_captions,
+    top_answers,
+)
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
 from transformers_glipv2.training.segmentation import load_other_heads
@@ -211,6 +217,20 @@ def test_an_empty_caption_has_no_phrases(describe, pictures):
     assert [result["caption"] for result in results] == ["", "a cat"]
     assert results[0]["phrases"] == []
     assert [phrase["phrase"] for phrase in results[1]["phrases"]] == ["a cat"]
+
+
+def test_a_caption_that_reads_longer_than_it_was_written_is_grounded_in_part(describe, pictures):
+    model, processor = describe.model, describe.processor
+    text = "the red cat " + "q" * 70
+    part = fitting_part(text, processor)
+    assert text.startswith(part)
+    assert len(processor.tokenizer(part)["input_ids"]) == processor.max_tokens
+    assert fitting_part("a cat", processor) == "a cat"
+    features = model.get_image_features(**processor.image_processor(pictures[0], return_tensors="pt"))
+    (result,) = ground_captions(model, processor, features, [text], [(80, 120)], {"top_k": 1})
+    assert result["caption"] == text
+    start, end = result["phrases"][0]["span"]
+    assert text[start:end].startswith("the red cat")
 
 
 def test_bad_captions_are_refused(describe, pictures):

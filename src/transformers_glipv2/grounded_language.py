@@ -98,6 +98,23 @@ def decode_captions(tokens: Tensor, tokenizer: Any) -> list[str]:
     return [line.strip() for line in lines]
 
 
+def fitting_part(text: str, processor: ProcessorMixin) -> str:
+    """
+    The beginning of a text that fits the model. A generated text can be read as more tokens than it was written as.
+
+    Args:
+        text: of any length.
+        processor: `GLIPv2Processor`.
+    """
+    tokens = processor.tokenizer(
+        text, truncation=True, max_length=processor.max_tokens, return_offsets_mapping=True, padding=False
+    )
+    whole = processor.tokenizer(text, truncation=False, padding=False)
+    if len(tokens["input_ids"]) == len(whole["input_ids"]):
+        return text
+    return text[: max(end for _, end in tokens["offset_mapping"])]
+
+
 @torch.no_grad()
 def caption_and_ground(
     model: PreTrainedModel,
@@ -122,7 +139,7 @@ def caption_and_ground(
         processor: `GLIPv2Processor`.
         images: one picture or several: PIL pictures, arrays, tensors, paths or addresses.
         text: how captions begin: for all pictures, or for each one; empty for no beginning.
-        generate_kwargs: arguments of `model.generate`; by default beam search with 5 beams.
+        generate_kwargs: arguments of `model.generate`; by default beam search with 5 beams and 40 words at most.
         batch_size, size, progress: as in [`detect_labels`].
         boxes_per_phrase, threshold, nms_threshold: as in [`answer_and_ground`].
 
@@ -137,7 +154,7 @@ def caption_and_ground(
     pictures = list(_single_pictures(images))
     beginnings = _one_each(text, len(pictures), "text")
     options = {"top_k": boxes_per_phrase, "threshold": threshold, "nms_threshold": nms_threshold}
-    generate_kwargs = {"num_beams": 5} if generate_kwargs is None else generate_kwargs
+    generate_kwargs = {"num_beams": 5, "max_new_tokens": 40} if generate_kwargs is None else generate_kwargs
     results: list[dict[str, Any]] = []
     with _Progress(progress, -(-len(pictures) // batch_size)) as bar:
         for group in _batches(pictures, batch_size):
@@ -178,7 +195,8 @@ def ground_captions(
     results: list[dict[str, Any]] = [{"caption": caption, "phrases": []} for caption in captions]
     told = [index for index, caption in enumerate(captions) if caption]
     if told:
-        sentences = [captions[index] for index in told]
+        with _TOKENIZER_LOCK:
+            sentences = [fitting_part(captions[index], processor) for index in told]
         features = type(image_features)(
             feature_maps=tuple(level[told] for level in image_features.feature_maps),
             image_sizes=image_features.image_sizes[told],

@@ -53,6 +53,8 @@ class GLIPv2CaptioningOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `labels`):
             Cross entropy of each next word.
+        loss_dict (`dict[str, torch.FloatTensor]`, with `labels`):
+            The same as "loss_caption".
         logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`):
             Scores of the word after each word, before the softmax.
         cache (`Cache`, with `use_cache`):
@@ -66,6 +68,7 @@ class GLIPv2CaptioningOutput(ModelOutput):
     """
 
     loss: torch.FloatTensor | None = None
+    loss_dict: dict[str, torch.FloatTensor] | None = None
     logits: torch.FloatTensor | None = None
     cache: Cache | None = None
     fused_text: torch.FloatTensor | None = None
@@ -203,8 +206,10 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
                 visual_states = self.get_visual_states(image_features, final_maps=True)
             text_features, text = self._read_words(input_ids, inputs_embeds, attention_mask, visual_states, cache)
         logits = self.caption_head(text[:, -logits_to_keep:])
+        loss = None if labels is None else caption_loss(logits, labels)
         return GLIPv2CaptioningOutput(
-            loss=None if labels is None else caption_loss(logits, labels),
+            loss=loss,
+            loss_dict=None if loss is None else {"loss_caption": loss},
             logits=logits,
             cache=cache,
             fused_text=text,

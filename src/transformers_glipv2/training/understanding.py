@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
+from transformers.image_utils import SizeDict
 
 from transformers_glipv2.data.answers import answer_targets, build_answer_vocabulary
 from transformers_glipv2.evaluation.captions import evaluate_captions
@@ -98,6 +99,25 @@ def head_groups(
     """
     groups = parameter_groups(model, learning_rate, weight_decay, head_factor, (head,))
     return [{**group, "name": group["name"].replace("text", "head")} for group in groups]
+
+
+def set_picture_size(processor: Any, shortest_edge: int) -> None:
+    """Lets a processor resize to another short side in pixels, and to a longest one in the same proportion."""
+    size = processor.image_processor.size
+    longest_edge = round(shortest_edge * size["longest_edge"] / size["shortest_edge"])
+    processor.image_processor.size = SizeDict(shortest_edge=shortest_edge, longest_edge=longest_edge)
+
+
+def steps_of_epochs(sources: Sequence[Any], epochs: int, batch_size: int) -> int:
+    """
+    Steps in which as many rows are drawn as `epochs` passes over all sources have.
+
+    Raises:
+        ValueError: when a source is endless.
+    """
+    if not all(hasattr(source, "__len__") for source in sources):
+        raise ValueError("a source is endless, and so is an epoch; give `--num_steps`.")
+    return -(-epochs * sum(len(source) for source in sources) // batch_size)
 
 
 # Data ----------------------------------------------------------------------------------------------------------------
@@ -204,7 +224,6 @@ class AnswerEvaluator:
         accelerator (`Accelerator`): shares out the rows.
         processor (`GLIPv2Processor`).
         rows (`Sequence[Mapping]`): of kind "vqa".
-        size (`dict[str, int]`, *optional*): "shortest_edge" and "longest_edge" in pixels instead of the processor's.
         with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks them.
         progress (`bool`, *optional*, defaults to `True`): show bars.
 
@@ -217,14 +236,12 @@ class AnswerEvaluator:
         accelerator: Accelerator,
         processor: Any,
         rows: Rows,
-        size: dict[str, int] | None = None,
         with_pictures: bool = True,
         progress: bool = True,
     ):
         self.accelerator = accelerator
         self.processor = processor
         self.rows = rows
-        self.options = {} if size is None else {"size": size}
         self.with_pictures = with_pictures
         self.progress = progress and accelerator.is_main_process
 
@@ -234,7 +251,7 @@ class AnswerEvaluator:
         found = []
         for index, row in own_rows(self.accelerator, self.rows, self.progress):
             inputs = self.processor(
-                images=[row["image"]], text=[row["question"]], return_tensors="pt", truncation=True, **self.options
+                images=[row["image"]], text=[row["question"]], return_tensors="pt", truncation=True
             )
             inputs = (dict(inputs) if self.with_pictures else blank(dict(inputs))).items()
             with self.accelerator.autocast():
@@ -255,7 +272,6 @@ class CaptionEvaluator:
         prefix (`str`, *optional*): how captions begin, which counts as part of them.
         num_beams (`int`, *optional*, defaults to 1): of beam search; 1 is greedy.
         max_new_tokens (`int`, *optional*, defaults to 40).
-        size (`dict[str, int]`, *optional*): "shortest_edge" and "longest_edge" in pixels instead of the processor's.
         with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks them.
         progress (`bool`, *optional*, defaults to `True`): show bars.
 
@@ -273,7 +289,6 @@ class CaptionEvaluator:
         prefix: str = "",
         num_beams: int = 1,
         max_new_tokens: int = 40,
-        size: dict[str, int] | None = None,
         with_pictures: bool = True,
         progress: bool = True,
     ):
@@ -282,7 +297,6 @@ class CaptionEvaluator:
         self.rows = rows
         self.prefix = prefix
         self.generation = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
-        self.options = {} if size is None else {"size": size}
         self.with_pictures = with_pictures
         self.progress = progress and accelerator.is_main_process
         self.captions: list[str] = []
@@ -297,7 +311,7 @@ class CaptionEvaluator:
         prefix = tokenizer([self.prefix], return_tensors="pt", return_token_type_ids=False).to(device)
         found = []
         for index, row in own_rows(self.accelerator, self.rows, self.progress):
-            inputs = dict(self.processor.image_processor([row["image"]], return_tensors="pt", **self.options))
+            inputs = dict(self.processor.image_processor([row["image"]], return_tensors="pt"))
             inputs = (inputs if self.with_pictures else blank(inputs)).items()
             with self.accelerator.autocast():
                 pictures = {name: value.to(device) for name, value in inputs}

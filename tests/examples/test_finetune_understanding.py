@@ -1,0 +1,120 @@
+"""examples/finetune_vqa.py and finetune_captioning.py on small scenes; ask.py and caption.py on what they leave."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from tests.data.scene_assets_folder import make_assets
+from tests.examples.test_pretrain import load_example
+from tests.tiny_training import read_log, tiny_checkpoint
+from transformers_glipv2 import GLIPv2Processor
+from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
+from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
+
+finetune_vqa = load_example("finetune_vqa")
+finetune_captioning = load_example("finetune_captioning")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its settings for the life of a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("understanding")
+    tiny_checkpoint(folder / "model")
+    make_assets(folder / "assets")
+    for kind in ("vqa", "caption"):
+        source = f"kind: scenes, path: assets, size: 64, kinds: {{{kind}: 1.0}}"
+        (folder / f"{kind}.yaml").write_text(
+            f"sources: [{{{source}}}]\nevaluation: {{{source}, split: test, max_images: 4}}\n"
+        )
+    return folder
+
+
+def arguments(folder: Path, kind: str, model: str, output: str, *more: str) -> list[str]:
+    given = ["--model", folder / model, "--data", folder / f"{kind}.yaml", "--output", folder / output]
+    given += ["--num_steps", "2", "--batch_size", "4", "--eval_steps", "1", "--learning_rate", "1e-3", *more]
+    return [str(value) for value in given]
+
+
+def changed_parts(before: Path, after: Path) -> set[str]:
+    """First parts of the names of tensors that differ or are new."""
+    old, new = (load_file(path / "model.safetensors") for path in (before, after))
+    assert old.keys() <= new.keys()
+    return {name.split(".")[0] for name in new if name not in old or not torch.equal(old[name], new[name])}
+
+
+@pytest.fixture(scope="module")
+def both(folder) -> Path:
+    """A folder with an answer head and a caption head, trained one after the other over frozen weights."""
+    AcceleratorState._reset_state(True)
+    finetune_vqa.main(arguments(folder, "vqa", "model", "answers", "--freeze_shared"))
+    AcceleratorState._reset_state(True)
+    finetune_captioning.main(arguments(folder, "caption", "answers", "both", "--freeze_shared", "--num_beams", "2"))
+    return folder / "both"
+
+
+def test_heads_are_trained_one_after_the_other_into_one_folder(folder, both):
+    assert changed_parts(folder / "model", folder / "answers") == {"answer_head"}
+    assert changed_parts(folder / "answers", both) == {"caption_head"}
+    answers = GLIPv2ForVisualQuestionAnswering.from_pretrained(both)
+    assert {"yes", "left", "3", "chair"} <= set(answers.config.label2id)
+    captions = GLIPv2ForConditionalGeneration.from_pretrained(both)
+    tokenizer = GLIPv2Processor.from_pretrained(both).tokenizer
+    assert captions.generation_config.eos_token_id == tokenizer.sep_token_id
+
+    metrics = json.loads((folder / "answers" / "metrics.json").read_text())
+    assert metrics["answers"] == answers.config.num_labels
+    assert "accuracy" in metrics["evaluation"]
+    assert 0 < metrics["best_constant_answers"]["accuracy"] <= 100
+    metrics = json.loads((both / "metrics.json").read_text())
+    assert {"CIDEr", "Bleu_4"} <= set(metrics["greedy"])
+    assert {"CIDEr", "Bleu_4"} <= set(metrics["2 beams"])
+    assert set(metrics["grounded"]) == {"phrase_precision", "phrase_recall", "R@1"}
+    assert len(json.loads((both / "captions.json").read_text())) == 4
+
+
+def test_training_all_learns_boxes_with_answers(folder):
+    metrics = finetune_vqa.main(arguments(folder, "vqa", "model", "all-answers"))
+    assert metrics["best_step"] in (1, 2)
+    line = read_log(folder / "all-answers")[0]
+    assert {"loss_answer", "loss_box", "loss_intra"} <= line.keys()
+    # The head's rate is fifty times that of the rest.
+    assert line["lr_head"] == pytest.approx(50 * line["lr_base"])
+    old, new = (load_file(folder / name / "model.safetensors") for name in ("model", "all-answers"))
+    changed = {name.split(".")[0] for name in old.keys() & new.keys() if not torch.equal(old[name], new[name])}
+    assert changed == {"model", "detection_head"}
+    # Heads over weights that have changed are not kept.
+    assert {name.split(".")[0] for name in new} == {"model", "detection_head", "answer_head"}
+
+
+def test_training_all_for_captions_and_another_size(folder):
+    finetune_captioning.main(arguments(folder, "caption", "model", "all-captions", "--size", "48", "--num_beams", "1"))
+    assert {"loss", "loss_caption"} <= read_log(folder / "all-captions")[0].keys()
+    size = GLIPv2Processor.from_pretrained(folder / "all-captions").image_processor.size
+    assert (size["shortest_edge"], size["longest_edge"]) == (48, 72)
+
+
+def test_blind_runs_see_no_picture(folder):
+    metrics = finetune_vqa.main(arguments(folder, "vqa", "model", "blind", "--freeze_shared", "--blind"))
+    assert metrics["blind"]
+    vqa_collator = finetune_vqa.AnswerCollator(lambda rows: {"pixel_values": torch.ones(1, 3, 4, 4)}, ["yes"], False)
+    batch = vqa_collator([{"kind": "vqa", "answers": ["yes"] * 10}])
+    assert not batch["pixel_values"].any()
+    assert batch["answer_labels"].tolist() == [[1.0]]
+
+
+def test_endless_data_needs_a_number_of_steps(folder):
+    given = arguments(folder, "vqa", "model", "endless")
+    del given[given.index("--num_steps") : given.index("--num_steps") + 2]
+    with pytest.raises(ValueError, match="num_steps"):
+        finetune_vqa.main(given)
