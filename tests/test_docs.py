@@ -1,0 +1,362 @@
+"""
+README.md and docs/ do what they say.
+
+- Every ```python block runs, all blocks of a page in one namespace, in a folder laid out like a checkout in which the
+  reader has put some files: tiny random checkpoints lie where the pages load trained ones (`hub_upload/glipv2-nano`,
+  `outputs/...`, also the peers' Hub ids as folders), drawn pictures where they open photographs. So pages need no
+  marks: what a page shows is what is run.
+- Every command line for Python is read by the parser of its script, every `make` target exists, every data file
+  (```yaml with `sources`) is accepted.
+- Every test, file and page that is referred to exists, every quoted error is one that the code can raise, and numbers
+  of parameters are those that are tested.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoModelForVisualQuestionAnswering,
+    BertConfig,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
+    Owlv2Processor,
+    SwinConfig,
+)
+
+from tests.conftest import REPOSITORY
+from tests.data.stub_processor import tiny_tokenizer
+from tests.test_sizes import PARAMETERS
+from tests.tiny import tiny_config
+from tests.tiny_detector import SIZE, natural_picture
+from tests.tiny_training import drawn_coco
+from transformers_glipv2 import (
+    GLIPv2Config,
+    GLIPv2ForInstanceSegmentation,
+    GLIPv2ForObjectDetection,
+    GLIPv2ForPreTraining,
+    GLIPv2ImageProcessor,
+    GLIPv2Processor,
+)
+from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
+from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
+from transformers_glipv2.prompt_tuning import add_prompt_tuning, save_prompt_tuning
+from transformers_glipv2.training import prepare_tuning, read_data_file
+from transformers_glipv2.understanding_pipelines import register_understanding_pipelines
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SCRIPTS = ("examples/", "hub_upload/", "docs/")
+CLASSES = ("cat", "dog")
+ANSWERS = ("yes", "no", "red", "two")
+
+page_names = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+# What pages hold -----------------------------------------------------------------------------------------------------
+
+
+def fenced_blocks(text: str) -> list[tuple[str, int, str]]:
+    """(language, number of its first line, content) of every fenced block."""
+    blocks, language, start, content = [], None, 0, []
+    for number, line in enumerate(text.splitlines(), 1):
+        fence = re.fullmatch(r"```(\w*)", line.strip())
+        if fence is None:
+            content.append(line)
+        elif language is None:
+            language, start, content = fence[1], number + 1, []
+        else:
+            blocks.append((language, start, "\n".join(content)))
+            language = None
+    assert language is None, f"the block from line {start} is never closed"
+    return blocks
+
+
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    return [(start, code) for language, start, code in fenced_blocks(page.read_text()) if language == "python"]
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """The words of each command in fenced shell blocks and indented lines; `\\` at an end joins lines."""
+    text = page.read_text()
+    shell = [code for language, _, code in fenced_blocks(text) if language in ("", "bash", "sh", "console")]
+    prose = re.sub(r"(?ms)^```.*?^```", "", text)
+    shell.append("\n".join(line for line in prose.splitlines() if line.startswith("    ")))
+    lines = re.sub(r"\\\n\s*", " ", "\n".join(shell)).splitlines()
+    commands = []
+    for line in lines:
+        line = re.sub(r"^\s*(\$ )?((?:\w+=\S+ )*)", "", line)
+        if line.startswith(("python ", "accelerate ", "make ")):
+            commands.append(shlex.split(line, comments=True))
+    return commands
+
+
+# A reader's folder ---------------------------------------------------------------------------------------------------
+
+
+def tokenizer():
+    return tiny_tokenizer(256)
+
+
+def processor() -> GLIPv2Processor:
+    return GLIPv2Processor(GLIPv2ImageProcessor(size=SIZE), tokenizer())
+
+
+def every_head(folder: Path) -> None:
+    """A checkpoint with all heads, whose scores differ from place to place, so that something is found."""
+    sizes = {"max_position_embeddings": 256, "vocab_size": len(tokenizer())}
+    text_config = {**tiny_config().text_config.to_dict(), **sizes}
+    config = tiny_config(text_config=text_config, max_text_length=256, **answer_config(ANSWERS))
+    torch.manual_seed(0)
+    model = GLIPv2ForInstanceSegmentation(config)
+    with torch.no_grad():
+        model.detection_head.bias.zero_()
+        model.detection_head.text_bias.normal_()
+        model.detection_head.token_projection.weight.normal_(std=0.5)
+        model.detection_head.box_predictor.weight.normal_(std=0.3)
+    captioner = GLIPv2ForConditionalGeneration(config)
+    captioner.set_special_tokens(tokenizer())
+    heads = {}
+    for other in (GLIPv2ForPreTraining(config), GLIPv2ForVisualQuestionAnswering(config), captioner):
+        heads |= {name: value for name, value in other.state_dict().items() if "_head." in name}
+    model.save_pretrained(folder, state_dict={**heads, **model.state_dict()})
+    captioner.generation_config.save_pretrained(folder)
+    processor().save_pretrained(folder)
+
+
+def roboflow_folder(folder: Path) -> None:
+    """`train`, `valid` and `test`, each with its pictures beside `_annotations.coco.json`."""
+    drawn_coco(folder, train=4, valid=2, test=2)
+    for split in ("train", "valid", "test"):
+        file = folder / f"{split}.json"
+        content = json.loads(file.read_text())
+        for image in content["images"]:
+            image["file_name"] = image["file_name"].removeprefix(f"{split}/")
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
+        file.unlink()
+
+
+def tuned_models(folder: Path, start: Path) -> None:
+    """What fine-tuning leaves: a whole model, a tuned prompt, adapters."""
+    shutil.copytree(start, folder / "raccoon")
+    prompted = GLIPv2ForObjectDetection.from_pretrained(start)
+    add_prompt_tuning(prompted, tokenizer(), ". ".join(CLASSES))
+    save_prompt_tuning(prompted, folder / "raccoon-prompt")
+    processor().save_pretrained(folder / "raccoon-prompt")
+    adapted = prepare_tuning(GLIPv2ForObjectDetection.from_pretrained(start), "lora", processor())
+    adapted.save_pretrained(folder / "raccoon-lora")
+    processor().save_pretrained(folder / "raccoon-lora")
+
+
+def peers(folder: Path) -> None:
+    """Grounding DINO and OWLv2, tiny, in folders named as on the Hub."""
+    grounding_dino = GroundingDinoForObjectDetection(
+        GroundingDinoConfig(
+            backbone_config=SwinConfig(
+                embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4]
+            ),
+            text_config=BertConfig(
+                vocab_size=128, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+            ),
+            d_model=32,
+            num_queries=8,
+            encoder_layers=1,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+        )
+    )
+    grounding_dino.save_pretrained(folder / "IDEA-Research/grounding-dino-tiny")
+    image_processor = GroundingDinoImageProcessor(size=SIZE)
+    GroundingDinoProcessor(image_processor, tokenizer()).save_pretrained(folder / "IDEA-Research/grounding-dino-tiny")
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    owlv2 = Owlv2ForObjectDetection(
+        Owlv2Config(
+            text_config={**sizes, "vocab_size": 128},
+            vision_config={**sizes, "image_size": 32, "patch_size": 8},
+            projection_dim=16,
+        )
+    )
+    owlv2.save_pretrained(folder / "google/owlv2-base-patch16-ensemble")
+    image_processor = Owlv2ImageProcessor(size={"height": 32, "width": 32})
+    Owlv2Processor(image_processor, tiny_tokenizer(16)).save_pretrained(folder / "google/owlv2-base-patch16-ensemble")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout")
+    nano = folder / "hub_upload" / "glipv2-nano"
+    every_head(nano)
+    shutil.copytree(nano, folder / "glip-tiny")
+    tuned_models(folder / "outputs", nano)
+    peers(folder)
+    (folder / "pictures").mkdir()
+    for index, name in enumerate(("street.jpg", "table.jpg", "pictures/first.jpg", "pictures/second.jpg")):
+        natural_picture(90 + 8 * index, 130 - 8 * index).save(folder / name)
+    roboflow_folder(folder / "raccoon")
+    drawn_coco(folder / "coco-mini", train=2, val=2)
+    (folder / "labels.txt").write_text("person\ndog\n")
+    (folder / "data.yaml").write_text("sources: [{kind: coco, path: coco-mini, split: train}]\n")
+    shutil.copytree(REPOSITORY / "examples" / "configs", folder / "examples" / "configs")
+    return folder
+
+
+# Tests ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+def test_python_blocks_run(page, checkout, monkeypatch):
+    # The pages use the Auto classes as a user's session has them after the import of the package.
+    AutoModelForVisualQuestionAnswering.register(GLIPv2Config, GLIPv2ForVisualQuestionAnswering, exist_ok=True)
+    AutoModelForImageTextToText.register(GLIPv2Config, GLIPv2ForConditionalGeneration, exist_ok=True)
+    register_understanding_pipelines()
+    monkeypatch.chdir(checkout)
+    namespace = {"__name__": page.stem}
+    for start, code in python_blocks(page):
+        # Line numbers of errors are those of the page.
+        exec(compile("\n" * (start - 1) + code, str(page), "exec"), namespace)
+
+
+@page_names
+def test_commands_are_read_by_their_scripts(page, checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    targets = re.findall(r"(?m)^([\w-]+):", (REPOSITORY / "Makefile").read_text())
+    for words in command_lines(page):
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets), words
+        elif words[0] == "accelerate":
+            assert words[1] == "launch", words
+            read_launch(words[2:])
+        elif words[1] == "-m":
+            read_command(importlib.import_module(words[2]), words[2], words[3:], monkeypatch)
+        elif words[1].startswith(SCRIPTS):
+            read_command(load_script(words[1]), words[1], words[2:], monkeypatch)
+        else:
+            pytest.fail(f"{page.name}: no script of the repository: {shlex.join(words)}")
+
+
+def read_launch(words: list[str]) -> None:
+    """An `accelerate launch` line: its own options, then those of the script."""
+    launch = launch_command_parser().parse_args(words)
+    if launch.config_file is not None:
+        assert Path(launch.config_file).is_file(), launch.config_file
+    if "..." in launch.training_script_args:
+        assert (REPOSITORY / launch.training_script).is_file(), launch.training_script
+    else:
+        load_script(launch.training_script).parse_args(launch.training_script_args)
+
+
+class Parsed(Exception):  # noqa: N818
+    """A script has read its arguments."""
+
+
+def read_command(module, name: str, words: list[str], monkeypatch) -> None:
+    """Lets a script read its arguments; without a `parse_args` of its own its `main` is ended once it has."""
+    if "..." in words:
+        return
+    if hasattr(module, "parse_args"):
+        module.parse_args(words)
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, *arguments):
+        parse(parser, *arguments)
+        raise Parsed
+
+    with monkeypatch.context() as patch, pytest.raises(Parsed):
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        patch.setattr(sys, "argv", [name, *words])
+        module.main()
+
+
+def load_script(path: str):
+    """The module of a script; a name is loaded once."""
+    name = "docs_" + re.sub(r"\W", "_", path)
+    if name not in sys.modules:
+        assert (REPOSITORY / path).is_file(), path
+        # Scripts of a folder may import each other.
+        sys.path.insert(0, str((REPOSITORY / path).parent))
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+        sys.path.pop(0)
+        AcceleratorState._reset_state(True)
+    return sys.modules[name]
+
+
+@page_names
+def test_data_files_are_accepted(page, tmp_path):
+    for language, _, content in fenced_blocks(page.read_text()):
+        if language == "yaml" and "sources:" in content:
+            (tmp_path / "data.yaml").write_text(content)
+            assert read_data_file(tmp_path / "data.yaml").sources
+
+
+@page_names
+def test_what_is_referred_to_exists(page):
+    text = page.read_text()
+    for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
+        assert (REPOSITORY / file).is_file(), file
+        assert f"def {name}(" in (REPOSITORY / file).read_text(), f"{file}::{name}"
+    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:src|docs|examples|tests|hub_upload)/[\w./-]+\.(?:py|md|yaml|svg|json))`", text)
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+
+
+def test_quoted_errors_are_those_of_the_code():
+    """In the first column of a table, `...` stands for what an error fills in."""
+    strings = set()
+    for file in (REPOSITORY / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                strings.add("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                strings.add(node.value)
+    text = "\1".join(re.sub("`", "", string) for string in strings)
+    errors = re.findall(r"(?m)^\| `([^|]+)` \|", (REPOSITORY / "docs" / "troubleshooting.md").read_text())
+    assert errors
+    for error in errors:
+        pattern = "[^\1]*".join(re.escape(part) for part in error.split("..."))
+        assert re.search(pattern, text), f"no error of the code reads: {error}"
+
+
+def test_numbers_of_parameters_are_those_that_are_tested():
+    rows = {}
+    for line in (REPOSITORY / "docs" / "sizes.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in PARAMETERS and len(cells) > 3 and re.fullmatch(r"[\d.]+", cells[1]):
+            rows[cells[0]] = tuple(float(cell) for cell in cells[1:4])
+    assert rows == {name: pytest.approx(counts, abs=0.1) for name, counts in PARAMETERS.items()}
+
+
+def test_the_figure_is_the_one_that_the_script_draws():
+    figure = REPOSITORY / "docs" / "figures" / "model.svg"
+    assert load_script("docs/draw_model.py").draw_model() == figure.read_text()
+    assert figure.stat().st_size < 200_000
+
+
+def test_pictures_of_pages_are_pictures():
+    for picture in (REPOSITORY / "docs" / "figures").glob("*.png"):
+        Image.open(picture).verify()
