@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.data.scene_assets_folder import make_assets
@@ -17,6 +18,8 @@ from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQue
 
 finetune_vqa = load_example("finetune_vqa")
 finetune_captioning = load_example("finetune_captioning")
+ask = load_example("ask")
+caption = load_example("caption")
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +121,38 @@ def test_endless_data_needs_a_number_of_steps(folder):
     del given[given.index("--num_steps") : given.index("--num_steps") + 2]
     with pytest.raises(ValueError, match="num_steps"):
         finetune_vqa.main(given)
+
+
+def test_ask_draws_answers_and_boxes(folder, both, capsys):
+    picture, output = folder / "asked.png", folder / "drawn" / "asked.png"
+    Image.new("RGB", (96, 64), "white").save(picture)
+    given = ["--model", both, "--image", picture, "--question", "a red chair?", "--threshold", "0", "--top_k", "3"]
+    result = ask.main([str(value) for value in (*given, "--output", output)])
+    printed = capsys.readouterr().out
+    assert len(result["answers"]) == 3
+    assert all(entry["answer"] in printed for entry in result["answers"])
+    assert [phrase["phrase"] for phrase in result["phrases"]] == ["a red chair"]
+    assert Image.open(output).size == (96, 64)
+    assert Image.open(output).tobytes() != Image.open(picture).tobytes()
+
+
+def test_caption_draws_the_caption_and_boxes(folder, both, capsys):
+    picture, output = folder / "described.png", folder / "drawn" / "described.png"
+    Image.new("RGB", (96, 64), "white").save(picture)
+    given = [
+        "--model",
+        both,
+        "--image",
+        picture,
+        "--prefix",
+        "the red cat",
+        "--max_new_tokens",
+        "3",
+        "--threshold",
+        "0",
+    ]
+    result = caption.main([str(value) for value in (*given, "--output", output)])
+    assert result["caption"].startswith("the red cat")
+    assert result["caption"] in capsys.readouterr().out
+    assert result["phrases"][0]["phrase"].startswith("the red cat")
+    assert Image.open(output).tobytes() != Image.open(picture).tobytes()
