@@ -1,5 +1,7 @@
 """Question answering: pooling, loss, boxes of the same forward, one folder for every head; masked words alone."""
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForVisualQuestionAnswering, pipeline
@@ -50,11 +52,25 @@ def test_answers_depend_on_the_picture_and_the_question_and_on_no_padding(model)
 def test_pooling_begins_as_the_mean_of_the_attended_words(model):
     head = make_model().answer_head
     head.word_weight.weight.zero_()
-    text, mask = torch.randn(2, 5, 32), torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    text, mask = torch.randn(2, 5, 32), torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]).bool()
     values = torch.nn.functional.gelu(head.word_value(text))
-    pooled = torch.stack([values[0].mean(0), values[1, 2:].mean(0)])
-    expected = head.classifier(head.norm(torch.nn.functional.gelu(head.dense(pooled))))
-    torch.testing.assert_close(head(text, mask), expected)
+    torch.testing.assert_close(head.pool(text, mask), torch.stack([values[0].mean(0), values[1, 2:].mean(0)]))
+
+
+@torch.no_grad()
+def test_evidence_is_the_best_place_where_the_detector_is_sure(model):
+    evidence = model.answer_head.evidence
+    text, vision, boxes = torch.randn(1, 2, 32), torch.randn(1, 6, 32), torch.rand(1, 6, 4)
+    logits, centerness = torch.full((1, 6, 2), -40.0), torch.full((1, 6), 30.0)
+    logits[0, 3, 0] = 20.0
+    logits[0, [1, 4], 1] = 20.0
+    words = evidence(text, vision, logits, centerness, boxes)
+    normed = evidence.vision_norm(vision)
+    places = torch.cat([normed, boxes], dim=-1)[0]
+    found = torch.stack([places[3], (places[1] + places[4]) / 2])
+    strengths = torch.tensor([[20 / 8, math.log(2)], [20 / 8, math.log(3)]])
+    expected = evidence.norm(text + evidence.projection(torch.cat([found, strengths], dim=-1)))
+    torch.testing.assert_close(words, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_loss_by_hand():

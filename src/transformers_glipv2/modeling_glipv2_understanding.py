@@ -2,7 +2,8 @@
 Answers to questions about a picture, with the boxes of what the question names in the same forward pass.
 
 From the GLIPv2 paper (section 4.3): the question is the text, and the fused words are classified over a vocabulary of
-answers. The vocabulary is `config.id2label`: `from_pretrained(folder, **answer_config(["yes", "no", ...]))`.
+answers. Ours also tells each word what the detector found for it, so that the head can be trained over a frozen
+detector. The vocabulary is `config.id2label`: `from_pretrained(folder, **answer_config(["yes", "no", ...]))`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
-from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, Labels
+from .fusion import GLIPv2FusedTextLayer
+from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, Labels, flatten_levels
 
 
 @dataclass
@@ -105,37 +107,93 @@ def require_fusion(config: GLIPv2Config, name: str) -> None:
         raise ValueError(f"{name} reads fused words, and with `use_fusion=False` words never see the picture.")
 
 
+class GLIPv2WordEvidence(nn.Module):
+    """
+    Tells each word what the detector found for it: how surely, how much of it, where, and how it looks there.
+
+    A word's own fusion sees the picture through a softmax over all locations; whether a thing is there, how often and
+    on which side is plainer in S = O P^T and in the boxes.
+    """
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        text_dim = config.text_config.hidden_size
+        self.vision_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        # Beside the look of the place its box (4) and two strengths.
+        self.projection = nn.Linear(config.d_model + 6, text_dim)
+        self.norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        text: torch.Tensor,
+        vision: torch.Tensor,
+        logits: torch.Tensor,
+        centerness: torch.Tensor,
+        boxes: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Args:
+            text: fused words `(batch, tokens, text_dim)`.
+            vision: fused maps as one sequence `(batch, anchors, d_model)`.
+            logits, centerness, boxes: `logits`, `centerness` and `pred_boxes` of `GLIPv2DetectionFields`.
+
+        Returns:
+            The words with what was found, `(batch, tokens, text_dim)`.
+        """
+        scores = logits + F.logsigmoid(centerness)[..., None]
+        places = torch.cat([self.vision_norm(vision).float(), boxes.float()], dim=-1)
+        found = scores.softmax(1).transpose(1, 2) @ places
+        # Of the best place, and of all places together: some anchors of each object, so it grows with their number.
+        best = scores.amax(1) / 8
+        amount = (logits.sigmoid() * centerness.sigmoid()[..., None]).sum(1).log1p()
+        evidence = torch.cat([found, torch.stack([best, amount], dim=-1)], dim=-1)
+        return self.norm(text + self.projection(evidence.to(text.dtype)))
+
+
 class GLIPv2AnswerHead(nn.Module):
-    """Scores of the answers from fused words: attention pooling, which starts as the mean, and two layers."""
+    """
+    Scores of the answers from fused words: what the detector found joins them, a text layer compares them, attention
+    pooling, which starts as the mean, and two layers.
+    """
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
         text_dim = config.text_config.hidden_size
         self.num_heads = config.text_config.num_attention_heads
         self.dropout = config.text_config.hidden_dropout_prob
+        self.evidence = GLIPv2WordEvidence(config)
+        self.text_layer = GLIPv2FusedTextLayer(config)
         self.word_weight = nn.Linear(text_dim, self.num_heads)
         self.word_value = nn.Linear(text_dim, 2 * text_dim)
         self.dense = nn.Linear(2 * text_dim, 2 * text_dim)
         self.norm = nn.LayerNorm(2 * text_dim, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(2 * text_dim, config.num_labels)
 
-    def forward(self, text: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
         """
         Args:
-            text: fused words `(batch, tokens, text_dim)`.
-            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding.
+            output: of the detector; the boxes get no gradients from answers.
 
         Returns:
             `(batch, answers)`, float32.
         """
-        weights = self.word_weight(text).float()
-        if attention_mask is not None:
-            weights = weights.masked_fill(~attention_mask.bool()[..., None], torch.finfo(weights.dtype).min)
-        weights = weights.softmax(1).to(text.dtype)
-        values = F.gelu(self.word_value(text)).unflatten(-1, (self.num_heads, -1))
-        pooled = (weights[..., None] * values).sum(1).flatten(1)
+        vision = flatten_levels(output.fused_feature_maps)
+        boxes = (output.logits, output.centerness, output.pred_boxes)
+        text = self.evidence(output.fused_text, vision, *(found.detach() for found in boxes))
+        mask = None if output.attention_mask is None else output.attention_mask.bool()
+        text = self.text_layer(text, None if mask is None else mask[:, None, None, :])
+        pooled = self.pool(text, mask)
         hidden = self.norm(F.gelu(self.dense(F.dropout(pooled, self.dropout, self.training))))
         return self.classifier(F.dropout(hidden, self.dropout, self.training)).float()
+
+    def pool(self, text: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Words `(batch, tokens, text_dim)`, boolean `(batch, tokens)` to `(batch, 2 * text_dim)`."""
+        weights = self.word_weight(text).float()
+        if mask is not None:
+            weights = weights.masked_fill(~mask[..., None], torch.finfo(weights.dtype).min)
+        weights = weights.softmax(1).to(text.dtype)
+        values = F.gelu(self.word_value(text)).unflatten(-1, (self.num_heads, -1))
+        return (weights[..., None] * values).sum(1).flatten(1)
 
 
 class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetection):
@@ -187,7 +245,7 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
             output = super().forward(
                 *args, labels=None if self.shared_is_frozen else labels, **kwargs, return_dict=True
             )
-        logits = self.answer_head(output.fused_text, output.attention_mask)
+        logits = self.answer_head(output)
         fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict")}
         losses = dict(output.loss_dict or {})
         if answer_labels is not None:
