@@ -4,9 +4,11 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageTextToText,
     AutoModelForInstanceSegmentation,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
+    AutoModelForVisualQuestionAnswering,
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
 )
@@ -16,14 +18,21 @@ from .image_processing_glipv2 import GLIPv2ImageProcessor
 from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 from .inference import detect_labels, ground_phrases
 from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2PreTrainedModel
+from .modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from .modeling_glipv2_pretraining import GLIPv2ForMaskedLM, GLIPv2ForPreTraining
 from .modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
+from .modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
 from .pipelines import GLIPv2ZeroShotObjectDetectionPipeline, register_pipelines
 from .processing_glipv2 import GLIPv2Processor
 from .segmentation_pipeline import (
     GLIPv2ZeroShotInstanceSegmentationPipeline,
     register_segmentation_pipeline,
     segment_labels,
+)
+from .understanding_pipelines import (
+    GLIPv2ImageTextToTextPipeline,
+    GLIPv2VisualQuestionAnsweringPipeline,
+    register_understanding_pipelines,
 )
 
 AutoConfig.register("glipv2", GLIPv2Config, exist_ok=True)
@@ -32,6 +41,8 @@ AutoModelForZeroShotObjectDetection.register(GLIPv2Config, GLIPv2ForObjectDetect
 AutoModelForPreTraining.register(GLIPv2Config, GLIPv2ForPreTraining, exist_ok=True)
 AutoModelForMaskedLM.register(GLIPv2Config, GLIPv2ForMaskedLM, exist_ok=True)
 AutoModelForInstanceSegmentation.register(GLIPv2Config, GLIPv2ForInstanceSegmentation, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(GLIPv2Config, GLIPv2ForVisualQuestionAnswering, exist_ok=True)
+AutoModelForImageTextToText.register(GLIPv2Config, GLIPv2ForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(GLIPv2Config, GLIPv2Processor, exist_ok=True)
 AutoImageProcessor.register(
     GLIPv2Config,
@@ -40,18 +51,23 @@ AutoImageProcessor.register(
 )
 register_pipelines()
 register_segmentation_pipeline()
+register_understanding_pipelines()
 
 __all__ = [
     "GLIPv2Config",
+    "GLIPv2ForConditionalGeneration",
     "GLIPv2ForInstanceSegmentation",
     "GLIPv2ForMaskedLM",
     "GLIPv2ForObjectDetection",
     "GLIPv2ForPreTraining",
+    "GLIPv2ForVisualQuestionAnswering",
     "GLIPv2ImageProcessor",
     "GLIPv2ImageProcessorPil",
+    "GLIPv2ImageTextToTextPipeline",
     "GLIPv2Model",
     "GLIPv2PreTrainedModel",
     "GLIPv2Processor",
+    "GLIPv2VisualQuestionAnsweringPipeline",
     "GLIPv2ZeroShotInstanceSegmentationPipeline",
     "GLIPv2ZeroShotObjectDetectionPipeline",
     "detect_labels",

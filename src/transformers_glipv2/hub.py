@@ -17,11 +17,19 @@ from .pipelines import GLIPv2ZeroShotObjectDetectionPipeline
 from .processing_glipv2 import GLIPv2Processor
 from .segmentation_pipeline import TASK as SEGMENTATION
 from .segmentation_pipeline import GLIPv2ZeroShotInstanceSegmentationPipeline
+from .understanding_pipelines import (
+    CAPTIONING_TASK,
+    VQA_TASK,
+    GLIPv2ImageTextToTextPipeline,
+    GLIPv2VisualQuestionAnsweringPipeline,
+)
 
 # Task -> the pipeline and the Auto class of its model.
 PIPELINES: dict[str, tuple[type, str]] = {
     DETECTION: (GLIPv2ZeroShotObjectDetectionPipeline, "AutoModelForZeroShotObjectDetection"),
     SEGMENTATION: (GLIPv2ZeroShotInstanceSegmentationPipeline, "AutoModelForInstanceSegmentation"),
+    VQA_TASK: (GLIPv2VisualQuestionAnsweringPipeline, "AutoModelForVisualQuestionAnswering"),
+    CAPTIONING_TASK: (GLIPv2ImageTextToTextPipeline, "AutoModelForImageTextToText"),
 }
 
 
