@@ -115,6 +115,33 @@ def test_eager_attention_gives_the_same_logits(model):
         torch.testing.assert_close(eager(**inputs).logits, model(**inputs).logits, atol=1e-3, rtol=1e-3)
 
 
+def test_a_head_with_blocks_of_its_own_sees_the_places_of_the_maps():
+    model = make_model(caption_head_layers=2)
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        before = model(**inputs).logits
+        changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+        changed["input_ids"][:, 4] = 99
+        torch.testing.assert_close(model(**changed).logits[:, :4], before[:, :4], atol=1e-5, rtol=1e-5)
+        model.caption_head.place.weight.zero_()
+        assert (model(**inputs).logits - before).abs().max() > 1e-3
+    results = [
+        model.generate(**inputs, num_beams=3, max_new_tokens=6, use_cache=use_cache) for use_cache in (True, False)
+    ]
+    assert torch.equal(*results)
+    model.freeze_shared()
+    model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
+    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all(name.startswith("caption_head.") for name in with_gradient)
+    assert {"caption_head.place.weight", "caption_head.layers.0.fusion.vision_query.weight"} <= with_gradient
+    assert "caption_head.layers.0.text_layer.output.weight" in with_gradient
+    masked = make_model(caption_head_layers=1, mask_padded_pixels=True)
+    with torch.no_grad():
+        together = masked(**inputs).logits
+        one = {name: value[1:] for name, value in inputs.items()}
+        torch.testing.assert_close(masked(**one).logits[:, :6], together[1:, :6], atol=1e-3, rtol=1e-3)
+
+
 # Loss and training ---------------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .modeling_glipv2 import FeatureMaps, GLIPv2TowerLayer, flatten_levels, map_shapes, split_levels
+from .modeling_glipv2 import FeatureMaps, flatten_levels, map_shapes, split_levels
 
 
 @dataclass
@@ -18,8 +19,9 @@ class GLIPv2VisualStates:
 
     Args:
         groups (`list` of `tuple` of `torch.FloatTensor` of shape `(pictures, locations, d_model)`):
-            For each group of pictures, in order, the normalised maps before each fusion as one sequence, P3 first. All
-            pictures are one group, unless `config.mask_padded_pixels`, where each is a group by itself.
+            For each group of pictures, in order, the normalised maps before each fusion of the tower and then of the
+            caption head, as one sequence each, P3 first. All pictures are one group, unless
+            `config.mask_padded_pixels`, where each is a group by itself.
         fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`, *optional*):
             P3..P7 after the tower, where they were asked for.
     """
@@ -136,7 +138,7 @@ def maps_without_words(
 
 
 def words_through_layer(
-    layer: GLIPv2TowerLayer,
+    layer: GradientCheckpointingLayer,
     text: torch.Tensor,
     groups: list[torch.Tensor],
     mask: torch.Tensor,
@@ -144,10 +146,10 @@ def words_through_layer(
     cache_layer: int = 0,
 ) -> torch.Tensor:
     """
-    The words' way through a block of the tower.
+    The words' way through a block of the tower or of the caption head.
 
     Args:
-        layer: the block.
+        layer: the block, with a `fusion` and a `text_layer`.
         text: `(rows, tokens, text_dim)`; each picture has equally many rows, side by side.
         groups: the normalised maps before the block, as in `GLIPv2VisualStates`.
         mask: boolean, as `causal_mask` gives it.
@@ -172,7 +174,7 @@ def words_through_layer(
     return text
 
 
-def checkpointed(layer: GLIPv2TowerLayer, function: Any, *args: Any) -> Any:
+def checkpointed(layer: GradientCheckpointingLayer, function: Any, *args: Any) -> Any:
     """`function(*args)`, a part of a block, whose activations are computed twice if those of the block are to be."""
     if layer.gradient_checkpointing and layer.training:
         return layer._gradient_checkpointing_func(function, *args)

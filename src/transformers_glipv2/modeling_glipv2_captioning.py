@@ -15,8 +15,10 @@ from torch import nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation.utils import ALL_CACHE_NAMES
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .boxes import normalize_boxes
 from .caption_steps import (
     GLIPv2VisualStates,
     caption_loss,
@@ -26,6 +28,7 @@ from .caption_steps import (
     words_through_layer,
 )
 from .configuration_glipv2 import GLIPv2Config
+from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer
 from .modeling_glipv2 import (
     FeatureMaps,
     GLIPv2ForObjectDetection,
@@ -33,6 +36,7 @@ from .modeling_glipv2 import (
     GLIPv2ObjectDetectionOutput,
     check_text,
     crop_maps,
+    flatten_levels,
     join_maps,
     map_shapes,
     own_map_shapes,
@@ -78,6 +82,40 @@ class GLIPv2CaptioningOutput(ModelOutput):
     visual_states: GLIPv2VisualStates | None = None
 
 
+# Head ----------------------------------------------------------------------------------------------------------------
+
+
+class GLIPv2CaptionLayer(GradientCheckpointingLayer):
+    """A block in which words see the picture and each other; of the fusion only the side of the words is used."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.fusion = GLIPv2BiAttention(config)
+        self.text_layer = GLIPv2FusedTextLayer(config)
+
+
+class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
+    """Scores of the next word: `config.caption_head_layers` blocks over the maps and their places, then one layer."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__(config)
+        self.layers = nn.ModuleList(GLIPv2CaptionLayer(config) for _ in range(config.caption_head_layers))
+        # Convolutional maps hardly know where they are; sentences tell left from right.
+        self.place = nn.Linear(4, config.d_model) if config.caption_head_layers else None
+
+    def place_maps(self, vision: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Args:
+            vision: maps after the tower as one sequence `(pictures, locations, d_model)`.
+            places: `(pictures, locations, 4)`, centre x, centre y, width, height of each anchor in pictures.
+
+        Returns:
+            For each block the normalised maps that its words attend to.
+        """
+        placed = vision + self.place(places.to(vision.dtype))
+        return tuple(layer.fusion.vision_norm(placed) for layer in self.layers)
+
+
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
@@ -107,7 +145,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
     def __init__(self, config: GLIPv2Config):
         require_fusion(config, type(self).__name__)
         super().__init__(config)
-        self.caption_head = GLIPv2MaskedLMHead(config)
+        self.caption_head = GLIPv2CaptionHead(config)
         self._tied_weights_keys = {"caption_head.decoder.weight": word_embedding_name(self)}
         self.post_init()
 
@@ -144,17 +182,32 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
             image_features: from `get_image_features`.
             final_maps: also give the maps after the tower.
         """
-        maps, own_shapes = image_features.feature_maps, None
+        own_shapes = None
+        maps, image_sizes = image_features.feature_maps, image_features.image_sizes
         if self.config.mask_padded_pixels:
-            own_shapes = own_map_shapes(image_features.image_sizes, map_shapes(maps), self.config.anchor_strides)
-        pictures = [maps]
+            own_shapes = own_map_shapes(image_sizes, map_shapes(maps), self.config.anchor_strides)
+        pictures, sizes = [maps], [image_sizes]
         if own_shapes is not None:
             pictures = [crop_maps(maps, picture, shapes) for picture, shapes in enumerate(own_shapes)]
-        groups, final = zip(*(maps_without_words(self.model.layers, one, final_maps) for one in pictures), strict=True)
+            sizes = image_sizes.split(1)
+        needed = final_maps or len(self.caption_head.layers) > 0
+        with self.shared_gradients():
+            groups, final = zip(*(maps_without_words(self.model.layers, one, needed) for one in pictures), strict=True)
+        if len(self.caption_head.layers):
+            groups = [
+                (*group, *self._head_maps(own, own_sizes))
+                for group, own, own_sizes in zip(groups, final, sizes, strict=True)
+            ]
         if not final_maps:
             return GLIPv2VisualStates(list(groups))
         joined = final[0] if own_shapes is None else join_maps(list(final), map_shapes(maps))
         return GLIPv2VisualStates(list(groups), joined)
+
+    def _head_maps(self, final_maps: FeatureMaps, image_sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalised maps, `(pictures, locations, d_model)`, that each block of the caption head attends to."""
+        anchors = self.anchors(map_shapes(final_maps), final_maps[0].device)
+        places = normalize_boxes(anchors.expand(len(image_sizes), -1, -1), image_sizes)
+        return self.caption_head.place_maps(flatten_levels(final_maps), places)
 
     @can_return_tuple
     def forward(
@@ -194,17 +247,20 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         cache = past_key_values if cache is None else cache
         if cache is None and use_cache:
             cache = DynamicCache()
-        with self.shared_gradients():
-            if visual_states is None:
-                if image_features is None:
-                    if pixel_values is None:
-                        raise ValueError(
-                            "Pass `pixel_values`, `image_features` from `get_image_features`, or `visual_states` from "
-                            "`get_visual_states`."
-                        )
+        if visual_states is None:
+            if image_features is None:
+                if pixel_values is None:
+                    raise ValueError(
+                        "Pass `pixel_values`, `image_features` from `get_image_features`, or `visual_states` from "
+                        "`get_visual_states`."
+                    )
+                with self.shared_gradients():
                     image_features = self.get_image_features(pixel_values, pixel_mask)
-                visual_states = self.get_visual_states(image_features, final_maps=True)
-            text_features, text = self._read_words(input_ids, inputs_embeds, attention_mask, visual_states, cache)
+            visual_states = self.get_visual_states(image_features, final_maps=True)
+        with self.shared_gradients():
+            text_features, mask = self._encode_words(input_ids, inputs_embeds, attention_mask, visual_states, cache)
+            text = self._read_picture(text_features, self.model.layers, 0, visual_states, mask, cache)
+        text = self._read_picture(text, self.caption_head.layers, len(self.model.layers), visual_states, mask, cache)
         logits = self.caption_head(text[:, -logits_to_keep:])
         loss = None if labels is None else caption_loss(logits, labels)
         return GLIPv2CaptioningOutput(
@@ -223,7 +279,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         """As `GLIPv2ForObjectDetection.forward`: boxes of what a text names; here picture and words see each other."""
         return GLIPv2ForObjectDetection.forward(self, **inputs)
 
-    def _read_words(
+    def _encode_words(
         self,
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.FloatTensor | None,
@@ -231,7 +287,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         visual_states: GLIPv2VisualStates,
         cache: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Words before and after the tower, `(rows, tokens, text_dim)` each."""
+        """Words before the tower, `(rows, tokens, text_dim)`, and the causal mask; rows fit the pictures."""
         check_text(input_ids, inputs_embeds, self.config)
         words = input_ids if inputs_embeds is None else inputs_embeds
         (rows, tokens), pictures = words.shape[:2], visual_states.num_pictures
@@ -251,25 +307,32 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
                 f"{tuple(attention_mask.shape)}."
             )
         mask, positions = causal_mask(attention_mask, tokens)
-        features = self._encode_words(words, mask, positions, cache)
-        text, first = features, self.config.text_config.num_hidden_layers
-        for index, layer in enumerate(self.model.layers):
-            groups = [group[index] for group in visual_states.groups]
-            text = words_through_layer(layer, text, groups, mask, cache, first + index)
-        return features, text
-
-    def _encode_words(
-        self, words: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache | None
-    ) -> torch.Tensor:
-        """The text encoder with a causal mask; `words` are ids or embeddings."""
-        encoder = self.model.text_encoder
+        encoder, encoder_mask = self.model.text_encoder, mask
         if encoder.config._attn_implementation == "eager":
             # Eager attention adds its mask to the scores.
-            mask = torch.zeros_like(mask, dtype=encoder.dtype).masked_fill(~mask, torch.finfo(encoder.dtype).min)
-        inputs = {"input_ids" if words.ndim == 2 else "inputs_embeds": words}
+            lowest = torch.finfo(encoder.dtype).min
+            encoder_mask = torch.zeros_like(mask, dtype=encoder.dtype).masked_fill(~mask, lowest)
+        inputs = {"input_ids" if inputs_embeds is None else "inputs_embeds": words}
         if cache is not None:
             inputs[CACHE_NAME] = cache
-        return encoder(**inputs, attention_mask=mask, position_ids=positions).last_hidden_state
+        encoded = encoder(**inputs, attention_mask=encoder_mask, position_ids=positions)
+        return encoded.last_hidden_state, mask
+
+    def _read_picture(
+        self,
+        text: torch.Tensor,
+        layers: nn.ModuleList,
+        first: int,
+        visual_states: GLIPv2VisualStates,
+        mask: torch.Tensor,
+        cache: Cache | None,
+    ) -> torch.Tensor:
+        """Words after blocks of the tower or of the head, of which the first is number `first` of both together."""
+        encoder_layers = self.config.text_config.num_hidden_layers
+        for index, layer in enumerate(layers, start=first):
+            groups = [group[index] for group in visual_states.groups]
+            text = words_through_layer(layer, text, groups, mask, cache, encoder_layers + index)
+        return text
 
     # Generation ------------------------------------------------------------------------------------------------------
 

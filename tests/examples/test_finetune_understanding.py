@@ -62,7 +62,9 @@ def both(folder) -> Path:
     AcceleratorState._reset_state(True)
     finetune_vqa.main(arguments(folder, "vqa", "model", "answers", "--freeze_shared"))
     AcceleratorState._reset_state(True)
-    finetune_captioning.main(arguments(folder, "caption", "answers", "both", "--freeze_shared", "--num_beams", "2"))
+    finetune_captioning.main(
+        arguments(folder, "caption", "answers", "both", "--freeze_shared", "--head_layers", "1", "--num_beams", "2")
+    )
     return folder / "both"
 
 
@@ -72,6 +74,7 @@ def test_heads_are_trained_one_after_the_other_into_one_folder(folder, both):
     answers = GLIPv2ForVisualQuestionAnswering.from_pretrained(both)
     assert {"yes", "left", "3", "chair"} <= set(answers.config.label2id)
     captions = GLIPv2ForConditionalGeneration.from_pretrained(both)
+    assert len(captions.caption_head.layers) == 1
     tokenizer = GLIPv2Processor.from_pretrained(both).tokenizer
     assert captions.generation_config.eos_token_id == tokenizer.sep_token_id
 
