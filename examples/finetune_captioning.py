@@ -18,8 +18,9 @@ are the paper's: ten epochs, learning rate 5e-5, 10 % warm-up, decay 0.01; there
 The best weights by CIDEr of greedy captions are kept; `metrics.json` has the scores of `--num_beams` beams on the same
 pictures and `captions.json` the captions. Where objects have phrases, it also says how many phrases of the captions
 are true and how many of their boxes are right. With `--freeze_shared` the head alone learns, and the output keeps the
-checkpoint's other heads; such a head needs blocks of its own (`--head_layers`). `--blind` blanks the pictures: what words alone can tell. Goes on after an interruption with
-`--resume_from_checkpoint latest`; runs on many processes with `accelerate launch`.
+checkpoint's other heads; such a head needs blocks of its own (`--head_layers`). `--blind` blanks the pictures: what
+words alone can tell. Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many processes with
+`accelerate launch`.
 """
 
 import argparse
