@@ -1,0 +1,250 @@
+"""
+Measures GLIPv2-tiny beside transformers' Grounding DINO tiny: seconds, peak memory and their ratios, from one run.
+
+    python examples/benchmark.py --output benchmark.md          # two CPU threads, float32, some ten minutes
+    python examples/benchmark.py --device cuda                  # bfloat16, eager and compiled
+
+Both have random weights, which cost the same as trained ones, and see one picture. Each runs in a process of its own
+while the other waits, in turns, and the fastest turn counts. Prompts are random tokens, as many as the labels of COCO
+and LVIS have in BERT's vocabulary.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import platform
+import re
+import resource
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torchvision
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
+
+from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection
+from transformers_glipv2.inference import EncodedPrompt, detect_prompts
+from transformers_glipv2.post_processing import picture_detections
+
+# Labels of a prompt and their tokens, ascending, as a process remembers its highest memory only.
+TOKENS = {10: 22, 39: 112, 80: 195}
+NUM_PROMPTS = 31  # of 39 labels: the 1,203 of LVIS
+PARTS = {
+    "backbone": r"model\.backbone",
+    "pyramid": r"model\.neck",
+    "text encoder": r"model\.text_encoder",
+    "fusion": r"model\.layers\.\d+\.fusion",
+    "fused text layers": r"model\.layers\.\d+\.text_layer",
+    "dynamic convolution": r"model\.layers\.\d+\.dyconv",
+    "head": r"detection_head",
+}
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    add("--runs", type=int, default=3, choices=range(1, 100), metavar="N", help="turns of each model (default: 3)")
+    add("--size", type=int, nargs=2, default=(800, 1066), help="height and width of the picture (default: 800 1066)")
+    add("--scale", choices=("tiny", "nano"), default="tiny", help="size of GLIPv2 (default: tiny)")
+    add("--output", type=Path, help="file to write the tables to as well")
+    return parser.parse_args(arguments)
+
+
+class Worker:
+    """One model and the measurements of it; `kind` is "ours", "compiled" or "peer"."""
+
+    def __init__(self, kind: str, args: argparse.Namespace):
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        self.kind, self.device, self.imports = kind, torch.device(args.device), process_memory()
+        if kind == "peer":
+            model = GroundingDinoForObjectDetection(GroundingDinoConfig())
+        else:
+            # Without the cache of texts, which would hide what they cost.
+            model = GLIPv2ForObjectDetection(GLIPv2Config.from_size(args.scale, text_cache_size=0))
+        self.model = model.eval().to(self.device, torch.float32 if args.device == "cpu" else torch.bfloat16)
+        self.call = torch.compile(self.model) if kind == "compiled" else self.model
+        self.pixel_values = torch.randn(1, 3, *args.size, device=self.device, dtype=self.model.dtype)
+        self.parts: dict[str, float] = defaultdict(float)
+        for part, pattern in PARTS.items() if kind == "ours" else ():
+            for name, module in self.model.named_modules():
+                if re.fullmatch(pattern, name):
+                    module.register_forward_pre_hook(lambda *_, part=part: self.add(part, -self.now()))
+                    module.register_forward_hook(lambda *_, part=part: self.add(part, self.now()))
+
+    def add(self, part: str, seconds: float) -> None:
+        self.parts[part] += seconds
+
+    def forward(self, labels: int) -> dict:
+        """One picture and one prompt, from pixels to boxes (of the peer: to its outputs)."""
+        input_ids = torch.randint(2000, 20000, (1, TOKENS[labels]), device=self.device)
+        self.parts.clear()
+        start = self.now()
+        output = self.call(self.pixel_values, input_ids, attention_mask=torch.ones_like(input_ids))
+        if self.kind != "peer":
+            before = self.now()
+            picture_detections(output, 0, label_map(labels), threshold=0.0)  # the worst case
+            self.parts["post-processing"] = self.now() - before
+        return {"seconds": self.now() - start, "memory": self.peak_memory(), "parts": dict(self.parts)}
+
+    def vocabulary(self, labels: int) -> dict:
+        """One picture and 31 prompts of `labels` labels, in one call."""
+        ids, words = torch.randint(2000, 20000, (NUM_PROMPTS, TOKENS[labels])).tolist(), label_map(labels)
+        prompts = [EncodedPrompt(ids[i], words, list(range(i * labels, (i + 1) * labels))) for i in range(NUM_PROMPTS)]
+        start = self.now()
+        features = self.model.get_image_features(self.pixel_values)
+        with tqdm(total=NUM_PROMPTS, desc="1,203 labels", leave=False) as bar:
+            detect_prompts(self.model, features, prompts, 0, self.pixel_values.shape[-2:], on_batch=bar.update)
+        return {"seconds": self.now() - start, "memory": self.peak_memory()}
+
+    def bounds(self, labels: int) -> dict:
+        """What one forward multiplies and moves, and how much of either this machine does in a second."""
+        operators = {torch.ops.torchvision.deform_conv2d: deform_flops}
+        with FlopCounterMode(display=False, custom_mapping=operators) as flops, BytesMoved() as moved:
+            self.forward(labels)
+        side = 2048 if self.device.type == "cpu" else 8192
+        matrix = torch.randn(side, side, device=self.device, dtype=self.model.dtype)
+        return {
+            "operations": (flops.get_total_flops(), 2 * side**3 / self.fastest(lambda: matrix @ matrix)),
+            "bytes": (moved.total, 2 * matrix.nbytes / self.fastest(matrix.clone)),
+        }
+
+    def fastest(self, work) -> float:
+        times = [self.now(), *((work(), self.now())[1] for _ in range(10))]
+        return min(after - before for before, after in itertools.pairwise(times))
+
+    def now(self) -> float:
+        if self.device.type != "cpu":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def peak_memory(self) -> float:
+        """In GB: of this process beyond its imports, or of the GPU."""
+        if self.device.type == "cpu":
+            return process_memory() - self.imports
+        return torch.cuda.max_memory_allocated(self.device) / 1e9
+
+
+def process_memory() -> float:
+    """The most that this process has held, in GB; Linux counts in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def label_map(labels: int) -> torch.Tensor:
+    """`(labels, tokens)`: the tokens of a prompt, without its special ones, shared out among the labels."""
+    places = torch.arange(TOKENS[labels])
+    owners = (places - 1) * labels // (TOKENS[labels] - 2)
+    return (owners == torch.arange(labels)[:, None]) & (places > 0) & (places < TOKENS[labels] - 1)
+
+
+def deform_flops(x_shape, weight_shape, offset_shape, *args, out_shape=None, **kwargs) -> int:
+    """Of torchvision's operator: a 3x3 convolution at every place that has offsets."""
+    return 2 * torch.Size(weight_shape).numel() * offset_shape[0] * offset_shape[2] * offset_shape[3]
+
+
+class BytesMoved(TorchDispatchMode):
+    """Adds up what every operator reads and writes; views move nothing."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs, outputs = ([x for x in tree_leaves(t) if torch.is_tensor(x)] for t in ((args, kwargs), result))
+        sources = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        is_view = any(tensor.untyped_storage().data_ptr() in sources for tensor in outputs)
+        if func._schema.is_mutable or not is_view:
+            self.total += sum(tensor.nbytes for tensor in inputs + outputs)
+        return result
+
+
+@torch.no_grad()
+def serve(connection, kind: str, args: argparse.Namespace) -> None:
+    """Measures what comes over `connection`, (method, labels), until `None` does."""
+    worker = Worker(kind, args)
+    for method, labels in iter(connection.recv, None):
+        connection.send(getattr(worker, method)(labels))
+
+
+def measure(kinds: list[str], args: argparse.Namespace) -> dict:
+    """By kind and labels the fastest turn; the long vocabulary under ("ours", 1203); the bounds under "bounds"."""
+    context, connections = multiprocessing.get_context("spawn"), {}
+    for kind in kinds:
+        connections[kind], end = context.Pipe()
+        context.Process(target=serve, args=(end, kind, args), daemon=True).start()
+        end.close()  # so that a process that fails is noticed
+
+    def ask(kind: str, *request: object) -> dict:
+        connections[kind].send(request)
+        return connections[kind].recv()
+
+    turns, results = [(labels, kind) for labels in TOKENS for _ in range(args.runs + 1) for kind in kinds], {}
+    for labels, kind in tqdm(turns):
+        results.setdefault((kind, labels), []).append(ask(kind, "forward", labels))
+    # The first turn warms up.
+    best = {key: min(found[1:], key=lambda result: result["seconds"]) for key, found in results.items()}
+    best["ours", 1203] = ask("ours", "vocabulary", 39)
+    best["bounds"] = ask("ours", "bounds", 80)
+    for connection in connections.values():
+        connection.send(None)
+    return best
+
+
+def report(best: dict, kinds: list[str], args: argparse.Namespace) -> str:
+    """The tables in Markdown."""
+    cpu = args.device == "cpu"
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else [platform.machine()]
+    machine = f"{names[0]}, {args.threads} threads" if cpu else torch.cuda.get_device_name(args.device)
+    versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, torchvision, transformers))
+    one, peer, whole = (best[key]["seconds"] for key in (("ours", 39), ("peer", 39), ("ours", 1203)))
+    lines = [
+        f"{machine}; {args.size[0]}x{args.size[1]}, batch 1, {'float32' if cpu else 'bfloat16'}; {versions}\n",
+        row("labels", "tokens", *(f"{kind}: {unit}" for kind in kinds for unit in ("s", "GB")), "time", "memory"),
+        row(*["---"] * (4 + 2 * len(kinds))),
+    ]
+    for labels, tokens in TOKENS.items():
+        cells = [f"{best[kind, labels][what]:.3f}" for kind in kinds for what in ("seconds", "memory")]
+        ratios = [best["ours", labels][what] / best["peer", labels][what] for what in ("seconds", "memory")]
+        lines.append(row(labels, tokens, *cells, *(f"{ratio:.2f}" for ratio in ratios)))
+    memory, separate, extrapolated = best["ours", 1203]["memory"], NUM_PROMPTS * one, NUM_PROMPTS * peer
+    lines += [
+        f"\nOurs is GLIPv2-{args.scale}, the peer Grounding DINO tiny; the last columns: ours / peer. Memory is the",
+        f"most held, with weights, {'without imports' if cpu else 'on the GPU'}.\n",
+        f"1,203 labels: {whole:.1f} s and {memory:.2f} GB in one call of {NUM_PROMPTS} prompts; {separate:.1f} s,",
+        f"{separate / whole:.2f} times as long, in {NUM_PROMPTS} separate calls ({NUM_PROMPTS} x one). The peer,",
+        f"extrapolated ({NUM_PROMPTS} x one): {extrapolated:.1f} s; ours / peer {whole / extrapolated:.2f}.\n",
+        row("part of ours", *(f"{labels} labels: s" for labels in TOKENS)),
+        row(*["---"] * (1 + len(TOKENS))),
+    ]
+    for part in [*PARTS, "post-processing"]:
+        lines.append(row(part, *(f"{best['ours', labels]['parts'][part]:.3f}" for labels in TOKENS)))
+    lines.append("\nWhat bounds 80 labels:\n")
+    for name, what in (("operations", "a large matrix product"), ("bytes", "a copy; traffic of eager operators")):
+        amount, rate = best["bounds"][name]
+        lines.append(f"- {amount / 1e9:.0f} G {name} at {rate / 1e9:.0f} G/s ({what}): {amount / rate:.3f} s")
+    return "\n".join(lines)
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    kinds = ["ours", *(() if args.device == "cpu" else ("compiled",)), "peer"]
+    text = report(measure(kinds, args), kinds, args)
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
