@@ -392,3 +392,22 @@ def test_save_and_load_keeps_words_tied(model, tmp_path):
     assert loaded.generation_config.eos_token_id == SEP
     with torch.no_grad():
         torch.testing.assert_close(loaded(**tiny_inputs()).logits, model(**tiny_inputs()).logits)
+
+
+def test_a_head_over_frozen_weights_learns_the_captions_of_two_pictures():
+    model = make_model(caption_head_layers=1)
+    model.freeze_shared()
+    tokenizer = tiny_tokenizer()
+    captions = ["a red wine glass", "the black bishop next the man"]
+    texts = tokenizer(captions, padding=True, return_tensors="pt", return_token_type_ids=False)
+    labels = texts["input_ids"].masked_fill(texts["attention_mask"] == 0, -100)
+    with torch.no_grad():
+        features = model.get_image_features(**pictures_of(tiny_inputs()))
+    optimizer = torch.optim.AdamW(model.caption_head.parameters(), lr=5e-3)
+    model.train()
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(image_features=features, **texts, labels=labels).loss.backward()
+        optimizer.step()
+    tokens = model.eval().generate(image_features=features, num_beams=2, max_new_tokens=12)
+    assert tokenizer.batch_decode(tokens, skip_special_tokens=True) == captions
