@@ -17,6 +17,7 @@ Another vocabulary of at most --max_labels labels and --max_tokens tokens needs 
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -70,7 +71,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args.output.mkdir(parents=True, exist_ok=True)
 
     vocabulary = encode_vocabulary(model, processor, args.labels, args.max_labels, args.max_tokens)
-    save_file(vars(vocabulary), args.output / "vocabulary.safetensors")
+    save_file(vars(vocabulary), partial(args.output / "vocabulary.safetensors"))
+    finish(args.output / "vocabulary.safetensors")
     image = load_picture(args.image)
     pixels, scale = fit(processor, image, args.height, args.width)
     inputs = (pixels, vocabulary.text_features, vocabulary.attention_mask, vocabulary.label_map)
@@ -79,12 +81,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     expected = graph(*inputs)
     names = ["scores", "centerness", "boxes", "fused_text", *(f"map{level}" for level in range(3, 8))]
     file = args.output / "detector.onnx"
-    export(graph, inputs, DETECTOR_INPUTS, names, file)
-    session = open_session(file)
+    export(graph, inputs, DETECTOR_INPUTS, names, partial(file))
+    session = open_session(partial(file))
     feeds = dict(zip(DETECTOR_INPUTS, to_numpy(inputs), strict=True))
     found = dict(zip(names, session.run(None, feeds), strict=True))
     report: dict[str, Any] = {"difference": differences(found, dict(zip(names, expected, strict=True)), args)}
     check(report["difference"], file)
+    finish(file)
 
     report["times_as_fast_as_pytorch"] = times_as_fast(
         lambda: session.run(None, feeds), lambda: graph(*inputs), args.repeats
@@ -104,7 +107,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     for score, label, box in zip(boxes[0], boxes[1], in_picture(boxes[2], scale, image), strict=True):
         print(f"{score:.3f}  {args.labels[label]:<24} {box.round().int().tolist()}")
-    (args.output / "export.json").write_text(json.dumps({**settings, "measured": report}, indent=2) + "\n")
+    partial(args.output / "export.json").write_text(json.dumps({**settings, "measured": report}, indent=2) + "\n")
+    finish(args.output / "export.json")
     print(json.dumps(report, indent=2))
     return {**settings, "measured": report}
 
@@ -129,6 +133,15 @@ def export(graph: nn.Module, inputs: tuple, input_names: Any, output_names: list
         external_data=False,
         verbose=False,
     )
+
+
+def partial(file: Path) -> Path:
+    """Where a file is written until it is whole and checked."""
+    return file.with_name(f"{file.name}.partial")
+
+
+def finish(file: Path) -> None:
+    os.replace(partial(file), file)
 
 
 def open_session(file: Path) -> onnxruntime.InferenceSession:
@@ -163,13 +176,14 @@ def export_masks(
     inputs = (corners, words, fused_text, *maps)
     names = ["boxes", "words", "fused_text", *(name for name in found if name.startswith("map"))]
     file = args.output / "masks.onnx"
-    export(MaskGraph(head).eval(), inputs, names, ["mask_logits"], file)
-    session = open_session(file)
+    export(MaskGraph(head).eval(), inputs, names, ["mask_logits"], partial(file))
+    session = open_session(partial(file))
     feeds = dict(zip(names, to_numpy(inputs), strict=True))
     expected = head(maps, [corners], fused_text, [words])
     (logits,) = session.run(None, feeds)
     difference = float((torch.from_numpy(logits).sigmoid() - expected.sigmoid()).abs().max())
     check({"masks": difference}, file)
+    finish(file)
     faster = times_as_fast(
         lambda: session.run(None, feeds), lambda: head(maps, [corners], fused_text, [words]), args.repeats
     )
@@ -187,8 +201,9 @@ def quantize(
     target = file.with_name("detector_int8.onnx")
     prepared = file.with_name("detector_prepared.onnx")
     quant_pre_process(file, prepared, skip_symbolic_shape=True)
-    quantize_dynamic(prepared, target, op_types_to_quantize=["MatMul", "Gemm"])
+    quantize_dynamic(prepared, partial(target), op_types_to_quantize=["MatMul", "Gemm"])
     prepared.unlink()
+    finish(target)
     session = open_session(target)
     names = list(found)
     results = dict(zip(names, session.run(None, feeds), strict=True))

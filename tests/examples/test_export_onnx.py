@@ -66,7 +66,10 @@ def test_what_was_measured(exported):
     assert 0 < measured["int8"]["difference"]["scores"] < 0.2
     assert measured["int8"]["megabytes"] < measured["megabytes"]["detector.onnx"]
     assert all(part["times_as_fast_as_pytorch"] > 0 for part in (measured, measured["masks"], measured["int8"]))
-    assert not (folder / "detector_prepared.onnx").exists()
+    assert {file.name for file in folder.iterdir() if file.is_file() and file.suffix != ".png"} == {
+        *("detector.onnx", "detector_int8.onnx", "masks.onnx"),
+        *("vocabulary.safetensors", "export.json"),
+    }
 
 
 def test_standard_operators_and_fixed_shapes(exported):

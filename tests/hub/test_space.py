@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,19 @@ from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQue
 pytest.importorskip("gradio", reason="the Space needs gradio (the extra `demo`)")
 pytest.importorskip("skimage", reason="the Space shows pictures of scikit-image (the extra `demo`)")
 
+# The Space as the Hub runs it: its own folder, and the package not installed.
+SCRIPT = """
+import runpy, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "transformers_glipv2":
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, ".")
+runpy.run_path("app.py", run_name="__main__")
+"""
 ANSWERS = ["yes", "no", "red", "2", "dog", "cat"]
 HEADS = {
     "mask_head": GLIPv2ForInstanceSegmentation,
@@ -159,11 +173,19 @@ def test_page_in_a_browser(plain, tmp_path):
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
         "OMP_NUM_THREADS": "1",
     }
+    environment.pop("PYTHONPATH", None)
+    with load_script("push.py").space_folder(HUB_UPLOAD / "space", None) as folder:
+        shutil.copytree(folder, tmp_path / "space")
     log = (tmp_path / "log.txt").open("w")
     server = subprocess.Popen(
-        [sys.executable, str(HUB_UPLOAD / "space" / "app.py")], env=environment, stdout=log, stderr=subprocess.STDOUT
+        [sys.executable, "-P", "-c", SCRIPT],
+        cwd=tmp_path / "space",
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     try:
         address = f"http://127.0.0.1:{port}"
