@@ -136,6 +136,15 @@ def test_vision_may_be_blind_to_the_text(implementation):
 
 
 @torch.no_grad()
+def test_chunks_run_under_autocast():
+    layer, arguments = bi_attention("sdpa"), inputs(True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = layer(**arguments)[:2]
+    for half, full in zip(halved, layer(**arguments)[:2], strict=True):
+        torch.testing.assert_close(half, full, atol=0.1, rtol=0.1, check_dtype=False)
+
+
+@torch.no_grad()
 def test_large_scores_are_bounded():
     layer, arguments = bi_attention(), inputs(False)
     layer.text_key.weight.mul_(1e8)

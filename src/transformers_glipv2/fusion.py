@@ -196,14 +196,16 @@ class GLIPv2BiAttention(nn.Module):
         absorbed_values = at_least_float32(values @ out_weight.permute(1, 2, 0)).flatten(1, 2)
         updates, sums = [], []
         for picture in range(vision.shape[0]):
-            update, text_sums = attend_in_chunks(
-                vision[picture],
-                absorbed_keys[picture],
-                biases[picture],
-                absorbed_values[picture] if vision_sees_text else None,
-                None if text_mask is None else text_mask[picture],
-                self.num_heads,
-            )
+            # Autocast would mix half precision into the running sums.
+            with torch.autocast(vision.device.type, enabled=False):
+                update, text_sums = attend_in_chunks(
+                    vision[picture],
+                    absorbed_keys[picture],
+                    biases[picture],
+                    absorbed_values[picture] if vision_sees_text else None,
+                    None if text_mask is None else text_mask[picture],
+                    self.num_heads,
+                )
             updates.append(None if update is None else update.add_(out_bias))
             sums.append(text_sums)
         text_update = torch.stack(sums).unflatten(1, (self.num_heads, -1)).to(text.dtype) @ value_weight.mT
