@@ -21,7 +21,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForInstanceSegmentation,
     AutoModelForVisualQuestionAnswering,
-    AutoModelForZeroShotObjectDetection,
     AutoProcessor,
     pipeline,
 )
@@ -51,7 +50,9 @@ class Demo:
         trust = {"trust_remote_code": True}
         self.name = name
         self.processor = AutoProcessor.from_pretrained(name, **trust)
-        detector = AutoModelForZeroShotObjectDetection.from_pretrained(name, **trust).eval()
+        # By name, not around a model: only so does transformers take the pipeline's class from the checkpoint too.
+        self.detector = pipeline(TASK, model=name, device="cpu", **trust)
+        detector = self.detector.model
         # The other models share the detector's weights in the checkpoint; only their heads are further ones in memory.
         self.models = {"detection_head": detector}
         for head, auto_class in HEADS.items():
@@ -59,13 +60,6 @@ class Demo:
                 model = auto_class.from_pretrained(name, **trust).eval()
                 model.model, model.detection_head = detector.model, detector.detection_head
                 self.models[head] = model
-        self.detector = pipeline(
-            TASK,
-            model=detector,
-            tokenizer=self.processor.tokenizer,
-            image_processor=self.processor.image_processor,
-            device="cpu",
-        )
 
     def has(self, head: str) -> bool:
         return head in self.models
