@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from .configuration_glipv2 import GLIPv2Config
+from .grounded_language import answer_and_ground, caption_and_ground
 from .image_processing_glipv2 import GLIPv2ImageProcessor
 from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 from .inference import detect_labels, ground_phrases
@@ -21,7 +22,7 @@ from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2PreTra
 from .modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from .modeling_glipv2_pretraining import GLIPv2ForMaskedLM, GLIPv2ForPreTraining
 from .modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
-from .modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
+from .modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
 from .pipelines import GLIPv2ZeroShotObjectDetectionPipeline, register_pipelines
 from .processing_glipv2 import GLIPv2Processor
 from .segmentation_pipeline import (
@@ -70,6 +71,9 @@ __all__ = [
     "GLIPv2VisualQuestionAnsweringPipeline",
     "GLIPv2ZeroShotInstanceSegmentationPipeline",
     "GLIPv2ZeroShotObjectDetectionPipeline",
+    "answer_and_ground",
+    "answer_config",
+    "caption_and_ground",
     "detect_labels",
     "ground_phrases",
     "segment_labels",
