@@ -370,6 +370,26 @@ def test_every_card_tells_what_users_must_know(push, card):
     assert not [entry for entry in description["results"] if "metric_value" in entry]
 
 
+@pytest.mark.parametrize("heads", [[], ["mask_head"], ["mask_head", "answer_head", "caption_head"]])
+def test_the_card_shows_code_for_the_heads_that_are_there(push, folder, tmp_path, heads):
+    config = json.loads((folder / "config.json").read_text())
+    size = json.loads((folder / "processor_config.json").read_text())["image_processor"]["size"]
+    parts = {"model": 1_000_000, "detection_head": 1000, **dict.fromkeys(heads, 2000)}
+    template = HUB_UPLOAD / "cards" / "glipv2-nano.md"
+    card, _ = sys.modules["model_card"].make_card(template, tmp_path, REPO, parts, config, size)
+    text = str(card)
+    examples = {
+        "mask_head": "AutoModelForInstanceSegmentation",
+        "answer_head": "AutoModelForVisualQuestionAnswering",
+        "caption_head": "AutoModelForImageTextToText",
+    }
+    for head, name in examples.items():
+        assert (name in text) == (head in heads) == (f"`{head}`" in text)
+    assert text.count("{") == text.count("}")
+    for block in text.split("```python\n")[1:]:
+        compile(block.split("```")[0], "card", "exec")
+
+
 def test_another_licence_needs_its_text(push, folder):
     arguments = ["--folder", str(folder), "--repo_id", REPO, "--card", "glip-converted"]
     with pytest.raises(SystemExit, match=r"'mit'.*LICENSE"):
