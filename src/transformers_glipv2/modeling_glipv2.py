@@ -600,11 +600,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             input_ids.device,
             *((name, value.shape, value.cpu().numpy().tobytes()) for name, value in inputs.items()),
         )
-        features = self.text_cache.get(key, self.text_encoder)
-        if features is None:
-            features = self._encode_text(inputs)
-            self.text_cache.put(key, features)
-        return features
+        return self.text_cache.get_or_encode(key, self.text_encoder, lambda: self._encode_text(inputs))
 
     def _encode_text(self, inputs: dict[str, torch.Tensor]) -> torch.FloatTensor:
         if self.config.use_fusion:

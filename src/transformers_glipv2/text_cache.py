@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import nn
@@ -53,25 +53,32 @@ class TextFeatureCache:
         with self._lock:
             self._entries.clear()
 
-    def get(self, key: Hashable, encoder: nn.Module) -> torch.Tensor | None:
-        """The features kept under `key`, or `None`; `encoder` is the module that made them."""
+    def get_or_encode(self, key: Hashable, encoder: nn.Module, encode: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """
+        The features kept under `key`, or those that `encode` gives, which are kept from then on.
+
+        Args:
+            key: what the features depend on beside the weights.
+            encoder: the module whose weights they depend on.
+            encode: makes them; called outside of the lock, so that threads encode side by side.
+        """
         fingerprint = weights_fingerprint(encoder)
         with self._lock:
             if fingerprint != self._fingerprint:
                 self._entries.clear()
                 self._fingerprint = fingerprint
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key]
-
-    def put(self, key: Hashable, features: torch.Tensor) -> None:
-        """Keeps `features` under `key` and drops the entry unused for longest when there are too many."""
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        features = encode()
         with self._lock:
-            self._entries[key] = features
-            self._entries.move_to_end(key)
-            while len(self._entries) > self.max_entries:
-                self._entries.popitem(last=False)
+            # Another thread may have seen other weights meanwhile.
+            if fingerprint == self._fingerprint:
+                self._entries[key] = features
+                self._entries.move_to_end(key)
+                while len(self._entries) > self.max_entries:
+                    self._entries.popitem(last=False)
+        return features
 
 
 __all__ = ["TextFeatureCache", "weights_fingerprint"]
