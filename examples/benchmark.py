@@ -12,7 +12,6 @@ and LVIS have in BERT's vocabulary.
 import argparse
 import itertools
 import multiprocessing
-import platform
 import re
 import resource
 import time
@@ -64,15 +63,14 @@ class Worker:
     def __init__(self, kind: str, args: argparse.Namespace):
         torch.set_num_threads(args.threads)
         torch.manual_seed(0)
-        self.kind, self.device, self.imports = kind, torch.device(args.device), process_memory()
-        if kind == "peer":
-            model = GroundingDinoForObjectDetection(GroundingDinoConfig())
-        else:
-            # Without the cache of texts, which would hide what they cost.
-            model = GLIPv2ForObjectDetection(GLIPv2Config.from_size(args.scale, text_cache_size=0))
-        self.model = model.eval().to(self.device, torch.float32 if args.device == "cpu" else torch.bfloat16)
+        self.kind, self.device = kind, torch.device(args.device)
+        with torch.device("meta"):
+            build(kind, args.scale)  # imports what building imports
+        self.imports = process_memory()
+        dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+        self.model = build(kind, args.scale).eval().to(self.device, dtype)
         self.call = torch.compile(self.model) if kind == "compiled" else self.model
-        self.pixel_values = torch.randn(1, 3, *args.size, device=self.device, dtype=self.model.dtype)
+        self.pixel_values = torch.randn(1, 3, *args.size, device=self.device, dtype=dtype)
         self.parts: dict[str, float] = defaultdict(float)
         for part, pattern in PARTS.items() if kind == "ours" else ():
             for name, module in self.model.named_modules():
@@ -96,7 +94,6 @@ class Worker:
         return {"seconds": self.now() - start, "memory": self.peak_memory(), "parts": dict(self.parts)}
 
     def vocabulary(self, labels: int) -> dict:
-        """One picture and 31 prompts of `labels` labels, in one call."""
         ids, words = torch.randint(2000, 20000, (NUM_PROMPTS, TOKENS[labels])).tolist(), label_map(labels)
         prompts = [EncodedPrompt(ids[i], words, list(range(i * labels, (i + 1) * labels))) for i in range(NUM_PROMPTS)]
         start = self.now()
@@ -127,10 +124,15 @@ class Worker:
         return time.perf_counter()
 
     def peak_memory(self) -> float:
-        """In GB: of this process beyond its imports, or of the GPU."""
-        if self.device.type == "cpu":
-            return process_memory() - self.imports
-        return torch.cuda.max_memory_allocated(self.device) / 1e9
+        on_gpu = self.device.type != "cpu"
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if on_gpu else process_memory() - self.imports
+
+
+def build(kind: str, scale: str) -> torch.nn.Module:
+    if kind == "peer":
+        return GroundingDinoForObjectDetection(GroundingDinoConfig())
+    # Without the cache of texts, which would hide what they cost.
+    return GLIPv2ForObjectDetection(GLIPv2Config.from_size(scale, text_cache_size=0))
 
 
 def process_memory() -> float:
@@ -188,7 +190,7 @@ def measure(kinds: list[str], args: argparse.Namespace) -> dict:
     turns, results = [(labels, kind) for labels in TOKENS for _ in range(args.runs + 1) for kind in kinds], {}
     for labels, kind in tqdm(turns):
         results.setdefault((kind, labels), []).append(ask(kind, "forward", labels))
-    # The first turn warms up.
+    # Without the first turn, which warms up.
     best = {key: min(found[1:], key=lambda result: result["seconds"]) for key, found in results.items()}
     best["ours", 1203] = ask("ours", "vocabulary", 39)
     best["bounds"] = ask("ours", "bounds", 80)
@@ -198,10 +200,8 @@ def measure(kinds: list[str], args: argparse.Namespace) -> dict:
 
 
 def report(best: dict, kinds: list[str], args: argparse.Namespace) -> str:
-    """The tables in Markdown."""
     cpu = args.device == "cpu"
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else [platform.machine()]
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) or ["unknown CPU"]
     machine = f"{names[0]}, {args.threads} threads" if cpu else torch.cuda.get_device_name(args.device)
     versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, torchvision, transformers))
     one, peer, whole = (best[key]["seconds"] for key in (("ours", 39), ("peer", 39), ("ours", 1203)))
@@ -240,8 +240,7 @@ def row(*cells: object) -> str:
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     kinds = ["ours", *(() if args.device == "cpu" else ("compiled",)), "peer"]
-    text = report(measure(kinds, args), kinds, args)
-    print(text)
+    print(text := report(measure(kinds, args), kinds, args))
     if args.output:
         args.output.write_text(text + "\n")
 
