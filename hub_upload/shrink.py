@@ -1,0 +1,57 @@
+"""
+Halves the weights of a trained folder for shipping: float16 on disk, float32 when loaded.
+
+    python hub_upload/shrink.py --model outputs/nano --output hub_upload/glipv2-nano
+
+config.json keeps `dtype: float32`, so `from_pretrained` computes in float32 as before. Everything else is copied.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = "model.safetensors"
+COPIED = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder that training wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    args = parser.parse_args(arguments)
+    if not (args.model / WEIGHTS).is_file():
+        raise SystemExit(f"error: {args.model} holds no {WEIGHTS}; pass a folder that a training script wrote.")
+    weights = {name: halved(name, value) for name, value in load_file(args.model / WEIGHTS).items()}
+    config = json.loads((args.model / "config.json").read_text(encoding="utf-8"))
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    partial = args.output / f"{WEIGHTS}.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, args.output / WEIGHTS)
+    # Without it transformers would compute in what the file holds.
+    text = json.dumps({**config, "dtype": "float32"}, indent=2) + "\n"
+    (args.output / "config.json").write_text(text, encoding="utf-8")
+    for name in COPIED:
+        if (args.model / name).is_file():
+            shutil.copyfile(args.model / name, args.output / name)
+    size = (args.output / WEIGHTS).stat().st_size / 1e6
+    print(f"{args.output}: {sum(value.numel() for value in weights.values()) / 1e6:.2f} M parameters, {size:.1f} MB")
+
+
+def halved(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A float tensor as float16; others as they are. Refuses what float16 cannot hold."""
+    if not value.is_floating_point():
+        return value
+    half = value.half()
+    if not half.isfinite().all():
+        raise SystemExit(f"error: {name} holds values beyond float16 ({value.abs().max():.3g}); ship it in float32.")
+    return half
+
+
+if __name__ == "__main__":
+    main()
