@@ -2,9 +2,11 @@
 ODinW, "object detection in the wild": 13 and 35 data sets from Roboflow (Li et al., "GLIP", CVPR 2022; "ELEVATER",
 NeurIPS 2022), their classes and published prompts, and their tables.
 
-Class names, and the prompts of the sets that have more than a list of names, follow GLIP's evaluation configurations
-as far as they could be read (Aquarium, EgoHands, pothole, Packages, Mushrooms, Rabbits, Shellfish, Chess); every other
-set is asked for by its list of names.
+Class names and their order, folders, splits and prompts were compared, set by set, with GLIP's 35 configurations
+(`configs/odinw_35` of microsoft/GLIP, revision 91f2092); the 13 are those of `configs/odinw_13`, of which MQ-Det has a
+copy. Each lists its categories. Four have a prompt (Aquarium, EgoHands generic, Packages, pothole); the others are
+asked for by their list. An earlier revision (f91be1a) has no prompt for EgoHands, Packages and pothole, and says
+"Cottontail-Rabbit", "CoW" and "chanterelle" for "rabbit", "flat mushroom" and "yellow mushroom".
 """
 
 import statistics
@@ -30,6 +32,7 @@ class ODinWSet:
         prompt (`tuple[tuple[str, str, str], ...]`, *optional*): what stands before each class, its words, and what
             stands after, where the published prompt is more than a list of names.
         export (`bool`): pictures of all splits lie in one folder, beside a json a split.
+        test_folder (`str`): of the pictures that are tested; in PascalVOC, which has no others, those of "valid".
     """
 
     name: str
@@ -37,6 +40,7 @@ class ODinWSet:
     classes: tuple[str | None, ...]
     prompt: tuple[tuple[str, str, str], ...] | None = None
     export: bool = False
+    test_folder: str = "test"
 
     def annotation_file(self, root: str | Path, split: str = "test") -> Path:
         """The json of a split ("train", "val" or "test") under the folder of all data sets."""
@@ -45,7 +49,7 @@ class ODinWSet:
         folder = Path(root) / self.folder
         if self.export:
             return folder / f"{split}_{ANNOTATIONS}"
-        return folder / ("valid" if split == "val" else split) / ANNOTATIONS
+        return folder / {"train": "train", "val": "valid", "test": self.test_folder}[split] / ANNOTATIONS
 
     @property
     def category_ids(self) -> list[int]:
@@ -106,6 +110,8 @@ _CHESS = (
     "black bishop|black king|black knight|black pawn|black queen|black rook|white bishop|white king|white knight|"
     "white pawn|white queen|white rook"
 )
+# The blank name of class 1 leaves its full stop in the published prompt.
+_CHESS_PROMPT = tuple((" . " if index == 0 else "", name, "") for index, name in enumerate(_names(_CHESS)))
 _VOC = (
     "aeroplane|bicycle|bird|boat|bottle|bus|car|cat|chair|cow|diningtable|dog|horse|motorbike|person|pottedplant|"
     "sheep|sofa|train|tvmonitor"
@@ -136,7 +142,12 @@ ODINW_35: dict[str, ODinWSet] = {
             prompt=_AQUARIUM_PROMPT,
         ),
         ODinWSet("BCCD", "BCCD/BCCD.v3-raw.coco", _names("Platelets|RBC|WBC")),
-        ODinWSet("ChessPieces", "ChessPieces/Chess Pieces.v23-raw.coco", (None, *_names(_CHESS))),
+        ODinWSet(
+            "ChessPieces",
+            "ChessPieces/Chess Pieces.v23-raw.coco",
+            (None, *_names(_CHESS)),
+            prompt=_CHESS_PROMPT,
+        ),
         ODinWSet("CottontailRabbits", "CottontailRabbits", ("rabbit",)),
         ODinWSet(
             "DroneControl",
@@ -153,7 +164,7 @@ ODINW_35: dict[str, ODinWSet] = {
         ODinWSet("OxfordPets_by-species", "OxfordPets/by-species", _names("cat|dog")),
         ODinWSet("PKLot", "PKLot/640", _names("space-empty|space-occupied")),
         ODinWSet("Packages", "Packages/Raw", ("package",), prompt=(("there is a ", "package", " on the porch"),)),
-        ODinWSet("PascalVOC", "PascalVOC", _names(_VOC)),
+        ODinWSet("PascalVOC", "PascalVOC", _names(_VOC), test_folder="valid"),
         ODinWSet("Raccoon", "Raccoon/Raccoon.v2-raw.coco", ("raccoon",)),
         ODinWSet("ShellfishOpenImages", "ShellfishOpenImages/raw", _names("Crab|Lobster|Shrimp")),
         ODinWSet("ThermalCheetah", "ThermalCheetah", _names("cheetah|human")),
