@@ -3,10 +3,12 @@ ODinW, "object detection in the wild": 13 and 35 data sets from Roboflow (Li et 
 NeurIPS 2022), their classes and published prompts, and their tables.
 
 Class names and their order, folders, splits and prompts were compared, set by set, with GLIP's 35 configurations
-(`configs/odinw_35` of microsoft/GLIP, revision 91f2092); the 13 are those of `configs/odinw_13`, of which MQ-Det has a
-copy. Each lists its categories. Four have a prompt (Aquarium, EgoHands generic, Packages, pothole); the others are
-asked for by their list. An earlier revision (f91be1a) has no prompt for EgoHands, Packages and pothole, and says
-"Cottontail-Rabbit", "CoW" and "chanterelle" for "rabbit", "flat mushroom" and "yellow mushroom".
+(`configs/odinw_35` of microsoft/GLIP, revision 91f2092). Each lists its categories. Four have a prompt (Aquarium,
+EgoHands generic, Packages, pothole); the others are asked for by their list.
+
+The 13 are the sets of `configs/odinw_13` (seven files read at revision f91be1a, the rest in MQ-Det's copy), but asked
+for as in `odinw_35`. Those 13 files differ in six sets: they have no prompts, and say "Cottontail-Rabbit", "CoW" and
+"chanterelle" for "rabbit", "flat mushroom" and "yellow mushroom".
 """
 
 import statistics
