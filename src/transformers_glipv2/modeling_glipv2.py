@@ -28,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
+from .chunked_mlp import chunk_mlps
 from .configuration_glipv2 import GLIPv2Config
 from .dyhead import GLIPv2DyConv, init_dyconv
 from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
@@ -507,6 +508,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
     def __init__(self, config: GLIPv2Config):
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)
+        chunk_mlps(self.backbone)
         self.neck = GLIPv2FeaturePyramid(config, self.backbone.channels)
         self.text_encoder = AutoModel.from_config(config.text_config, add_pooling_layer=False)
         self.layers = nn.ModuleList(GLIPv2TowerLayer(config) for _ in range(config.num_fusion_layers))
