@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
         print(part, results[part])
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        settings = {name: str(value) for name, value in vars(args).items()}
+        settings = {name: getattr(args, name) for name in ("count", "negatives", "seed", "threshold")}
+        settings["more_backgrounds"] = args.background_folder is not None
         partial = args.output.with_suffix(".partial")
         partial.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, args.output)
