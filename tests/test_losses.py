@@ -256,12 +256,12 @@ def test_two_processes_equal_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [context.Process(target=step_of_process, args=(rank, port, queue)) for rank in range(2)]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=100) for _ in processes]
+    results = [queue.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
     loss, gradient = step(slice(0, 2))

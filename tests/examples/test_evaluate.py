@@ -2,12 +2,12 @@
 
 import importlib.util
 import json
-import multiprocessing
 import os
 import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -92,20 +92,16 @@ def arguments(folder: Path, output: str, *more) -> list[str]:
 @pytest.fixture(scope="module")
 def uninterrupted(folder) -> Path:
     AcceleratorState._reset_state(True)
+    # As the processes below: sums depend on the number of threads in the last digit.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     evaluate_detection.main(arguments(folder, "uninterrupted"))
+    torch.set_num_threads(threads)
     return folder / "uninterrupted"
 
 
-def run_forked(given: list[str], environment: dict[str, str]) -> None:
-    """What a forked process does; it leaves torch's threads alone, which stayed behind in the parent."""
-    torch.set_num_threads(1)
-    os.environ.update(environment)
-    AcceleratorState._reset_state(True)
-    evaluate_detection.main(given)
-
-
-def start(processes: int, given: list[str]) -> list[multiprocessing.Process]:
-    """The script on so many processes, as `accelerate launch` starts them, but forked: importing torch takes long."""
+def start(processes: int, given: list[str]) -> list[subprocess.Popen]:
+    """The script on so many processes, as `accelerate launch` starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -113,9 +109,8 @@ def start(processes: int, given: list[str]) -> list[multiprocessing.Process]:
     started = []
     for rank in range(processes):
         own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        environment = {"ACCELERATE_USE_CPU": "true", **own}
-        started.append(multiprocessing.get_context("fork").Process(target=run_forked, args=(given, environment)))
-        started[-1].start()
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **own}
+        started.append(subprocess.Popen([sys.executable, evaluate_detection.__file__, *given], env=environment))
     return started
 
 
@@ -132,20 +127,17 @@ def test_scores_are_those_of_the_result_file(folder, uninterrupted):
 def test_killed_on_one_process_it_goes_on_on_two(folder, uninterrupted):
     shards = folder / "killed" / "predictions"
     (process,) = start(1, arguments(folder, "killed"))
-    while process.is_alive() and len(list(shards.glob("predictions-*.json"))) < 2:
+    while process.poll() is None and len(list(shards.glob("predictions-*.json"))) < 2:
         time.sleep(0.002)
     process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     left = sorted(shards.glob("predictions-*.json"))
     assert 2 <= len(left) < PICTURES // 3
     assert not (folder / "killed" / "metrics.json").exists()
     written = {path: path.stat().st_mtime_ns for path in left}
 
     both = start(2, arguments(folder, "killed"))
-    for process in both:
-        process.join(timeout=300)
-    assert [process.exitcode for process in both] == [0, 0]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
     # What was there is kept, nothing is lost, and the bytes are those of one process that was left alone.
     assert {path: path.stat().st_mtime_ns for path in left} == written
     for name in ("predictions.json", "metrics.json"):
