@@ -13,6 +13,7 @@ code:
 | L_loc + L_intra + L_inter + L_mlm (equations 3 to 6)      | `losses.py`, `modeling_glipv2_pretraining.py`        |
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import drop_block2d
-from transformers import AutoBackbone, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoBackbone, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
@@ -497,6 +498,34 @@ class GLIPv2PreTrainedModel(PreTrainedModel):
             init.constant_(module.bias, -math.log((1 - module.prior_prob) / module.prior_prob))
 
 
+# What the fused text layers read of the text encoder's configuration.
+TEXT_FIELDS = (
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+
+
+def build_text_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """
+    Any BERT-like encoder of transformers, without its pooler.
+
+    Raises:
+        ValueError: when the configuration lacks what BERT's has.
+    """
+    missing = [name for name in TEXT_FIELDS if not hasattr(text_config, name)]
+    if missing:
+        raise ValueError(
+            f"`text_config` of type {text_config.model_type!r} has no {', '.join(missing)}; choose a BERT-like "
+            "encoder, such as bert, roberta, electra or mpnet."
+        )
+    model_class = MODEL_MAPPING[type(text_config)]
+    has_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return AutoModel.from_config(text_config, **({"add_pooling_layer": False} if has_pooler else {}))
+
+
 class GLIPv2Model(GLIPv2PreTrainedModel):
     """
     The dual encoder and the fusion encoder: (O0, P0) = (Enc_V(picture), Enc_L(text)); (O, P) = Enc_VL(O0, P0).
@@ -510,7 +539,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         chunk_mlps(self.backbone)
         self.neck = GLIPv2FeaturePyramid(config, self.backbone.channels)
-        self.text_encoder = AutoModel.from_config(config.text_config, add_pooling_layer=False)
+        self.text_encoder = build_text_encoder(config.text_config)
         self.layers = nn.ModuleList(GLIPv2TowerLayer(config) for _ in range(config.num_fusion_layers))
         self.text_cache = TextFeatureCache(config.text_cache_size)
         self.post_init()
