@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     config = GLIPv2Config.from_size("nano")
     config.text_config.vocab_size = len(kept)
+    # Scenes never repeat, and so small a network has nothing to spare.
+    config.fusion_dropout = config.text_config.hidden_dropout_prob = 0.0
+    config.text_config.attention_probs_dropout_prob = 0.0
     model = GLIPv2ForPreTraining(config)
     load_text_encoder(model.model.text_encoder, load_file(text_folder / "model.safetensors"), kept)
     load_backbone(model.model.backbone, torch.load(weights_file, map_location="cpu", weights_only=True))
@@ -61,6 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         do_lower_case=True,
         model_max_length=config.max_text_length,
     )
+    # Captions begin and end as BERT's texts do.
+    text_config = model.config.text_config
+    text_config.bos_token_id, text_config.eos_token_id = tokenizer.cls_token_id, tokenizer.sep_token_id
+    text_config.pad_token_id = tokenizer.pad_token_id
     # The backbone was trained on RGB in [-1, 1].
     image_processor = GLIPv2ImageProcessor(
         size={"shortest_edge": args.shortest_edge, "longest_edge": args.longest_edge},

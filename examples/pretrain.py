@@ -44,6 +44,17 @@ from transformers_glipv2.training import (
 )
 
 
+LOSSES = ("box", "centerness", "intra", "inter", "mlm")
+
+
+def loss_weight(text: str) -> tuple[str, float]:
+    """`inter=0.5` as the config's field and its value."""
+    name, _, weight = text.partition("=")
+    if name not in LOSSES:
+        raise argparse.ArgumentTypeError(f"{text!r} names none of the losses {', '.join(LOSSES)}; write inter=0.5")
+    return f"{name}_loss_weight", float(weight)
+
+
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -73,6 +84,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="of the average of weights that is kept; 0: none (default: 0.999)",
     )
     add("--freeze", nargs="*", choices=FREEZABLE, default=[], help="parts that are not trained (default: none)")
+    add(
+        "--loss_weights",
+        nargs="*",
+        type=loss_weight,
+        default=[],
+        metavar="LOSS=WEIGHT",
+        help=f"of {', '.join(LOSSES)}; 0 leaves one out (default: the model's)",
+    )
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice to save memory")
     add(
@@ -127,7 +146,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         return step_loader(mixture, batches, collator, args.num_workers)
 
     # Model and optimizer.
-    model = GLIPv2ForPreTraining.from_pretrained(args.model)
+    model = GLIPv2ForPreTraining.from_pretrained(args.model, **dict(args.loss_weights))
     freeze(model, args.freeze)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

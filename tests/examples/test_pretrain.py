@@ -194,6 +194,22 @@ def test_configs_are_what_accelerate_takes(name, kind, processes):
         assert set(config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")) <= modules
 
 
+def test_weights_of_losses_end_up_in_log_and_checkpoint(folder, uninterrupted):
+    pretrain.main(arguments(folder, "weighted", "--num_steps", "1", "--loss_weights", "inter=0", "mlm=0.5"))
+    (weighted,), plain = read_log(folder / "weighted"), uninterrupted[0]
+    assert weighted["loss_inter"] == 0
+    assert weighted["loss_mlm"] == pytest.approx(0.5 * plain["loss_mlm"], rel=1e-5)
+    assert weighted["loss_box"] == pytest.approx(plain["loss_box"], rel=1e-5)
+    config = GLIPv2ForPreTraining.from_pretrained(folder / "weighted").config
+    assert (config.inter_loss_weight, config.mlm_loss_weight, config.intra_loss_weight) == (0, 0.5, 1)
+
+
+def test_refuses_an_unknown_loss(folder, capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main(arguments(folder, "unknown", "--loss_weights", "itm=1"))
+    assert "'itm=1' names none of the losses box, centerness, intra, inter, mlm" in capsys.readouterr().err
+
+
 def test_refuses_a_batch_that_cannot_be_dealt(folder):
     with pytest.raises(ValueError, match="must be a multiple of 1 processes x 3"):
         pretrain.main(arguments(folder, "odd", "--gradient_accumulation_steps", "3"))
