@@ -43,7 +43,6 @@ from transformers_glipv2.training import (
     write_json,
 )
 
-
 LOSSES = ("box", "centerness", "intra", "inter", "mlm")
 
 
