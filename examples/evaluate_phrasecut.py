@@ -13,14 +13,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.boxes import inclusive_xyxy_to_coco
 from transformers_glipv2.data.masks import encode_mask
 from transformers_glipv2.evaluation.detections import read_json
 from transformers_glipv2.evaluation.detector import open_annotated_picture
 from transformers_glipv2.evaluation.phrasecut import evaluate_phrasecut
+from transformers_glipv2.evaluation.referring import segment_phrases
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
     evaluation_accelerator,
@@ -72,30 +71,22 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         path = args.images / names.get(str(image_id), f"{image_id}.jpg")
         return by_picture[image_id], open_annotated_picture(path, sizes[image_id])
 
-    @torch.no_grad()
     def segment(items):
         return [segment_picture(tasks, picture) for tasks, picture in items]
 
     def segment_picture(tasks, picture):
         width, height = sizes[tasks[0]["image_id"]]
-        inputs = processor.image_processor([picture], return_tensors="pt").to(accelerator.device)
-        entries = []
+        phrases = [task["phrase"] for task in tasks]
         with accelerator.autocast():
-            features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
-            for task in tasks:
-                text = processor(text=[task["phrase"]], return_tensors="pt").to(accelerator.device)
-                found = processor.post_process_referring_segmentation(
-                    model(image_features=features, **text),
-                    text=[task["phrase"]],
-                    target_sizes=[(height, width)],
-                    threshold=args.threshold,
-                    keep_best=True,  # every phrase of the benchmark refers to something
-                    model=model,
-                )[0][0]
-                boxes = inclusive_xyxy_to_coco(found["boxes"]).tolist()
-                mask = encode_mask(found["mask"].numpy())
-                entries.append({"task_id": task["task_id"], "mask": mask, "boxes": boxes})
-        return entries
+            results = segment_phrases(model, processor, picture, phrases, (height, width), args.threshold)
+        return [
+            {
+                "task_id": task["task_id"],
+                "mask": encode_mask(found["mask"].numpy()),
+                "boxes": inclusive_xyxy_to_coco(found["boxes"]).tolist(),
+            }
+            for task, found in zip(tasks, results, strict=True)
+        ]
 
     predict_in_shards(shards, load, segment, accelerator, num_workers=args.num_workers, description="PhraseCut")
     metrics: dict[str, Any] = {}

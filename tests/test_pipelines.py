@@ -129,6 +129,16 @@ def test_lists_of_pictures_with_labels_of_their_own(detector):
     shared = detector(pictures, candidate_labels=LABELS)
     for one, picture in zip(shared, pictures, strict=True):
         assert_same(one, detector(picture, candidate_labels=LABELS))
+    with pytest.raises(ValueError, match="labels for 2 pictures, but there are 3"):
+        detector(pictures, candidate_labels=labels[:2])
+
+
+def test_lists_of_files_share_their_labels(detector, tmp_path):
+    files = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    for file, picture in zip(files, (natural_picture(), natural_picture(50, 100)), strict=True):
+        picture.save(file)
+    for found, file in zip(detector(files, candidate_labels=LABELS, batch_size=2), files, strict=True):
+        assert_same(found, detector(file, candidate_labels=LABELS))
 
 
 def test_files_and_picture_objects_are_turned_upright(detector, tmp_path):

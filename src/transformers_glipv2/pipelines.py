@@ -27,6 +27,29 @@ def split_candidate_labels(candidate_labels: Any) -> list[str]:
     return list(candidate_labels)
 
 
+def pair_labels(images: Sequence[Any], candidate_labels: Any) -> list[dict[str, Any]]:
+    """
+    Each picture with its labels, in the form that the pipeline takes one by one.
+
+    Args:
+        images: pictures, paths or addresses.
+        candidate_labels: labels that all pictures share (a list of them, or one string), or a list of labels each.
+
+    Raises:
+        ValueError: when there are lists of labels for another number of pictures.
+    """
+    if isinstance(candidate_labels, str) or all(isinstance(label, str) for label in candidate_labels):
+        candidate_labels = [candidate_labels] * len(images)
+    if len(candidate_labels) != len(images):
+        raise ValueError(
+            f"`candidate_labels` has lists of labels for {len(candidate_labels)} pictures, but there are "
+            f"{len(images)}; give one list for each, or one flat list for all."
+        )
+    return [
+        {"image": image, "candidate_labels": labels} for image, labels in zip(images, candidate_labels, strict=True)
+    ]
+
+
 class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     """
     Transformers' zero-shot object detection, with the same calls and results, but GLIPv2 reads all labels of a picture
@@ -55,6 +78,12 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         """Models registered from outside transformers are not in its list of names."""
         if not self.is_glipv2:
             super().check_model_type(supported_models)
+
+    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> list[Any]:
+        """As the stock class; a list of pictures may also hold paths and addresses."""
+        if self.is_glipv2 and candidate_labels is not None and isinstance(image, list | tuple):
+            image, candidate_labels = pair_labels(image, candidate_labels), None
+        return super().__call__(image, candidate_labels, **kwargs)
 
     def _sanitize_parameters(self, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)

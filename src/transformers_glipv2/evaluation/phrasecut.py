@@ -219,7 +219,7 @@ def _summary(scores: Mapping[str, Mapping[str, Any]], num_tasks: int) -> dict[st
     for entry in scores.values():
         for name in entry["subsets"]:
             members.setdefault(name, []).append(entry)
-    results: dict[str, Any] = {name: _subset_scores(entries) for name, entries in members.items()}
+    results: dict[str, Any] = {name: mean_scores(entries) for name, entries in members.items()}
     results["tasks"] = num_tasks
     results["evaluated_tasks"] = len(scores)
     results["mean_mask_iou_over_all_tasks"] = sum(entry["mask_iou"] for entry in scores.values()) / max(num_tasks, 1)
@@ -227,7 +227,17 @@ def _summary(scores: Mapping[str, Mapping[str, Any]], num_tasks: int) -> dict[st
     return results
 
 
-def _subset_scores(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def mean_scores(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    The benchmark's numbers over some phrases.
+
+    Args:
+        entries (`Sequence[Mapping]`): of each phrase "mask_iou", "intersection" and "union" as `mask_iou` gives them,
+            and maybe "box_iou".
+
+    Returns:
+        `dict`: as a subset's of `evaluate_phrasecut`.
+    """
     results: dict[str, Any] = {"count": len(entries)}
     if not entries:
         return results
