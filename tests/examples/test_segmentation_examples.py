@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.data.scene_assets_folder import make_assets
 from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
 from transformers_glipv2 import GLIPv2ForPreTraining
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
@@ -151,3 +152,16 @@ def test_segment_draws_a_phrase_or_says_that_there_is_nothing(folder, trained, c
     assert found["mask"].shape == (64, 96)
     assert segment.main([str(argument) for argument in [*common, "--threshold", 1.0]]) == []
     assert "try a lower --threshold" in capsys.readouterr().out
+
+
+def test_referring_phrases_are_scored(folder, trained, tmp_path):
+    make_assets(tmp_path / "assets", cutouts=3)
+    arguments = ["--model", trained, "--assets", tmp_path / "assets", "--count", 3, "--device", "cpu"]
+    arguments = [str(argument) for argument in [*arguments, "--output", tmp_path / "referring.json"]]
+    evaluate = load_example("evaluate_referring")
+    results = evaluate.main(arguments)
+    assert json.loads((tmp_path / "referring.json").read_text())["results"] == {"referring": results}
+    assert results["phrases"] == 3
+    assert list(results)[1:] == ["found", "mean_IoU", "cumulative_IoU", *(f"Pr@0.{digit}" for digit in range(5, 10))]
+    assert all(0 <= results[name] <= 100 for name in list(results)[1:])
+    assert evaluate.main(arguments) == results
