@@ -1,0 +1,149 @@
+"""
+Draws a sheet of twelve pictures with the masks that a model finds in them.
+
+    python docs/draw_segments.py --model hub_upload/glipv2-nano --assets scene-assets --photographs \\
+        --output docs/figures/segments.jpg
+
+Scenes are the first ones of the composite test, none picked: by turns one that is asked for its labels and 20 absent
+ones, with a mask for each object found, and one that is asked for a phrase, with one mask. Photographs (those of
+scikit-image that are CC0, `--photographs`) or pictures of a COCO-format folder (`--coco`) come first. Under each tile
+stands what the model was asked for.
+"""
+
+import argparse
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, segment_labels
+from transformers_glipv2.data.coco import load_coco
+from transformers_glipv2.data.scenes import ReferringScenes, test_scenes
+from transformers_glipv2.drawing import Drawn, draw
+from transformers_glipv2.evaluation.referring import segment_phrases
+from transformers_glipv2.noun_phrases import chunk_noun_phrases
+
+OUTPUT = Path(__file__).parent / "figures" / "segments.jpg"
+COLUMNS, ROWS = 3, 4
+# Width and height of a picture on the sheet, and the height of the line under it, in pixels.
+TILE, LINE = (384, 288), 22
+MAX_BYTES = 250_000
+NEGATIVES = 20
+PHOTOGRAPHS = {
+    "chelsea": ["cat"],
+    "coffee": ["cup", "spoon"],
+    "astronaut": ["person", "flag"],
+    "rocket": ["rocket", "tower"],
+}
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
+    add("--assets", type=Path, help="folder that fetch_scene_assets.py wrote")
+    add("--photographs", action="store_true", help=f"begin with photographs of scikit-image: {', '.join(PHOTOGRAPHS)}")
+    add("--coco", type=Path, help="COCO-format folder; begin with pictures of it, asked for what is in them")
+    add("--split", default="val", help="of that folder (default: val)")
+    add("--pictures", type=int, default=COLUMNS * ROWS, help="of that folder at most (default: 12)")
+    add("--seed", type=int, default=0, help="of the scenes (default: 0)")
+    add("--threshold", type=float, default=0.3, help="on the scores of boxes (default: 0.3)")
+    add("--output", type=Path, default=OUTPUT, help="jpg to write (default: docs/figures/segments.jpg)")
+    args = parser.parse_args(arguments)
+    if not (args.assets or args.coco):
+        parser.error("twelve pictures need --assets or --coco")
+    return args
+
+
+def pictures(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each with "image" and either "labels" and "asked", how they are written down, or "phrase"."""
+    if args.photographs:
+        from skimage import data
+
+        for name, labels in PHOTOGRAPHS.items():
+            image = Image.fromarray(getattr(data, name)())
+            yield {"image": image, "labels": labels, "asked": ", ".join(labels)}
+    if args.coco:
+        rows = load_coco(args.coco, split=args.split)
+        for index in range(min(args.pictures, len(rows))):
+            labels = sorted({rows[index]["labels"][number] for number in rows[index]["objects"]["category"]})
+            if labels:
+                yield {"image": rows[index]["image"], "labels": labels, "asked": ", ".join(labels)}
+    if args.assets:
+        count = COLUMNS * ROWS
+        labelled = test_scenes(args.assets, "seen", count, NEGATIVES, args.seed)
+        referring = ReferringScenes(args.assets, count, args.seed)
+        for index in range(count):
+            scene = labelled[index]
+            named = ", ".join(dict.fromkeys(scene["objects"]["category"]))
+            asked = f"{named} and {len(scene['negative_labels'])} that are not there"
+            yield {"image": scene["image"], "labels": scene["labels"], "asked": asked}
+            yield {"image": referring[index]["image"], "phrase": referring[index]["text"]}
+
+
+def draw_tile(model: Any, processor: Any, picture: dict[str, Any], threshold: float) -> Image.Image:
+    """The picture with masks, names and what was asked for."""
+    image = picture["image"].convert("RGB")
+    image.thumbnail(TILE)  # before drawing, so that names stay readable
+    if "phrase" in picture:
+        asked, things = f"“{picture['phrase']}”", drawn_phrase(model, processor, image, picture["phrase"], threshold)
+    else:
+        asked, things = picture["asked"], drawn_objects(model, processor, image, picture["labels"], threshold)
+    tile = Image.new("RGB", (TILE[0], TILE[1] + LINE), "white")
+    tile.paste(draw(image, things), ((TILE[0] - image.width) // 2, (TILE[1] - image.height) // 2))
+    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(13)
+    while pen.textlength(asked, font=font) > TILE[0] - 8:
+        asked = f"{asked.removesuffix('...')[:-1]}..."
+    pen.text((TILE[0] / 2, TILE[1] + LINE / 2), asked, fill="black", font=font, anchor="mm")
+    return tile
+
+
+def drawn_objects(model, processor, image: Image.Image, labels: list[str], threshold: float) -> list[Drawn]:
+    (found,) = segment_labels(model, processor, image, labels, threshold=threshold, return_rle=False)
+    columns = (found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), found["masks"].numpy())
+    return [Drawn(f"{name} {score:.2f}", box, mask) for name, score, box, mask in zip(*columns, strict=True)]
+
+
+def drawn_phrase(model, processor, image: Image.Image, phrase: str, threshold: float) -> list[Drawn]:
+    span = chunk_noun_phrases(phrase)[0]
+    (found,) = segment_phrases(model, processor, image, [phrase], threshold=threshold, spans=[span])
+    box = torch.cat([found["boxes"][:, :2].amin(0), found["boxes"][:, 2:].amax(0)]).tolist()
+    return [Drawn(f"{found['scores'][0]:.2f}", box, found["mask"].numpy())]
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """The picture in as good a quality as `MAX_BYTES` allow."""
+    content = b""
+    for quality in range(90, 20, -5):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        content = buffer.getvalue()
+        if len(content) <= MAX_BYTES:
+            break
+    return content
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    processor = GLIPv2Processor.from_pretrained(args.model)
+    model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).eval()
+    sheet = Image.new("RGB", (COLUMNS * TILE[0], ROWS * (TILE[1] + LINE)), "white")
+    chosen = itertools.islice(pictures(args), COLUMNS * ROWS)
+    for place, picture in enumerate(tqdm(chosen, total=COLUMNS * ROWS, unit="picture")):
+        row, column = divmod(place, COLUMNS)
+        tile = draw_tile(model, processor, picture, args.threshold)
+        sheet.paste(tile, (column * TILE[0], row * (TILE[1] + LINE)))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.output.with_name(f".{args.output.name}.partial")
+    partial.write_bytes(as_jpeg(sheet))
+    os.replace(partial, args.output)
+
+
+if __name__ == "__main__":
+    main()
