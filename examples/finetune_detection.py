@@ -63,13 +63,23 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--shots", type=int, help="pictures of each class, as ODinW draws them (default: all pictures)")
     add("--shot_seed", type=int, default=3, help="of the draw: 3, 30 or 300 in ODinW (default: 3)")
     add("--empty_pictures", type=int, default=0, help="with --shots: pictures without objects to add (default: 0)")
+    add(
+        "--max_pictures",
+        type=int,
+        help="of each split, the first so many; with --eval_split train one can overfit them",
+    )
     add("--keep_vocabulary", type=Path, help="data file (YAML) whose rows are rehearsed against forgetting")
-    add("--eval_split", default="val", help="split that chooses the best weights (default: val)")
+    add("--eval_split", default="val", help="split that chooses the best weights; none: keep the last (default: val)")
     add("--test_split", help="split that the best weights are scored on at the end (default: none)")
     add("--num_steps", type=int, default=300, help="optimizer steps (default: 300)")
     add("--batch_size", type=int, default=4, help="pictures of a step, over all processes (default: 4)")
     add("--learning_rate", type=float, help=f"default: {', '.join(f'{w} {r:g}' for w, r in LEARNING_RATES.items())}")
-    add("--sizes", type=int, nargs="*", help="shortest edges in px to train at (default: the processor's)")
+    add(
+        "--sizes",
+        type=int,
+        nargs="*",
+        help="shortest edges in px to train at; used at the largest (default: processor's)",
+    )
     add("--eval_steps", type=int, default=50, help="steps between evaluations and checkpoints (default: 50)")
     add("--patience", type=int, default=0, help="end after so many evaluations without a gain; 0: never (default: 0)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
@@ -92,7 +102,11 @@ def main(arguments: list[str] | None = None) -> dict:
 
     # Data. Every picture is asked for all classes in the file's order, as it will be in use.
     processor = GLIPv2Processor.from_pretrained(args.model)
+    if args.sizes:
+        set_shortest_edge(processor, max(args.sizes))
     dataset = load_coco(args.data, split="train")
+    if args.max_pictures is not None:
+        dataset = dataset.select(range(min(args.max_pictures, len(dataset))))
     if args.shots is not None:
         dataset = few_shot(dataset, args.shots, args.shot_seed, empty_pictures=args.empty_pictures)
     rehearsal = read_data_file(args.keep_vocabulary) if args.keep_vocabulary else None
@@ -127,9 +141,12 @@ def main(arguments: list[str] | None = None) -> dict:
     optimizer = torch.optim.AdamW(parameter_groups(model, rate, text_learning_rate_factor=text_factor))
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    # Training; the best weights by AP are kept.
-    score = DetectionEvaluator(accelerator, processor, args.data, args.eval_split)
-    test = DetectionEvaluator(accelerator, processor, args.data, args.test_split) if args.test_split else None
+    # Training; the best weights by AP are kept, or the last.
+    def make_score(split: str | None) -> DetectionEvaluator | None:
+        return DetectionEvaluator(accelerator, processor, args.data, split, args.max_pictures) if split else None
+
+    score = make_score(None if args.eval_split == "none" else args.eval_split)
+    test = make_score(args.test_split)
     kept = make_evaluator(rehearsal, accelerator, processor) if rehearsal is not None else None
     metrics = {"tune": args.tune, "shots": args.shots, "shot_seed": args.shot_seed, "trainable_parameters": trainable}
     if kept is not None:
@@ -159,7 +176,9 @@ def main(arguments: list[str] | None = None) -> dict:
     # The kept weights, read back from the output folder.
     best = load_tuned(GLIPv2ForObjectDetection, args.model, args.output)
     best = accelerator.prepare_model(best, evaluation_mode=True).eval()
-    metrics |= {"best_step": state.best_step, "seconds": state.seconds, args.eval_split: state.best_metrics}
+    metrics |= {"steps": state.step, "seconds": state.seconds}
+    if score is not None:
+        metrics |= {"best_step": state.best_step, args.eval_split: state.best_metrics}
     if test is not None:
         metrics[args.test_split] = test(best)
     if kept is not None:
@@ -171,6 +190,13 @@ def main(arguments: list[str] | None = None) -> dict:
             print(push_folder(args.output, args.push_to_hub))
     accelerator.end_training()
     return metrics
+
+
+def set_shortest_edge(processor: GLIPv2Processor, shortest_edge: int) -> None:
+    """Lets a processor make pictures of another size, the longest edge in proportion; it is saved with the model."""
+    size = processor.image_processor.size
+    longest_edge = round(size["longest_edge"] * shortest_edge / size["shortest_edge"])
+    processor.image_processor.size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
 
 
 if __name__ == "__main__":

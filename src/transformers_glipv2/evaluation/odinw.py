@@ -265,19 +265,30 @@ def odinw_table(settings: Mapping[str, Mapping[str, float] | Sequence[Mapping[st
     rows = sorted({name for values in runs.values() for run in values for name in run}, key=str.lower)
     lines = ["| set | " + " | ".join(runs) + " |", "|---|" + "---:|" * len(runs)]
     for row in rows:
-        cells = (_cell([run[row] for run in values if row in run], len(values)) for values in runs.values())
+        cells = (score_cell([run[row] for run in values if row in run], len(values)) for values in runs.values())
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     for row in ("average", "median"):
         cells = (
-            _cell([summarize_odinw(run)[row] for run in values if set(run) == set(rows)], len(values))
+            score_cell([summarize_odinw(run)[row] for run in values if set(run) == set(rows)], len(values))
             for values in runs.values()
         )
         lines.append(f"| **{row}** | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float], wanted: int) -> str:
+def score_cell(values: Sequence[float], wanted: int, scale: float = 100.0) -> str:
+    """
+    A cell of a table of scores.
+
+    Args:
+        values (`Sequence[float]`): one for each run.
+        wanted (`int`): runs that there should be.
+        scale (`float`, *optional*, defaults to 100): what values are multiplied with.
+
+    Returns:
+        `str`: the value, mean and standard deviation of several, or "-" where one is missing.
+    """
     if not values or len(values) != wanted:
         return "-"
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+    mean = f"{scale * statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.1f}"
