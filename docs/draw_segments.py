@@ -72,9 +72,10 @@ def pictures(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.coco:
         rows = load_coco(args.coco, split=args.split)
         for index in range(min(args.pictures, len(rows))):
-            labels = sorted({rows[index]["labels"][number] for number in rows[index]["objects"]["category"]})
+            row = rows[index]
+            labels = sorted(set(row["objects"]["category"]))
             if labels:
-                yield {"image": rows[index]["image"], "labels": labels, "asked": ", ".join(labels)}
+                yield {"image": row["image"], "labels": labels, "asked": ", ".join(labels)}
     if args.assets:
         count = COLUMNS * ROWS
         labelled = test_scenes(args.assets, "seen", count, NEGATIVES, args.seed)

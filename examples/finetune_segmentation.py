@@ -6,8 +6,9 @@ Trains the mask head of a GLIPv2 checkpoint, with the detector frozen as in the 
 
 `--data` is a COCO-format folder with masks (`train.json` beside `train/`, or `train/_annotations.coco.json`), or a
 data file (YAML) that mixes several sources and names what is evaluated on; see
-`transformers_glipv2/training/data_file.py`. The best weights by mask AP are kept. While the detector is frozen, the
-checkpoint's other heads are kept beside them, so that one folder goes on serving every task.
+`transformers_glipv2/training/data_file.py`. The best weights by mask AP are kept, or the last ones where there is
+nothing to evaluate on. While the detector is frozen, the checkpoint's other heads are kept beside them, so that one
+folder goes on serving every task.
 
 Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many processes with `accelerate launch`.
 """
@@ -22,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from transformers_glipv2 import GLIPv2Processor
+from transformers_glipv2.data.coco import find_annotation_file
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from transformers_glipv2.training import (
     DataFile,
@@ -49,7 +51,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, type=Path, help="COCO-format folder with masks, or data file (.yaml)")
     add("--output", required=True, type=Path, help="folder for weights, checkpoints and logs")
     add("--train", choices=tuple(LEARNING_RATES), default="mask-head", help="what learns (default: mask-head)")
-    add("--eval_split", default="val", help="split of a folder that chooses the best weights (default: val)")
+    add("--eval_split", help="split of a folder that chooses the best weights (default: val, if there is one)")
     add("--test_split", help="split of a folder that the best weights are scored on at the end (default: none)")
     add("--num_steps", type=int, default=1000, help="optimizer steps (default: 1000)")
     add("--batch_size", type=int, default=4, help="pictures of a step, over all processes (default: 4)")
@@ -69,13 +71,21 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def coco_folder(path: Path, eval_split: str) -> DataFile:
+def coco_folder(path: Path, eval_split: str | None) -> DataFile:
     """A folder as a data file would name it: masks of its training split, mirrored and recoloured half of the time."""
+    try:
+        find_annotation_file(path, eval_split or "val")
+    except FileNotFoundError:
+        if eval_split is not None:
+            raise
+        evaluation = None
+    else:
+        evaluation = {"path": path.name, "split": eval_split or "val"}
     return DataFile(
         folder=path.parent,
         sources=[{"kind": "coco", "path": path.name, "split": "train", "with_masks": True}],
         augment={"flip": 0.5, "photometric": 0.5},
-        evaluation={"path": path.name, "split": eval_split},
+        evaluation=evaluation,
     )
 
 

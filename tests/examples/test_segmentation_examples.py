@@ -1,4 +1,4 @@
-"""examples/finetune_segmentation.py and examples/segment.py on drawn pictures."""
+"""Scripts that train, draw, score and time masks, on drawn pictures."""
 
 import importlib.util
 import json
@@ -17,12 +17,12 @@ from transformers_glipv2 import GLIPv2ForPreTraining
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
 pytest.importorskip("pycocotools")
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def load_example(name: str):
-    """The module of an example script."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load_example(name: str, folder: str = "examples"):
+    """The module of a script."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -103,6 +103,21 @@ def test_everything_learns_from_a_data_file(folder, trained):
     assert {"loss_box", "loss_intra", "loss_mask"} <= set(line)
 
 
+def test_without_pictures_to_evaluate_on_the_last_weights_stay(folder, trained, tmp_path):
+    drawn_coco(tmp_path / "nuts", train=4, test=2)
+    for split in ("train", "test"):
+        add_masks(tmp_path / "nuts", split)
+    arguments = ["--model", trained, "--data", tmp_path / "nuts", "--output", tmp_path / "out"]
+    arguments = [str(value) for value in [*arguments, "--num_steps", 1, "--batch_size", 2, "--test_split", "test"]]
+    module = load_example("finetune_segmentation")
+    metrics = module.main(arguments)
+    assert "evaluation" not in metrics and 0 <= metrics["test"]["AP"] <= 100
+    GLIPv2ForInstanceSegmentation.from_pretrained(tmp_path / "out")
+    AcceleratorState._reset_state(True)
+    with pytest.raises(FileNotFoundError, match="splits found: test, train"):
+        module.main([*arguments, "--eval_split", "val"])
+
+
 def test_resuming_goes_on_exactly(folder, trained):
     common = ["--model", folder / "model", "--data", folder / "coco", "--output", folder / "resumed"]
     common += ["--num_steps", 4, "--batch_size", 2, "--eval_steps", 2]
@@ -165,3 +180,30 @@ def test_referring_phrases_are_scored(folder, trained, tmp_path):
     assert list(results)[1:] == ["found", "mean_IoU", "cumulative_IoU", *(f"Pr@0.{digit}" for digit in range(5, 10))]
     assert all(0 <= results[name] <= 100 for name in list(results)[1:])
     assert evaluate.main(arguments) == results
+
+
+def test_a_sheet_of_masks_is_drawn(trained, folder, tmp_path):
+    make_assets(tmp_path / "assets", cutouts=3)
+    draw_segments = load_example("draw_segments", "docs")
+    arguments = ["--model", trained, "--assets", tmp_path / "assets", "--coco", folder / "coco", "--pictures", 2]
+    draw_segments.main([str(value) for value in [*arguments, "--output", tmp_path / "out" / "sheet.jpg"]])
+    sheet = Image.open(tmp_path / "out" / "sheet.jpg")
+    assert sheet.size == (3 * 384, 4 * (288 + 22))
+    assert (tmp_path / "out" / "sheet.jpg").stat().st_size <= 250_000
+    tiles = np.asarray(sheet).reshape(4, 310, 3, 384, 3).swapaxes(1, 2)
+    assert all(tile.std() > 10 for row in tiles for tile in row)
+    with pytest.raises(SystemExit):
+        draw_segments.parse_args(["--model", str(trained)])
+
+
+def test_masks_are_timed_beside_boxes(trained):
+    benchmark = load_example("benchmark_masks")
+    arguments = ["--model", trained, "--labels", "cat", "dog", "--masks", 5, "--runs", 1, "--threads", 1]
+    args = benchmark.parse_args([str(value) for value in [*arguments, "--large", 400, 300, "--large_masks", 7]])
+    threads = torch.get_num_threads()
+    try:
+        seconds, memory = benchmark.time_both(args), benchmark.most_memory(args)
+    finally:
+        torch.set_num_threads(threads)
+    assert seconds["count"] >= 5 and min(seconds["boxes"], seconds["masks"]) > 0
+    assert memory["count"] >= 7 and memory["total"] >= memory["loaded"] > 0
