@@ -60,17 +60,63 @@ def test_pooling_begins_as_the_mean_of_the_attended_words(model):
 @torch.no_grad()
 def test_evidence_is_the_best_place_where_the_detector_is_sure(model):
     evidence = model.answer_head.evidence
-    text, vision, boxes = torch.randn(1, 2, 32), torch.randn(1, 6, 32), torch.rand(1, 6, 4)
+    text, places = torch.randn(1, 2, 32), torch.randn(1, 6, 68)
     logits, centerness = torch.full((1, 6, 2), -40.0), torch.full((1, 6), 30.0)
     logits[0, 3, 0] = 20.0
     logits[0, [1, 4], 1] = 20.0
-    words = evidence(text, vision, logits, centerness, boxes)
-    normed = evidence.vision_norm(vision)
-    places = torch.cat([normed, boxes], dim=-1)[0]
-    found = torch.stack([places[3], (places[1] + places[4]) / 2])
+    words = evidence(text, places, logits, centerness)
+    found = torch.stack([places[0, 3], (places[0, 1] + places[0, 4]) / 2])
     strengths = torch.tensor([[20 / 8, math.log(2)], [20 / 8, math.log(3)]])
     expected = evidence.norm(text + evidence.projection(torch.cat([found, strengths], dim=-1)))
     torch.testing.assert_close(words, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_place_is_both_looks_and_its_box(model):
+    output = GLIPv2ForObjectDetection.forward(model, **tiny_inputs())
+    places = model.answer_head.places(output)
+    before, after = ([level.flatten(2) for level in maps] for maps in (output.feature_maps, output.fused_feature_maps))
+    looks = [torch.cat(levels, dim=2).transpose(1, 2) for levels in (before, after)]
+    looks = [torch.nn.functional.layer_norm(look, (32,), eps=1e-5) for look in looks]
+    torch.testing.assert_close(places, torch.cat([*looks, output.pred_boxes], dim=-1), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_picture_of_a_padded_batch_is_answered_as_alone_and_no_blocks_do_too():
+    inputs = tiny_inputs()
+    model = make_model(mask_padded_pixels=True)
+    together = model(**inputs).answer_logits
+    for index in range(2):
+        height, width = (int(inputs["pixel_mask"][index].sum(axis).max()) for axis in (0, 1))
+        alone = {name: value[index : index + 1] for name, value in inputs.items()}
+        alone |= {name: alone[name][..., :height, :width] for name in ("pixel_values", "pixel_mask")}
+        torch.testing.assert_close(model(**alone).answer_logits, together[index : index + 1], atol=1e-4, rtol=1e-4)
+    plain = make_model(answer_head_layers=0)
+    assert plain.answer_head.place is None
+    assert plain(**inputs).answer_logits.shape == (2, 4)
+
+
+@torch.no_grad()
+def test_a_new_classifier_expects_one_answer_and_may_start_from_its_words(tmp_path):
+    model = make_model()
+    torch.testing.assert_close(model.answer_head.classifier.bias, torch.full((4,), -math.log(3)))
+    model.answer_head.classifier.bias.fill_(1.0)
+    model.save_pretrained(tmp_path)
+    again = GLIPv2ForVisualQuestionAnswering.from_pretrained(tmp_path)
+    assert again.answer_head.classifier.bias.tolist() == [1.0] * 4
+    words = ["cat", "a cat", "dog", "red", "two", "[MASK]"]
+    model = GLIPv2ForVisualQuestionAnswering.from_pretrained(
+        tmp_path, **answer_config(words), ignore_mismatched_sizes=True
+    )
+    torch.testing.assert_close(model.answer_head.classifier.bias, torch.full((6,), -math.log(5)))
+    before = model.answer_head.classifier.weight.clone()
+    model.start_from_words(tiny_tokenizer())
+    weight = model.answer_head.classifier.weight
+    torch.testing.assert_close(weight[:, 32:], before[:, 32:])
+    torch.testing.assert_close(weight[:, :32].mean(0), torch.zeros(32), atol=1e-5, rtol=0)
+    assert weight[:, :32].std().item() == pytest.approx(0.3, rel=1e-3)
+    similarity = torch.nn.functional.cosine_similarity(weight[0, None, :32], weight[1:5, :32])
+    assert similarity.argmax() == 0
 
 
 def test_loss_by_hand():
@@ -119,7 +165,9 @@ def test_losses_add_up_and_a_frozen_shared_part_adds_none():
     torch.testing.assert_close(output.loss, sum(output.loss_dict.values()))
     output.loss.backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert all("swin.layernorm" in name for name in without)
+    # The blocks of the head have no use for the side of their fusion that updates the maps.
+    unused = ("swin.layernorm", ".fusion.text_value.", ".fusion.vision_out.", ".fusion.vision_gamma")
+    assert all(any(part in name for part in unused) for name in without)
 
     model = make_model()
     model.freeze_shared()
@@ -129,7 +177,8 @@ def test_losses_add_up_and_a_frozen_shared_part_adds_none():
     assert model.answer_head.training
     output.loss.backward()
     with_gradient = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-    assert with_gradient == [name for name, _ in model.named_parameters() if name.startswith("answer_head.")]
+    head = [name for name, _ in model.named_parameters() if name.startswith("answer_head.")]
+    assert with_gradient == [name for name in head if not any(part in name for part in unused)]
 
 
 def test_the_answer_head_can_learn_a_batch():

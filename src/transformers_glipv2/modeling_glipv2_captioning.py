@@ -15,7 +15,6 @@ from torch import nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation.utils import ALL_CACHE_NAMES
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .boxes import normalize_boxes
@@ -28,7 +27,6 @@ from .caption_steps import (
     words_through_layer,
 )
 from .configuration_glipv2 import GLIPv2Config
-from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer
 from .modeling_glipv2 import (
     FeatureMaps,
     GLIPv2ForObjectDetection,
@@ -43,7 +41,7 @@ from .modeling_glipv2 import (
     word_embedding_name,
 )
 from .modeling_glipv2_pretraining import GLIPv2MaskedLMHead
-from .modeling_glipv2_understanding import GLIPv2SharedPart, require_fusion
+from .modeling_glipv2_understanding import GLIPv2ReadingLayer, GLIPv2SharedPart, require_fusion
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]
@@ -85,21 +83,12 @@ class GLIPv2CaptioningOutput(ModelOutput):
 # Head ----------------------------------------------------------------------------------------------------------------
 
 
-class GLIPv2CaptionLayer(GradientCheckpointingLayer):
-    """A block in which words see the picture and each other; of the fusion only the side of the words is used."""
-
-    def __init__(self, config: GLIPv2Config):
-        super().__init__()
-        self.fusion = GLIPv2BiAttention(config)
-        self.text_layer = GLIPv2FusedTextLayer(config)
-
-
 class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
     """Scores of the next word: `config.caption_head_layers` blocks over the maps and their places, then one layer."""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__(config)
-        self.layers = nn.ModuleList(GLIPv2CaptionLayer(config) for _ in range(config.caption_head_layers))
+        self.layers = nn.ModuleList(GLIPv2ReadingLayer(config) for _ in range(config.caption_head_layers))
         # Convolutional maps hardly know where they are; sentences tell left from right.
         self.place = nn.Linear(4, config.d_model) if config.caption_head_layers else None
 

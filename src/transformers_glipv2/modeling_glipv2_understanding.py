@@ -6,17 +6,28 @@ answers. Ours also tells each word what the detector found for it, so that the h
 detector. The vocabulary is `config.id2label`: `from_pretrained(folder, **answer_config(["yes", "no", ...]))`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
-from .fusion import GLIPv2FusedTextLayer
-from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, Labels, flatten_levels
+from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer
+from .modeling_glipv2 import (
+    GLIPv2ForObjectDetection,
+    GLIPv2ObjectDetectionOutput,
+    Labels,
+    flatten_levels,
+    map_shapes,
+    padding_masks,
+)
 
 
 @dataclass
@@ -107,42 +118,61 @@ def require_fusion(config: GLIPv2Config, name: str) -> None:
         raise ValueError(f"{name} reads fused words, and with `use_fusion=False` words never see the picture.")
 
 
+class GLIPv2ReadingLayer(GradientCheckpointingLayer):
+    """A block of a head in which words see the maps and each other; of the fusion only the side of the words is used."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.fusion = GLIPv2BiAttention(config)
+        self.text_layer = GLIPv2FusedTextLayer(config)
+
+    def forward(self, text: torch.Tensor, vision: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Args:
+            text: `(batch, tokens, text_dim)`.
+            vision: maps as one sequence `(batch, locations, d_model)`.
+            mask: boolean, as `GLIPv2FusedTextLayer.forward` takes it.
+
+        Returns:
+            The new text.
+        """
+        _, text, _ = self.fusion(vision, text, vision_sees_text=False)
+        return self.text_layer(text, mask)
+
+
 class GLIPv2WordEvidence(nn.Module):
     """
     Tells each word what the detector found for it: how surely, how much of it, where, and how it looks there.
 
     A word's own fusion sees the picture through a softmax over all locations; whether a thing is there, how often and
     on which side is plainer in S = O P^T and in the boxes.
+
+    Args:
+        config: sizes and options.
+        place_dim: features of a location.
     """
 
-    def __init__(self, config: GLIPv2Config):
+    def __init__(self, config: GLIPv2Config, place_dim: int):
         super().__init__()
         text_dim = config.text_config.hidden_size
-        self.vision_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        # Beside the look of the place its box (4) and two strengths.
-        self.projection = nn.Linear(config.d_model + 6, text_dim)
+        # Beside the place two strengths.
+        self.projection = nn.Linear(place_dim + 2, text_dim)
         self.norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
 
     def forward(
-        self,
-        text: torch.Tensor,
-        vision: torch.Tensor,
-        logits: torch.Tensor,
-        centerness: torch.Tensor,
-        boxes: torch.Tensor,
+        self, text: torch.Tensor, places: torch.Tensor, logits: torch.Tensor, centerness: torch.Tensor
     ) -> torch.Tensor:
         """
         Args:
             text: fused words `(batch, tokens, text_dim)`.
-            vision: fused maps as one sequence `(batch, anchors, d_model)`.
-            logits, centerness, boxes: `logits`, `centerness` and `pred_boxes` of `GLIPv2DetectionFields`.
+            places: what is known of each location, `(batch, anchors, place_dim)`.
+            logits, centerness: as in `GLIPv2DetectionFields`.
 
         Returns:
             The words with what was found, `(batch, tokens, text_dim)`.
         """
         scores = logits + F.logsigmoid(centerness)[..., None]
-        places = torch.cat([self.vision_norm(vision).float(), boxes.float()], dim=-1)
-        found = scores.softmax(1).transpose(1, 2) @ places
+        found = scores.softmax(1).transpose(1, 2) @ places.to(scores.dtype)
         # Of the best place, and of all places together: some anchors of each object, so it grows with their number.
         best = scores.amax(1) / 8
         amount = (logits.sigmoid() * centerness.sigmoid()[..., None]).sum(1).log1p()
@@ -152,17 +182,23 @@ class GLIPv2WordEvidence(nn.Module):
 
 class GLIPv2AnswerHead(nn.Module):
     """
-    Scores of the answers from fused words: what the detector found joins them, a text layer compares them, attention
-    pooling, which starts as the mean, and two layers.
+    Scores of the answers from fused words: what the detector found joins them, `config.answer_head_layers` blocks look
+    at the places and compare the words, attention pooling, which starts as the mean, and two layers.
+
+    A place is its look before fusion (which L_inter compares with the words of all pictures) and after, and its box.
     """
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
+        self.config = config
         text_dim = config.text_config.hidden_size
         self.num_heads = config.text_config.num_attention_heads
         self.dropout = config.text_config.hidden_dropout_prob
-        self.evidence = GLIPv2WordEvidence(config)
-        self.text_layer = GLIPv2FusedTextLayer(config)
+        self.vision_norms = nn.ModuleList(nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) for _ in range(2))
+        place_dim = 2 * config.d_model + 4
+        self.evidence = GLIPv2WordEvidence(config, place_dim)
+        self.place = nn.Linear(place_dim, config.d_model) if config.answer_head_layers else None
+        self.layers = nn.ModuleList(GLIPv2ReadingLayer(config) for _ in range(config.answer_head_layers))
         self.word_weight = nn.Linear(text_dim, self.num_heads)
         self.word_value = nn.Linear(text_dim, 2 * text_dim)
         self.dense = nn.Linear(2 * text_dim, 2 * text_dim)
@@ -177,14 +213,40 @@ class GLIPv2AnswerHead(nn.Module):
         Returns:
             `(batch, answers)`, float32.
         """
-        vision = flatten_levels(output.fused_feature_maps)
-        boxes = (output.logits, output.centerness, output.pred_boxes)
-        text = self.evidence(output.fused_text, vision, *(found.detach() for found in boxes))
+        places = self.places(output)
+        text = self.evidence(output.fused_text, places, output.logits.detach(), output.centerness.detach())
         mask = None if output.attention_mask is None else output.attention_mask.bool()
-        text = self.text_layer(text, None if mask is None else mask[:, None, None, :])
+        if len(self.layers):
+            text = self.look(text, self.place(places), mask, output)
         pooled = self.pool(text, mask)
         hidden = self.norm(F.gelu(self.dense(F.dropout(pooled, self.dropout, self.training))))
         return self.classifier(F.dropout(hidden, self.dropout, self.training)).float()
+
+    def look(
+        self, text: torch.Tensor, vision: torch.Tensor, mask: torch.Tensor | None, output: GLIPv2ObjectDetectionOutput
+    ) -> torch.Tensor:
+        """The words after the blocks; `vision` is `(batch, anchors, d_model)`, the rest as in `forward`."""
+        mask = None if mask is None else mask[:, None, None, :]
+        if not self.config.mask_padded_pixels:
+            for layer in self.layers:
+                text = layer(text, vision, mask)
+            return text
+        # One by one, so that words do not look at padding.
+        shapes = map_shapes(output.fused_feature_maps)
+        masks = padding_masks(output.image_sizes, shapes, self.config.anchor_strides)
+        own = torch.cat([levels.flatten(1) for levels in masks], dim=1)
+        texts = list(text.split(1))
+        for picture, kept in enumerate(own):
+            for layer in self.layers:
+                words = None if mask is None else mask[picture : picture + 1]
+                texts[picture] = layer(texts[picture], vision[picture : picture + 1, kept], words)
+        return torch.cat(texts)
+
+    def places(self, output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
+        """`(batch, anchors, 2 * d_model + 4)`: both looks, normalised, and the box of each location."""
+        maps = (output.feature_maps, output.fused_feature_maps)
+        looks = [norm(flatten_levels(levels)) for norm, levels in zip(self.vision_norms, maps, strict=True)]
+        return torch.cat([*looks, output.pred_boxes.detach().to(looks[0].dtype)], dim=-1)
 
     def pool(self, text: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Words `(batch, tokens, text_dim)`, boolean `(batch, tokens)` to `(batch, 2 * text_dim)`."""
@@ -219,6 +281,33 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         super().__init__(config)
         self.answer_head = GLIPv2AnswerHead(config)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, GLIPv2AnswerHead):
+            # One answer of all is right; from even odds the classifier would have to learn that first.
+            init.constant_(module.classifier.bias, -math.log(max(2, self.config.num_labels) - 1))
+
+    @torch.no_grad()
+    def start_from_words(self, tokenizer: Any) -> None:
+        """
+        Starts a new classifier from the words of its answers: half of what scores an answer becomes what the text
+        encoder makes of it, so that what is learnt of one answer helps those that mean something alike.
+
+        Args:
+            tokenizer: of the text encoder.
+        """
+        answers = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        inputs = tokenizer(answers, padding=True, return_special_tokens_mask=True, return_tensors="pt").to(self.device)
+        words = inputs["attention_mask"] * (1 - inputs.pop("special_tokens_mask"))
+        # An answer without a known word stands for its special tokens.
+        words = torch.where(words.any(1, keepdim=True), words, inputs["attention_mask"])[..., None]
+        features = self.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+        meanings = (features * words).sum(1) / words.sum(1)
+        meanings = meanings - meanings.mean(0)
+        weight = self.answer_head.classifier.weight
+        weight[:, : meanings.shape[1]] = meanings / meanings.std().clamp(min=1e-6) * self.config.initializer_range
 
     @can_return_tuple
     def forward(
