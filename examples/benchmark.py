@@ -121,9 +121,7 @@ class Worker:
         return min(after - before for before, after in itertools.pairwise(times))
 
     def now(self) -> float:
-        if self.device.type != "cpu":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return clock(self.device)
 
     def peak_memory(self) -> float:
         on_gpu = self.device.type != "cpu"
@@ -135,6 +133,13 @@ def build(kind: str, scale: str) -> torch.nn.Module:
         return GroundingDinoForObjectDetection(GroundingDinoConfig())
     # Without the cache of texts, which would hide what they cost.
     return GLIPv2ForObjectDetection(GLIPv2Config.from_size(scale, text_cache_size=0))
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when a device has done all that it was told."""
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def process_memory() -> float:
@@ -208,14 +213,21 @@ def vocabulary_row(labels: int, found: dict, separate: float, peer: float) -> st
     return row(prompts, f"{found['seconds']:.1f}", f"{found['memory']:.2f}", *ratios)
 
 
+def machine_name(args: argparse.Namespace) -> str:
+    """What measured: processor, threads, precision and versions."""
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) or ["unknown CPU"]
+    machine = f"{names[0]}, {args.threads} threads, float32"
+    if args.device != "cpu":
+        machine = f"{torch.cuda.get_device_name(args.device)}, bfloat16"
+    versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, torchvision, transformers))
+    return f"{machine}; {versions}"
+
+
 def report(best: dict, kinds: list[str], args: argparse.Namespace) -> str:
     cpu = args.device == "cpu"
-    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) or ["unknown CPU"]
-    machine = f"{names[0]}, {args.threads} threads" if cpu else torch.cuda.get_device_name(args.device)
-    versions = ", ".join(f"{package.__name__} {package.__version__}" for package in (torch, torchvision, transformers))
     separate, peer = (VOCABULARIES[39][1] * best[kind, 39]["seconds"] for kind in ("ours", "peer"))
     lines = [
-        f"{machine}; {args.size[0]}x{args.size[1]}, batch 1, {'float32' if cpu else 'bfloat16'}; {versions}\n",
+        f"{machine_name(args)}; {args.size[0]}x{args.size[1]}, batch 1\n",
         row("labels", "tokens", *(f"{kind}: {unit}" for kind in kinds for unit in ("s", "GB")), "time", "memory"),
         row(*["---"] * (4 + 2 * len(kinds))),
     ]

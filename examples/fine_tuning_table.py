@@ -15,7 +15,6 @@ takes up a cell that was cut off.
 
 import argparse
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,8 @@ from tqdm import tqdm
 from transformers_glipv2.evaluation.odinw import score_cell
 from transformers_glipv2.training import TUNING_WAYS, write_json
 from transformers_glipv2.training.script_runs import (
-    COMMAND_FILE,
-    LOG_FILE,
     ScriptRun,
+    keep_files,
     markdown_row,
     run_scripts,
     split_arguments,
@@ -37,7 +35,7 @@ from transformers_glipv2.training.script_runs import (
 
 SCRIPT = Path(__file__).with_name("finetune_detection.py")
 RESULT = "metrics.json"
-KEPT = (RESULT, COMMAND_FILE, LOG_FILE, "training_args.json", "training_log.jsonl")
+KEPT = (RESULT, "training_args.json", "training_log.jsonl")
 ZERO_SHOT, BASELINE = "zero-shot", "baseline, full"
 # Few pictures are learned, and learned by heart, in few steps.
 STEPS = {"1": 25, "3": 30, "5": 40, "10": 60, "all": 150}
@@ -129,17 +127,6 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     return cells
 
 
-def delete_weights(folder: Path) -> None:
-    """Leaves of a cell what is worth keeping: 60 to 400 MB less."""
-    for path in folder.iterdir():
-        if path.name in KEPT:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def read_cell(cell: Cell, test_split: str) -> dict:
     """What table.json says of a cell that is done."""
     found = cell.run.read_result()
@@ -198,7 +185,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     results: dict[Cell, dict] = {}
     for run in tqdm(run_scripts(list(by_run), args.processes, threads), total=len(cells), unit="cell"):
         if not args.keep_weights:
-            delete_weights(run.folder)
+            keep_files(run.folder, KEPT)
         results[by_run[run]] = read_cell(by_run[run], args.test_split)
         ordered = [results[cell] for cell in cells if cell in results]
         write_json(args.output / "table.json", ordered)

@@ -11,10 +11,11 @@ interruption: at SIGTERM the step is finished and saved. On several processes th
     accelerate launch --config_file examples/configs/ddp.yaml examples/pretrain.py ...
 
 The output folder gets the best weights by AP (the averaged ones) with the processor, the settings, and a line of JSON
-for every few steps in training_log.jsonl.
+for every few steps in training_log.jsonl; once it is through, metrics.json says how it went.
 """
 
 import argparse
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         type=loss_weight,
         default=[],
         metavar="LOSS=WEIGHT",
-        help=f"of {', '.join(LOSSES)}; 0 leaves one out (default: the model's)",
+        help=f"of {', '.join(LOSSES)}; 0 leaves one out, and with mlm=0 no word is hidden (default: the model's)",
     )
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice to save memory")
@@ -129,6 +130,9 @@ def main(arguments: list[str] | None = None) -> TrainingState:
 
     # Data: a step's number alone decides its rows and everything that is drawn for them.
     data = read_data_file(args.data)
+    weights = dict(args.loss_weights)
+    if weights.get("mlm_loss_weight") == 0:
+        data = replace(data, mlm_probability=0.0)
     processor = GLIPv2Processor.from_pretrained(args.model)
     mixture = make_mixture(data, args.num_steps * args.batch_size, args.seed)
     collator = make_collator(data, processor, mixture, args.batch_size, args.seed)
@@ -145,7 +149,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         return step_loader(mixture, batches, collator, args.num_workers)
 
     # Model and optimizer.
-    model = GLIPv2ForPreTraining.from_pretrained(args.model, **dict(args.loss_weights))
+    model = GLIPv2ForPreTraining.from_pretrained(args.model, **weights)
     freeze(model, args.freeze)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -170,6 +174,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         accelerator, model, optimizer, make_loader, plan, export, average, evaluator, args.resume_from_checkpoint
     )
     if accelerator.is_main_process and state.stopped != "signal":
+        write_json(args.output / "metrics.json", asdict(state))
         print(f"{args.output}: {state.step} steps in {state.seconds / 3600:.2f} hours, best {state.best_metrics}")
         if args.push_to_hub:
             print(push_folder(args.output, args.push_to_hub))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,15 @@ def check_ended(run: ScriptRun, returncode: int) -> None:
         f"{run.script.name} ended with code {returncode} and {'its' if run.is_done else 'no'} {run.result}; the same "
         f"command goes on from here. The end of {run.folder / LOG_FILE}:\n{tail}"
     )
+
+
+def keep_files(folder: Path, names: Sequence[str]) -> None:
+    """Deletes all of a run's folder (weights and checkpoints, hundreds of MB) but these files, its command and log."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (*names, COMMAND_FILE, LOG_FILE):
+            path.unlink()
 
 
 def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
