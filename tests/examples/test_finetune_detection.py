@@ -103,3 +103,30 @@ def test_an_unknown_split_is_told_before_training(folder):
     with pytest.raises(FileNotFoundError, match="splits found: test, train, val"):
         finetune.main(arguments(folder, "wrong", "--eval_split", "minival"))
     assert not (folder / "wrong" / "checkpoints").exists()
+
+
+def test_overfits_the_pictures_it_is_scored_on_at_the_size_it_is_saved_with(folder):
+    more = ("--max_pictures", "3", "--eval_split", "train", "--num_steps", "60", "--eval_steps", "60")
+    metrics = finetune.main(arguments(folder, "overfit", *more, "--learning_rate", "3e-3", "--sizes", "48", "72"))
+    assert metrics["train"]["AP50"] > 90
+    size = GLIPv2Processor.from_pretrained(folder / "overfit").image_processor.size
+    assert (size["shortest_edge"], size["longest_edge"]) == (72, 108)
+
+
+def test_the_last_weights_where_no_split_chooses(folder):
+    metrics = finetune.main(arguments(folder, "last", "--eval_split", "none", "--test_split", "test"))
+    assert "best_step" not in metrics and metrics["steps"] == 2
+    assert "AP50" in metrics["test"]
+    assert not any("eval_AP" in line for line in read_log(folder / "last"))
+    last = load_file(folder / "last" / "checkpoints" / "step-0000002" / "model.safetensors")
+    kept = load_file(folder / "last" / "model.safetensors")
+    name = "detection_head.box_predictor.weight"
+    assert torch.equal(kept[name], last[name])
+
+
+def test_no_steps_score_the_model_as_it_comes(folder):
+    more = ("--num_steps", "0", "--eval_split", "none", "--test_split", "test")
+    metrics = finetune.main(arguments(folder, "zero", *more))
+    assert metrics["steps"] == 0 and "AP50" in metrics["test"]
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("model", "zero"))
+    assert all(torch.equal(before[name], after[name]) for name in after)
