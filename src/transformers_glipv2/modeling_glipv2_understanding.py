@@ -119,7 +119,7 @@ def require_fusion(config: GLIPv2Config, name: str) -> None:
 
 
 class GLIPv2ReadingLayer(GradientCheckpointingLayer):
-    """A block of a head in which words see the maps and each other; of the fusion only the side of the words is used."""
+    """A block of a head: words see the maps and each other. Of the fusion only the side of the words is used."""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()

@@ -1,6 +1,7 @@
 """examples/finetune_vqa.py and finetune_captioning.py on small scenes; ask.py and caption.py on what they leave."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQue
 
 finetune_vqa = load_example("finetune_vqa")
 finetune_captioning = load_example("finetune_captioning")
+evaluate_understanding = load_example("evaluate_understanding")
+benchmark_captions = load_example("benchmark_captions")
 ask = load_example("ask")
 caption = load_example("caption")
 
@@ -117,6 +120,47 @@ def test_blind_runs_see_no_picture(folder):
     batch = vqa_collator([{"kind": "vqa", "answers": ["yes"] * 10}])
     assert not batch["pixel_values"].any()
     assert batch["answer_labels"].tolist() == [[1.0]]
+
+
+def test_both_heads_are_scored_beside_what_sees_no_picture(folder, both, monkeypatch):
+    # The official tokenizer, a Java program, is tested elsewhere and takes a second each time.
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    output = folder / "understanding.json"
+    given = ["--model", both, "--assets", folder / "assets", "--questions", 6, "--captions", 3, "--num_beams", 2]
+    given += ["--blind_answers", folder / "answers", "--blind_captions", both, "--output", output]
+    results = evaluate_understanding.main([str(value) for value in given])
+    written = json.loads(output.read_text())
+    assert written["results"] == results
+    assert written["settings"]["questions"] == 6
+    answers, captions = results["answers"], results["captions"]
+    assert answers["questions"].pop("all") == sum(answers["questions"].values()) == 6
+    for name in ("model", "blind model", "most frequent answer"):
+        assert answers[name].keys() == {"accuracy", *(f"accuracy_{kind}" for kind in answers["questions"])}
+    for name in ("greedy", "2 beams", "captions of other scenes", "best constant caption", "blind model"):
+        assert {"CIDEr", "Bleu_4"} <= captions[name].keys()
+    assert captions["best constant caption"]["CIDEr"] >= captions["captions of other scenes"]["CIDEr"]
+    assert captions["grounded"].keys() == {"phrase_precision", "phrase_recall", "R@1"}
+
+
+def test_the_best_constant_caption_is_the_one_that_says_most_of_all_rows(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    rows = [{"text": "a dog and a ball"}, {"text": "a red cat"}, {"text": "a dog, a cat", "captions": ["a dog", "x"]}]
+    chosen = evaluate_understanding.best_constant_caption(rows)
+    scores = {row["text"]: evaluate_understanding.caption_scores(rows, [row["text"]] * 3)["CIDEr"] for row in rows}
+    assert scores[chosen] == max(scores.values()) > min(scores.values())
+
+
+def test_speed_of_captions(both, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        given = ["--model", both, "--words", 3, "--runs", 1, "--threads", threads, "--output", tmp_path / "table.md"]
+        results = benchmark_captions.main([str(value) for value in given])
+    finally:
+        torch.set_num_threads(threads)
+    for row in results.values():
+        cached, recomputed, ratio = row.values()
+        assert ratio == pytest.approx(cached / recomputed, rel=0.2)
+    assert (tmp_path / "table.md").read_text() == capsys.readouterr().out[-len((tmp_path / "table.md").read_text()) :]
 
 
 def test_endless_data_needs_a_number_of_steps(folder):
