@@ -105,10 +105,26 @@ def test_an_unknown_split_is_told_before_training(folder):
     assert not (folder / "wrong" / "checkpoints").exists()
 
 
-def test_overfits_the_pictures_it_is_scored_on_at_the_size_it_is_saved_with(folder):
-    more = ("--max_pictures", "3", "--eval_split", "train", "--num_steps", "60", "--eval_steps", "60")
-    metrics = finetune.main(arguments(folder, "overfit", *more, "--learning_rate", "3e-3", "--sizes", "48", "72"))
-    assert metrics["train"]["AP50"] > 90
+def test_few_pictures_are_trained_on_and_scored_at_the_size_that_is_saved(folder, monkeypatch):
+    seen = {}
+
+    class Mixture(finetune.MixtureDataset):
+        def __getitem__(self, draw):
+            row = super().__getitem__(draw)
+            seen.setdefault("trained", set()).add(row["image_id"])
+            return row
+
+    class Evaluator(finetune.DetectionEvaluator):
+        def __call__(self, model):
+            seen["scored"] = {image["id"] for image in self.images}
+            seen["size"] = self.processor.image_processor.size["shortest_edge"]
+            return super().__call__(model)
+
+    monkeypatch.setattr(finetune, "MixtureDataset", Mixture)
+    monkeypatch.setattr(finetune, "DetectionEvaluator", Evaluator)
+    more = ("--max_pictures", "3", "--eval_split", "train", "--eval_steps", "2", "--sizes", "48", "72")
+    assert "AP50" in finetune.main(arguments(folder, "overfit", *more))["train"]
+    assert seen == {"trained": {0, 1, 2}, "scored": {0, 1, 2}, "size": 72}
     size = GLIPv2Processor.from_pretrained(folder / "overfit").image_processor.size
     assert (size["shortest_edge"], size["longest_edge"]) == (72, 108)
 
