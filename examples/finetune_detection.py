@@ -50,7 +50,6 @@ from transformers_glipv2.training import (
 )
 
 LEARNING_RATES = {"full": 1e-4, "frozen-backbone": 1e-4, "linear-probe": 1e-3, "prompt": 5e-2, "lora": 5e-4}
-REHEARSAL_SHARE = 0.25
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -69,6 +68,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="of each split, the first so many; with --eval_split train one can overfit them",
     )
     add("--keep_vocabulary", type=Path, help="data file (YAML) whose rows are rehearsed against forgetting")
+    add("--rehearsal_share", type=float, default=0.25, help="of such rows; 0 only measures forgetting (default: 0.25)")
     add("--eval_split", default="val", help="split that chooses the best weights; none: keep the last (default: val)")
     add("--test_split", help="split that the best weights are scored on at the end (default: none)")
     add("--num_steps", type=int, default=300, help="optimizer steps (default: 300)")
@@ -86,7 +86,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of data order, augmentation and dropout (default: 0)")
     add("--resume_from_checkpoint", help="a checkpoint folder, or `latest`, which also starts where there is none")
     add("--push_to_hub", metavar="REPO", help="upload the result to this Hub repository")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if not 0 <= args.rehearsal_share < 1:
+        parser.error(f"--rehearsal_share must be in [0, 1), got {args.rehearsal_share}")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -111,10 +114,10 @@ def main(arguments: list[str] | None = None) -> dict:
         dataset = few_shot(dataset, args.shots, args.shot_seed, empty_pictures=args.empty_pictures)
     rehearsal = read_data_file(args.keep_vocabulary) if args.keep_vocabulary else None
     sources, weights = [dataset], [1.0]
-    if rehearsal is not None:
+    if rehearsal is not None and args.rehearsal_share:
         others, shares = load_sources(rehearsal)
         sources += others
-        weights = [1 - REHEARSAL_SHARE, *(REHEARSAL_SHARE * share / sum(shares) for share in shares)]
+        weights = [1 - args.rehearsal_share, *(args.rehearsal_share * share / sum(shares) for share in shares)]
     mixture = MixtureDataset(sources, weights, seed=args.seed, length=args.num_steps * args.batch_size)
     collator = GroundingCollator(
         processor,

@@ -99,6 +99,17 @@ def test_few_shots_with_empty_pictures_and_rehearsal(folder):
     assert settings["sizes"] == [48, 64]
 
 
+def test_forgetting_is_measured_without_rehearsal(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(finetune, "load_sources", lambda data: read.append(data))
+    more = ("--keep_vocabulary", str(folder / "data.yaml"), "--rehearsal_share", "0", "--num_steps", "1")
+    metrics = finetune.main(arguments(folder, "forgets", *more))
+    assert {"kept_vocabulary_before", "kept_vocabulary_after"} <= set(metrics)
+    assert read == []
+    with pytest.raises(SystemExit):
+        finetune.parse_args(arguments(folder, "forgets", "--rehearsal_share", "1"))
+
+
 def test_an_unknown_split_is_told_before_training(folder):
     with pytest.raises(FileNotFoundError, match="splits found: test, train, val"):
         finetune.main(arguments(folder, "wrong", "--eval_split", "minival"))
