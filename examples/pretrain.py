@@ -10,6 +10,9 @@ interruption: at SIGTERM the step is finished and saved. On several processes th
 
     accelerate launch --config_file examples/configs/ddp.yaml examples/pretrain.py ...
 
+`--understanding` also learns the answers of rows of kind `vqa` and the captions of rows of kind `caption`, with heads
+of their own over the same weights.
+
 The output folder gets the best weights by AP (the averaged ones) with the processor, the settings, and a line of JSON
 for every few steps in training_log.jsonl; once it is through, metrics.json says how it went.
 """
@@ -24,6 +27,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
+from transformers_glipv2.modeling_glipv2_understanding import answer_config
 from transformers_glipv2.training import (
     FREEZABLE,
     SCHEDULES,
@@ -43,6 +47,8 @@ from transformers_glipv2.training import (
     train,
     write_json,
 )
+from transformers_glipv2.training.joint import GLIPv2ForJointTraining, JointCollator
+from transformers_glipv2.training.understanding import answers_of_sources
 
 LOSSES = ("box", "centerness", "intra", "inter", "mlm")
 
@@ -92,6 +98,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="LOSS=WEIGHT",
         help=f"of {', '.join(LOSSES)}; 0 leaves one out, and with mlm=0 no word is hidden (default: the model's)",
     )
+    add(
+        "--understanding",
+        action="store_true",
+        help="learn answers and captions too; the output has heads for them (default: boxes and words alone)",
+    )
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     add("--gradient_checkpointing", action="store_true", help="compute activations twice to save memory")
     add(
@@ -136,6 +147,9 @@ def main(arguments: list[str] | None = None) -> TrainingState:
     processor = GLIPv2Processor.from_pretrained(args.model)
     mixture = make_mixture(data, args.num_steps * args.batch_size, args.seed)
     collator = make_collator(data, processor, mixture, args.batch_size, args.seed)
+    if args.understanding:
+        answers = answers_of_sources(mixture.sources)
+        collator = JointCollator(collator, answers)
 
     def make_loader(start_step: int):
         batches = StepBatches(
@@ -149,7 +163,13 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         return step_loader(mixture, batches, collator, args.num_workers)
 
     # Model and optimizer.
-    model = GLIPv2ForPreTraining.from_pretrained(args.model, **weights)
+    if args.understanding:
+        model = GLIPv2ForJointTraining.from_pretrained(
+            args.model, **weights, **answer_config(answers), ignore_mismatched_sizes=True
+        )
+        model.set_special_tokens(processor.tokenizer)
+    else:
+        model = GLIPv2ForPreTraining.from_pretrained(args.model, **weights)
     freeze(model, args.freeze)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.data.scene_assets_folder import make_assets
 from tests.examples.test_pretrain import load_example
 from tests.tiny_training import read_log, tiny_checkpoint
-from transformers_glipv2 import GLIPv2Processor
+from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
 
@@ -21,6 +21,7 @@ finetune_vqa = load_example("finetune_vqa")
 finetune_captioning = load_example("finetune_captioning")
 evaluate_understanding = load_example("evaluate_understanding")
 benchmark_captions = load_example("benchmark_captions")
+pretrain = load_example("pretrain")
 ask = load_example("ask")
 caption = load_example("caption")
 
@@ -203,3 +204,25 @@ def test_caption_draws_the_caption_and_boxes(folder, both, capsys):
     assert result["caption"] in capsys.readouterr().out
     assert result["phrases"][0]["phrase"].startswith("the red cat")
     assert Image.open(output).tobytes() != Image.open(picture).tobytes()
+
+
+def test_pre_training_learns_answers_and_captions_beside_boxes(folder):
+    kinds = "{detection: 1.0, vqa: 1.0, caption: 1.0}"
+    (folder / "all.yaml").write_text(f"sources: [{{kind: scenes, path: assets, size: 64, kinds: {kinds}}}]\n")
+    given = ["--model", folder / "model", "--data", folder / "all.yaml", "--num_steps", "2", "--batch_size", "8"]
+    given += ["--save_steps", "1", "--learning_rate", "1e-3"]
+    boxes = [*given, "--output", folder / "boxes", "--loss_weights", "mlm=0"]
+    pretrain.main([str(value) for value in boxes])
+    assert "loss_mlm" not in read_log(folder / "boxes")[0]
+    AcceleratorState._reset_state(True)
+    joint = [str(value) for value in (*given, "--output", folder / "joint", "--understanding")]
+    pretrain.main([*joint, "--num_steps", "1"])
+    AcceleratorState._reset_state(True)
+    pretrain.main([*joint, "--resume_from_checkpoint", "latest"])
+    lines = read_log(folder / "joint")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"loss_box", "loss_inter", "loss_mlm", "loss_answer", "loss_caption"} <= {*lines[0], *lines[1]}
+    for model_class in (GLIPv2ForVisualQuestionAnswering, GLIPv2ForConditionalGeneration, GLIPv2ForPreTraining):
+        info = model_class.from_pretrained(folder / "joint", output_loading_info=True)[1]
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
