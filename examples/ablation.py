@@ -8,6 +8,11 @@ Boxes and words of the same picture (L_loc + L_intra) are always learned; masked
 pictures (L_inter) come on top, one and both. What stands after `--` goes to pretrain.py. Every row is scored on the
 composite test (evaluate_scenes.py) and, with `--coco`, on the `val` split of a COCO-format folder.
 
+`--rows` chooses rows, and has one more: all these losses with answers and captions beside them (`pretrain.py
+--understanding`), for data with rows of kind `vqa` and `caption`. So does understanding help localisation?
+
+    python examples/ablation.py ... --rows "L_loc + L_intra + L_inter" "all" "all + answers + captions"
+
 table.md and table.json are written anew after each row. Rows that are there are not made again, so the same command
 goes on after an interruption.
 """
@@ -39,6 +44,7 @@ ROWS = {
     "L_loc + L_intra + L_inter": ("mlm=0",),
     "all": (),
 }
+UNDERSTANDING = "all + answers + captions"
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,6 +57,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--coco", type=Path, help="COCO-format folder to score on too (default: none)")
     add("--background_folder", type=Path, help="as of evaluate_scenes.py")
     add("--parts", nargs="+", choices=TEST_PARTS, default=list(TEST_PARTS), help="of the composite test")
+    add(
+        "--rows",
+        nargs="+",
+        choices=(*ROWS, UNDERSTANDING),
+        default=list(ROWS),
+        help="of the table (default: all but the one with answers and captions)",
+    )
     add("--count", type=int, default=100, help="scenes of each part (default: 100)")
     add("--loss_weights", nargs="*", default=[], metavar="LOSS=WEIGHT", help="of the losses that a row has")
     add("--processes", type=int, default=1, help="runs at a time (default: 1)")
@@ -63,11 +76,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def training_run(row: str, args: argparse.Namespace) -> ScriptRun:
-    left_out = ROWS[row]
+    left_out = ROWS.get(row, ())
     names = {weight.partition("=")[0] for weight in left_out}
     weights = [weight for weight in args.loss_weights if weight.partition("=")[0] not in names]
     arguments = ("--model", args.model, "--data", args.data, "--resume_from_checkpoint", "latest", *args.passed_on)
     arguments += ("--loss_weights", *weights, *left_out)
+    if row == UNDERSTANDING:
+        arguments += ("--understanding",)
     folder = args.output / "rows" / row.replace(" + ", "+") / "training"
     return ScriptRun(EXAMPLES / "pretrain.py", tuple(map(str, arguments)), folder, "metrics.json")
 
@@ -111,8 +126,9 @@ def table(rows: list[dict]) -> str:
 def main(arguments: list[str] | None = None) -> list[dict]:
     args = parse_args(arguments)
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.processes)
-    trainings = {row: training_run(row, args) for row in ROWS}
-    for _ in tqdm(run_scripts(list(trainings.values()), args.processes, threads), "training", len(ROWS), unit="row"):
+    trainings = {row: training_run(row, args) for row in args.rows}
+    runs = list(trainings.values())
+    for _ in tqdm(run_scripts(runs, args.processes, threads), "training", len(runs), unit="row"):
         pass
     scorings = {row: scoring_runs(training, args) for row, training in trainings.items()}
     tests = [run for scoring in scorings.values() for run in scoring.values()]

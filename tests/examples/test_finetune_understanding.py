@@ -21,6 +21,7 @@ finetune_vqa = load_example("finetune_vqa")
 finetune_captioning = load_example("finetune_captioning")
 evaluate_understanding = load_example("evaluate_understanding")
 benchmark_captions = load_example("benchmark_captions")
+ablation = load_example("ablation")
 pretrain = load_example("pretrain")
 ask = load_example("ask")
 caption = load_example("caption")
@@ -226,3 +227,13 @@ def test_pre_training_learns_answers_and_captions_beside_boxes(folder):
         info = model_class.from_pretrained(folder / "joint", output_loading_info=True)[1]
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
+
+
+def test_the_row_with_understanding_differs_from_all_losses_in_that_alone():
+    given = ["--model", "m", "--data", "d.yaml", "--assets", "a", "--output", "o", "--rows", "all"]
+    args = ablation.parse_args([*given, ablation.UNDERSTANDING, "--", "--num_steps", "3"])
+    assert args.rows == ["all", ablation.UNDERSTANDING]
+    alone, beside = (ablation.training_run(row, args) for row in args.rows)
+    assert beside.arguments == (*alone.arguments, "--understanding")
+    assert beside.folder != alone.folder
+    pretrain.parse_args([*beside.arguments, "--output", "o"])
