@@ -117,10 +117,13 @@ def main(arguments: list[str] | None = None) -> dict:
         batches = StepBatches(args.batch_size, num_steps, start_step, 1, *place)
         return step_loader(mixture, batches, collator, args.num_workers)
 
-    # Model and optimizer. A head for other answers than the checkpoint's is a new one.
-    model = GLIPv2ForVisualQuestionAnswering.from_pretrained(
-        args.model, **answer_config(answers), ignore_mismatched_sizes=True
+    # Model and optimizer. A head for other answers than the checkpoint's is a new one, which starts from their words.
+    model, loaded = GLIPv2ForVisualQuestionAnswering.from_pretrained(
+        args.model, **answer_config(answers), ignore_mismatched_sizes=True, output_loading_info=True
     )
+    new = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    if "answer_head.classifier.weight" in new:
+        model.start_from_words(processor.tokenizer)
     other_heads = {}
     if args.freeze_shared:
         model.freeze_shared()

@@ -13,7 +13,12 @@ from safetensors.torch import load_file
 from tests.data.scene_assets_folder import make_assets
 from tests.examples.test_pretrain import load_example
 from tests.tiny_training import read_log, tiny_checkpoint
-from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
+from transformers_glipv2 import (
+    GLIPv2ForInstanceSegmentation,
+    GLIPv2ForObjectDetection,
+    GLIPv2ForPreTraining,
+    GLIPv2Processor,
+)
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
 
@@ -92,6 +97,36 @@ def test_heads_are_trained_one_after_the_other_into_one_folder(folder, both):
     assert {"CIDEr", "Bleu_4"} <= set(metrics["2 beams"])
     assert set(metrics["grounded"]) == {"phrase_precision", "phrase_recall", "R@1"}
     assert len(json.loads((both / "captions.json").read_text())) == 4
+
+
+def test_heads_of_either_order_leave_all_others_and_the_boxes_as_they_are(folder):
+    start = folder / "every-head"
+    shutil.copytree(folder / "model", start)
+    masks = GLIPv2ForInstanceSegmentation.from_pretrained(start)
+    masks.save_pretrained(start, state_dict={**load_file(start / "model.safetensors"), **masks.state_dict()})
+    captions_first = ["--freeze_shared", "--head_layers", "1", "--num_beams", "1"]
+    finetune_captioning.main(arguments(folder, "caption", "every-head", "captions", *captions_first))
+    AcceleratorState._reset_state(True)
+    finetune_vqa.main(arguments(folder, "vqa", "captions", "captions-answers", "--freeze_shared"))
+    output = folder / "captions-answers"
+    assert changed_parts(start, output) == {"answer_head", "caption_head"}
+    heads = {name.split(".")[0] for name in load_file(output / "model.safetensors")} - {"model"}
+    assert heads == {f"{name}_head" for name in ("detection", "mlm", "contrastive", "mask", "answer", "caption")}
+
+    captions = GLIPv2ForConditionalGeneration.from_pretrained(output)
+    tokenizer = GLIPv2Processor.from_pretrained(output).tokenizer
+    tokens = captions.generate(pixel_values=torch.zeros(1, 3, 64, 64), max_new_tokens=2)
+    assert tokens[0, 0] == tokenizer.cls_token_id
+    assert len(captions.caption_head.layers) == 1
+    assert "yes" in captions.config.label2id
+    inputs = GLIPv2Processor.from_pretrained(output)(
+        images=Image.effect_noise((96, 64), 99).convert("RGB"), text="a cat. a dog", return_tensors="pt"
+    )
+    with torch.no_grad():
+        before, after = (GLIPv2ForObjectDetection.from_pretrained(path)(**inputs) for path in (start, output))
+    # The weights are the same to the bit; where a file holds them decides on the last bit of sums.
+    for name in ("logits", "centerness", "pred_boxes"):
+        torch.testing.assert_close(before[name], after[name], atol=1e-5, rtol=1e-5)
 
 
 def test_training_all_learns_boxes_with_answers(folder):
