@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -53,7 +52,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--split", default="val", help="of that folder (default: val)")
     add("--pictures", type=int, default=COLUMNS * ROWS, help="of that folder at most (default: 12)")
     add("--seed", type=int, default=0, help="of the scenes (default: 0)")
-    add("--threshold", type=float, default=0.3, help="on the scores of boxes (default: 0.3)")
+    add("--threshold", type=float, default=0.3, help="on the scores of labels' boxes (default: 0.3)")
     add("--output", type=Path, default=OUTPUT, help="jpg to write (default: docs/figures/segments.jpg)")
     args = parser.parse_args(arguments)
     if not (args.assets or args.coco):
@@ -83,7 +82,7 @@ def pictures(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for index in range(count):
             scene = labelled[index]
             named = ", ".join(dict.fromkeys(scene["objects"]["category"]))
-            asked = f"{named} and {len(scene['negative_labels'])} that are not there"
+            asked = f"{named} and {len(scene['negative_labels'])} absent labels"
             yield {"image": scene["image"], "labels": scene["labels"], "asked": asked}
             yield {"image": referring[index]["image"], "phrase": referring[index]["text"]}
 
@@ -93,7 +92,7 @@ def draw_tile(model: Any, processor: Any, picture: dict[str, Any], threshold: fl
     image = picture["image"].convert("RGB")
     image.thumbnail(TILE)  # before drawing, so that names stay readable
     if "phrase" in picture:
-        asked, things = f"“{picture['phrase']}”", drawn_phrase(model, processor, image, picture["phrase"], threshold)
+        asked, things = f"“{picture['phrase']}”", drawn_phrase(model, processor, image, picture["phrase"])
     else:
         asked, things = picture["asked"], drawn_objects(model, processor, image, picture["labels"], threshold)
     tile = Image.new("RGB", (TILE[0], TILE[1] + LINE), "white")
@@ -111,11 +110,11 @@ def drawn_objects(model, processor, image: Image.Image, labels: list[str], thres
     return [Drawn(f"{name} {score:.2f}", box, mask) for name, score, box, mask in zip(*columns, strict=True)]
 
 
-def drawn_phrase(model, processor, image: Image.Image, phrase: str, threshold: float) -> list[Drawn]:
+def drawn_phrase(model, processor, image: Image.Image, phrase: str) -> list[Drawn]:
+    """The mask in the surest box: each phrase means one thing."""
     span = chunk_noun_phrases(phrase)[0]
-    (found,) = segment_phrases(model, processor, image, [phrase], threshold=threshold, spans=[span])
-    box = torch.cat([found["boxes"][:, :2].amin(0), found["boxes"][:, 2:].amax(0)]).tolist()
-    return [Drawn(f"{found['scores'][0]:.2f}", box, found["mask"].numpy())]
+    (found,) = segment_phrases(model, processor, image, [phrase], threshold=1.0, spans=[span])
+    return [Drawn(f"{found['scores'][0]:.2f}", found["boxes"][0].tolist(), found["mask"].numpy())]
 
 
 def as_jpeg(image: Image.Image) -> bytes:

@@ -41,7 +41,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="whose scores count: the first noun phrase's, which names the thing and was read with the rest, or all "
         "words' (default: head)",
     )
-    add("--threshold", type=float, default=0.25, help="on the score of a box to count as the phrase (default: 0.25)")
+    add(
+        "--threshold",
+        type=float,
+        default=1.0,
+        help="score from which further boxes are part of the mask (default: 1, the surest box alone, since each phrase "
+        "means one thing)",
+    )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda where there is one")
     add("--output", type=Path, help="json to write the numbers to")
     return parser.parse_args(arguments)
