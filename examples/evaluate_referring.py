@@ -45,7 +45,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--threshold",
         type=float,
         default=1.0,
-        help="score from which further boxes are part of the mask (default: 1, the surest box alone, since each phrase "
+        help="score from which further boxes are part of the mask (default: 1, the surest box alone, as each phrase "
         "means one thing)",
     )
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda where there is one")
