@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     load_text_encoder(model.model.text_encoder, load_file(text_folder / "model.safetensors"), kept)
     load_backbone(model.model.backbone, torch.load(weights_file, map_location="cpu", weights_only=True))
     start_text_layers(model)
+    start_scores(model)
 
     tokenizer = BertTokenizer(
         vocab={words[index]: place for place, index in enumerate(kept)},
@@ -132,23 +133,21 @@ def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> None
 
 
 def start_text_layers(model: GLIPv2ForPreTraining) -> None:
-    """Copies the sentence encoder's last layer into the tower's text layers, which have the same shapes."""
-    last = model.model.text_encoder.encoder.layer[-1]
+    """
+    Lets the words pass the tower's text layers unchanged at first, by outputs that are zero.
+
+    Text layers that mix their words from the start (random ones, or copies of the sentence encoder's last layer) make
+    the words of a prompt alike; the detector then learns where things are long before it learns which word is meant.
+    """
     for layer in model.model.layers:
-        text_layer = layer.text_layer
-        attention = text_layer.attention
-        pairs = [
-            (attention.query, last.attention.self.query),
-            (attention.key, last.attention.self.key),
-            (attention.value, last.attention.self.value),
-            (attention.output, last.attention.output.dense),
-            (text_layer.attention_norm, last.attention.output.LayerNorm),
-            (text_layer.intermediate, last.intermediate.dense),
-            (text_layer.output, last.output.dense),
-            (text_layer.output_norm, last.output.LayerNorm),
-        ]
-        for target, source in pairs:
-            target.load_state_dict(source.state_dict())
+        for output in (layer.text_layer.attention.output, layer.text_layer.output):
+            nn.init.zeros_(output.weight)
+            nn.init.zeros_(output.bias)
+
+
+def start_scores(model: GLIPv2ForPreTraining) -> None:
+    """Lets the scores of different words differ from the first step: with 128 channels they hardly would."""
+    nn.init.constant_(model.detection_head.log_scale, -2.0)
 
 
 if __name__ == "__main__":
