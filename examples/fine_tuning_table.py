@@ -70,6 +70,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="SHOTS=STEPS",
         help=f"optimizer steps (default: {' '.join(f'{name}={steps}' for name, steps in STEPS.items())})",
     )
+    add(
+        "--learning_rates",
+        nargs="+",
+        type=rate_of_way,
+        default=[],
+        metavar="WAY=RATE",
+        help=f"of {', '.join((*TUNING_WAYS, 'baseline'))} (default: finetune_detection.py's; baseline: as full)",
+    )
     add("--test_split", default="test", help="split that is scored (default: test)")
     add("--processes", type=int, default=1, help="cells at a time (default: 1)")
     add("--threads", type=int, help="of each process (default: the cores, shared out)")
@@ -80,6 +88,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     names = [folder.name for folder in args.data]
     if len({*names}) < len(names):
         parser.error(f"--data: rows are named by folders, and two of {', '.join(names)} are the same")
+    args.learning_rates = dict(args.learning_rates)
     args.num_steps = {**STEPS, **dict(args.num_steps)}
     if lacking := [name for name in args.shots if name not in args.num_steps]:
         parser.error(f"--num_steps says nothing of {', '.join(lacking)} shots; add {lacking[0]}=STEPS")
@@ -101,9 +110,19 @@ def steps_of_shots(text: str) -> tuple[str, int]:
     return shots(name), int(steps)
 
 
+def rate_of_way(text: str) -> tuple[str, float]:
+    """`full=5e-4` as way and learning rate."""
+    way, _, rate = text.partition("=")
+    if way not in (*TUNING_WAYS, "baseline"):
+        raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(TUNING_WAYS)}, baseline; write full=5e-4")
+    return way, float(rate)
+
+
 def make_cells(args: argparse.Namespace) -> list[Cell]:
     """All cells, the cheap ones of all data sets first."""
     cells = []
+    rates = {way: ("--learning_rate", rate) for way, rate in args.learning_rates.items()}
+    rates.setdefault("baseline", rates.get("full", ()))
 
     def add(data: Path, way: str, count: str, seed: int, model: str, *options: object) -> None:
         folder = args.output / "cells" / data.name / way.replace(", ", "-") / f"{count}-shot" / f"seed-{seed}"
@@ -121,9 +140,10 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
             for seed in args.seeds:
                 seeds = ("--shot_seed", seed, "--seed", seed)
                 for way in args.ways:
-                    add(data, way, count, seed, args.model, "--tune", way, *options, *seeds)
+                    add(data, way, count, seed, args.model, "--tune", way, *rates.get(way, ()), *options, *seeds)
                 if args.baseline is not None:
-                    add(data, BASELINE, count, seed, args.baseline, "--tune", "full", *options, *seeds)
+                    tune = ("--tune", "full", *rates["baseline"])
+                    add(data, BASELINE, count, seed, args.baseline, *tune, *options, *seeds)
     return cells
 
 

@@ -59,7 +59,8 @@ def table_arguments(folder: Path, output: str, *more: str) -> list[str]:
 
 
 def test_a_cell_for_each_of_everything(folder):
-    args = fine_tuning_table.parse_args(table_arguments(folder, "cells", "--seeds", "3", "30"))
+    more = ("--seeds", "3", "30", "--learning_rates", "full=5e-4")
+    args = fine_tuning_table.parse_args(table_arguments(folder, "cells", *more))
     cells = fine_tuning_table.make_cells(args)
     assert len(cells) == 1 + 5 * 2 * (2 + 1)
     assert len({cell.run.folder for cell in cells}) == len(cells)
@@ -74,6 +75,7 @@ def test_a_cell_for_each_of_everything(folder):
         str(folder / "start"),
         2,
     )
+    assert (few.learning_rate, baseline.learning_rate) == (None, 5e-4)
     # Cells of a column stand together, so that an unfinished table has whole columns.
     assert [cell.shots for cell in cells[1:]] == sorted((cell.shots for cell in cells[1:]), key=args.shots.index)
 
@@ -123,6 +125,7 @@ def test_means_and_what_is_missing(folder):
         (("--shots", "2"), "--num_steps says nothing of 2 shots"),
         (("--shots", "few"), "neither a number of shots nor all"),
         (("--num_steps", "10"), "gives no number of steps"),
+        (("--learning_rates", "probe=1"), "'probe=1' names none of full"),
         (("--data", "x/a", "y/a"), "two of a, a are the same"),
     ],
 )
