@@ -79,7 +79,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--learning_rate",
         type=float,
         default=1e-4,
-        help="of all but the text encoder, which gets a tenth (default: 1e-4)",
+        help="of all but the text encoder and text layers, which get a tenth (default: 1e-4)",
     )
     add("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate after warm-up (default: cosine)")
     add("--warmup_steps", type=int, default=500, help="steps over which the learning rate rises (default: 500)")

@@ -97,6 +97,20 @@ def test_a_picture_of_a_padded_batch_is_answered_as_alone_and_no_blocks_do_too()
 
 
 @torch.no_grad()
+def test_words_pass_the_text_layers_of_a_new_head_unchanged(tmp_path):
+    layer = make_model().answer_head.layers[0]
+    text = torch.randn(2, 5, 32)
+    torch.testing.assert_close(
+        layer.text_layer(text), torch.nn.functional.layer_norm(text, (32,)), atol=1e-4, rtol=1e-4
+    )
+    model = make_model()
+    model.answer_head.layers[0].text_layer.output.weight.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    loaded = GLIPv2ForVisualQuestionAnswering.from_pretrained(tmp_path).answer_head.layers[0].text_layer
+    assert (loaded.output.weight == 0.5).all()
+
+
+@torch.no_grad()
 def test_a_new_classifier_expects_one_answer_and_may_start_from_its_words(tmp_path):
     model = make_model()
     torch.testing.assert_close(model.answer_head.classifier.bias, torch.full((4,), -math.log(3)))

@@ -66,8 +66,10 @@ def test_groups_hold_every_parameter_once(model):
     assert [groups[name]["weight_decay"] for name in groups] == [0.1, 0.0, 0.1, 0.0]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     of_group = {name: {names[id(parameter)] for parameter in group["params"]} for name, group in groups.items()}
-    assert all(".text_encoder." in name for name in of_group["text"] | of_group["text_no_decay"])
-    assert "model.layers.0.text_layer.intermediate.weight" in of_group["base"]
+    text = of_group["text"] | of_group["text_no_decay"]
+    assert all(".text_encoder." in name or ".text_layer." in name for name in text)
+    assert {"model.layers.0.text_layer.intermediate.weight", "model.layers.0.text_layer.output_norm.bias"} <= text
+    assert "model.layers.0.fusion.text_key.weight" in of_group["base"]
     undecayed = of_group["base_no_decay"]
     assert {"detection_head.log_scale", "model.neck.p6.bias", "model.layers.0.fusion.vision_norm.weight"} <= undecayed
     assert any("relative_position_bias_table" in name for name in undecayed)
@@ -77,7 +79,8 @@ def test_groups_hold_every_parameter_once(model):
 def test_groups_leave_out_frozen_parts(model):
     freeze(model, ["text-encoder"])
     # The word embeddings are the decoder of the masked-word head too.
-    assert {group["name"] for group in parameter_groups(model, 1e-3)} == {"base", "base_no_decay"}
+    frozen = {id(parameter) for parameter in model.model.text_encoder.parameters()}
+    assert not any(id(parameter) in frozen for group in parameter_groups(model, 1e-3) for parameter in group["params"])
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter of the model has `requires_grad`"):
         parameter_groups(model, 1e-3)

@@ -87,6 +87,15 @@ class GLIPv2SharedPart:
     heads that were trained one after the other, over the same weights.
     """
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, GLIPv2ReadingLayer):
+            # Words pass the text layer unchanged at first: a random one makes them alike before it is of any use.
+            for output in (module.text_layer.attention.output, module.text_layer.output):
+                init.zeros_(output.weight)
+                init.zeros_(output.bias)
+
     @property
     def shared_is_frozen(self) -> bool:
         """Whether the head alone is trained: encoders, tower and detection head ask for no gradients."""

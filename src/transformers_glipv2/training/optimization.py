@@ -15,20 +15,21 @@ def parameter_groups(
     learning_rate: float,
     weight_decay: float = 1e-4,
     text_learning_rate_factor: float = 0.1,
-    text_prefixes: Sequence[str] = ("text_encoder.",),
+    text_prefixes: Sequence[str] = ("text_encoder.", ".text_layer."),
 ) -> list[dict[str, Any]]:
     """
     Groups of trainable parameters for AdamW.
 
-    The pretrained text encoder learns more slowly than the rest. Norms, biases, scales and tables of relative
-    positions are not decayed.
+    The pretrained text encoder and the tower's text layers learn more slowly than the rest: while regions do not tell
+    classes apart yet, fast text layers would make all words alike, which is the quickest way to a lower loss.
+    Norms, biases, scales and tables of relative positions are not decayed.
 
     Args:
         model (`nn.Module`): parameters with `requires_grad=False` are left out.
-        learning_rate (`float`): of everything but the text encoder.
+        learning_rate (`float`): of everything but the text encoder and text layers.
         weight_decay (`float`, *optional*, defaults to 1e-4): of matrices and convolutions.
-        text_learning_rate_factor (`float`, *optional*, defaults to 0.1): the text encoder's rate over the others'.
-        text_prefixes (`Sequence[str]`, *optional*): what the names of the text encoder's parameters contain.
+        text_learning_rate_factor (`float`, *optional*, defaults to 0.1): their rate over the others'.
+        text_prefixes (`Sequence[str]`, *optional*): what the names of their parameters contain.
 
     Returns:
         `list[dict]`: at most four groups with "params", "lr", "initial_lr", "weight_decay" and a "name" ("base",
