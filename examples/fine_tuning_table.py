@@ -39,6 +39,8 @@ KEPT = (RESULT, "training_args.json", "training_log.jsonl")
 ZERO_SHOT, BASELINE = "zero-shot", "baseline, full"
 # Few pictures are learned, and learned by heart, in few steps.
 STEPS = {"1": 20, "3": 30, "5": 40, "10": 60, "all": 130}
+# What is pre-trained is soon forgotten over few pictures; what is not has everything to learn.
+RATES = {"full": 5e-5, "full:1": 3e-5, "full:10": 1e-4, "full:all": 3e-4, "baseline": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--learning_rates",
         nargs="+",
         type=rate_of_way,
-        default=[],
-        metavar="WAY=RATE",
-        help=f"of {', '.join((*TUNING_WAYS, 'baseline'))} (default: finetune_detection.py's; baseline: as full)",
+        default=list(RATES.items()),
+        metavar="WAY[:SHOTS]=RATE",
+        help=f"of {', '.join((*TUNING_WAYS, 'baseline'))}, of all shots or of one number "
+        f"(default: {' '.join(f'{way}={rate:g}' for way, rate in RATES.items())}, else finetune_detection.py's)",
     )
     add("--test_split", default="test", help="split that is scored (default: test)")
     add("--processes", type=int, default=1, help="cells at a time (default: 1)")
@@ -88,7 +91,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     names = [folder.name for folder in args.data]
     if len({*names}) < len(names):
         parser.error(f"--data: rows are named by folders, and two of {', '.join(names)} are the same")
-    args.learning_rates = dict(args.learning_rates)
+    args.learning_rates = {**RATES, **dict(args.learning_rates)}
     args.num_steps = {**STEPS, **dict(args.num_steps)}
     if lacking := [name for name in args.shots if name not in args.num_steps]:
         parser.error(f"--num_steps says nothing of {', '.join(lacking)} shots; add {lacking[0]}=STEPS")
@@ -111,18 +114,21 @@ def steps_of_shots(text: str) -> tuple[str, int]:
 
 
 def rate_of_way(text: str) -> tuple[str, float]:
-    """`full=5e-4` as way and learning rate."""
-    way, _, rate = text.partition("=")
+    """`full=5e-5` or `full:all=3e-4` as what it is for and the learning rate."""
+    name, _, rate = text.partition("=")
+    way, colon, count = name.partition(":")
     if way not in (*TUNING_WAYS, "baseline"):
-        raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(TUNING_WAYS)}, baseline; write full=5e-4")
-    return way, float(rate)
+        raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(TUNING_WAYS)}, baseline; write full=5e-5")
+    return f"{way}:{shots(count)}" if colon else way, float(rate)
 
 
 def make_cells(args: argparse.Namespace) -> list[Cell]:
     """All cells, the cheap ones of all data sets first."""
     cells = []
-    rates = {way: ("--learning_rate", rate) for way, rate in args.learning_rates.items()}
-    rates.setdefault("baseline", rates.get("full", ()))
+
+    def rate(way: str, count: str) -> tuple[object, ...]:
+        found = [args.learning_rates[name] for name in (f"{way}:{count}", way) if name in args.learning_rates]
+        return ("--learning_rate", found[0]) if found else ()
 
     def add(data: Path, way: str, count: str, seed: int, model: str, *options: object) -> None:
         folder = args.output / "cells" / data.name / way.replace(", ", "-") / f"{count}-shot" / f"seed-{seed}"
@@ -140,9 +146,9 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
             for seed in args.seeds:
                 seeds = ("--shot_seed", seed, "--seed", seed)
                 for way in args.ways:
-                    add(data, way, count, seed, args.model, "--tune", way, *rates.get(way, ()), *options, *seeds)
+                    add(data, way, count, seed, args.model, "--tune", way, *rate(way, count), *options, *seeds)
                 if args.baseline is not None:
-                    tune = ("--tune", "full", *rates["baseline"])
+                    tune = ("--tune", "full", *rate("baseline", count))
                     add(data, BASELINE, count, seed, args.baseline, *tune, *options, *seeds)
     return cells
 
@@ -189,8 +195,9 @@ def table(results: Sequence[dict], args: argparse.Namespace, value: Callable[[di
 def report(results: Sequence[dict], args: argparse.Namespace) -> str:
     steps = ", ".join(f"{name}: {args.num_steps[name]}" for name in args.shots)
     seeds = ", ".join(map(str, args.seeds))
-    head = f"{args.model}, baseline {args.baseline}; seeds {seeds}; steps by shots {steps}; {' '.join(args.passed_on)}"
-    parts = [head.rstrip("; ")]
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in args.learning_rates.items())
+    head = [f"{args.model}, baseline {args.baseline}", f"seeds {seeds}", f"steps by shots {steps}"]
+    parts = ["; ".join([*head, f"learning rates {rates}", *([" ".join(args.passed_on)] if args.passed_on else [])])]
     for title, name in (("AP50", "AP50"), ("AP", "AP"), ("Seconds of training", "seconds")):
         title += "" if name == "seconds" else f", {args.test_split} split"
         parts.append(f"{title}, by shots:\n\n{table(results, args, lambda found, name=name: found[name])}")

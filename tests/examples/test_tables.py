@@ -59,7 +59,7 @@ def table_arguments(folder: Path, output: str, *more: str) -> list[str]:
 
 
 def test_a_cell_for_each_of_everything(folder):
-    more = ("--seeds", "3", "30", "--learning_rates", "full=5e-4")
+    more = ("--seeds", "3", "30", "--learning_rates", "full:1=2e-5", "full:all=5e-4")
     args = fine_tuning_table.parse_args(table_arguments(folder, "cells", *more))
     cells = fine_tuning_table.make_cells(args)
     assert len(cells) == 1 + 5 * 2 * (2 + 1)
@@ -75,7 +75,9 @@ def test_a_cell_for_each_of_everything(folder):
         str(folder / "start"),
         2,
     )
-    assert (few.learning_rate, baseline.learning_rate) == (None, 5e-4)
+    assert (few.learning_rate, baseline.learning_rate) == (None, fine_tuning_table.RATES["baseline"])
+    full = {count: finetune([*by_key["full", count, 3], "--output", "x"]).learning_rate for count in ("1", "3", "all")}
+    assert full == {"1": 2e-5, "3": fine_tuning_table.RATES["full"], "all": 5e-4}
     # Cells of a column stand together, so that an unfinished table has whole columns.
     assert [cell.shots for cell in cells[1:]] == sorted((cell.shots for cell in cells[1:]), key=args.shots.index)
 
