@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     load_text_encoder(model.model.text_encoder, load_file(text_folder / "model.safetensors"), kept)
     load_backbone(model.model.backbone, torch.load(weights_file, map_location="cpu", weights_only=True))
     start_text_layers(model)
+    start_convolutions(model)
     start_scores(model)
 
     tokenizer = BertTokenizer(
@@ -143,6 +144,18 @@ def start_text_layers(model: GLIPv2ForPreTraining) -> None:
         for output in (layer.text_layer.attention.output, layer.text_layer.output):
             nn.init.zeros_(output.weight)
             nn.init.zeros_(output.bias)
+
+
+def start_convolutions(model: GLIPv2ForPreTraining) -> None:
+    """
+    Lets the tower's dynamic convolutions pass on what the backbone has seen: the middle tap begins as the identity.
+
+    Two layers of random taps over random neighbours would leave little of what tells classes apart.
+    """
+    for layer in model.model.layers:
+        for branch in layer.dyconv.branches.values():
+            with torch.no_grad():
+                branch.conv.weight[:, :, 1, 1] += torch.eye(branch.conv.weight.shape[0])
 
 
 def start_scores(model: GLIPv2ForPreTraining) -> None:
