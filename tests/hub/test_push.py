@@ -92,10 +92,15 @@ def results(tmp_path):
     """Numbers as evaluation scripts write them."""
     folder = tmp_path / "results"
     folder.mkdir()
-    parts = {part: {"bbox_AP": 30.126 + index} for index, part in enumerate(("seen", "held_out_pairs"))}
-    parts["held_out_nouns"] = {"bbox_AP": 7.5}
+    names = [f"{kind}_{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50")]
+    parts = {
+        part: {**dict.fromkeys(names, 50.0), "bbox_AP": value}
+        for part, value in (("seen", 30.126), ("held_out_pairs", 31.126), ("held_out_nouns", 7.5))
+    }
     (folder / "scenes.json").write_text(json.dumps({"settings": {}, "results": parts}))
-    (folder / "coco_mini.json").write_text(json.dumps({"coco": {"bbox": {"AP": 0.1234, "AP50": 0.25}}}))
+    (folder / "coco_mini.json").write_text(
+        json.dumps({"coco": dict.fromkeys(("bbox", "segm"), {"AP": 0.1234, "AP50": 0.25})})
+    )
     return folder
 
 
@@ -118,7 +123,7 @@ def test_a_dry_run_completes_the_folder_and_sends_nothing(push, folder, server, 
     assert server.requests == []
     told = capsys.readouterr().out
     assert "nothing was sent" in told
-    assert "mask AP: no 'scenes_masks.json' yet; run `python examples/evaluate_scenes.py" in told
+    assert "mean IoU: no 'referring.json' yet; run `python examples/evaluate_referring.py" in told
     files = contents(folder)
     assert {"README.md", "LICENSE", "config.json", "model.safetensors", "tokenizer.json"} < files.keys()
     assert {file.name for file in code_files()} < files.keys()
@@ -131,8 +136,8 @@ def test_a_dry_run_completes_the_folder_and_sends_nothing(push, folder, server, 
         for one in index["results"]
         for metric in one["metrics"]
     }
-    # Three parts of the scenes, and COCO with two numbers.
-    assert [len(one["metrics"]) for one in index["results"]] == [1, 1, 1, 2]
+    # Boxes and masks of three parts of the scenes and of COCO, AP and AP50 each.
+    assert [len(one["metrics"]) for one in index["results"]] == [2] * 8
     assert values["composite scenes", "box AP"] == 7.5
     assert values["121 pictures of COCO", "box AP"] == 12.34
     assert values["121 pictures of COCO", "box AP50"] == 25.0
