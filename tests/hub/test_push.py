@@ -98,9 +98,8 @@ def results(tmp_path):
         for part, value in (("seen", 30.126), ("held_out_pairs", 31.126), ("held_out_nouns", 7.5))
     }
     (folder / "scenes.json").write_text(json.dumps({"settings": {}, "results": parts}))
-    (folder / "coco_mini.json").write_text(
-        json.dumps({"coco": dict.fromkeys(("bbox", "segm"), {"AP": 0.1234, "AP50": 0.25})})
-    )
+    scores = {"AP": 0.1234, "AP50": 0.25}
+    (folder / "coco_mini.json").write_text(json.dumps({"coco": {"bbox": scores, "segm": scores}}))
     return folder
 
 
