@@ -60,7 +60,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     def segment(row):
         text = row["text"]
-        span = chunk_noun_phrases(text)[0] if args.words == "head" else (0, len(text))
+        # A name that reads as a verb ("the top saw") leaves no noun phrase.
+        heads = chunk_noun_phrases(text) if args.words == "head" else []
+        span = heads[0] if heads else (0, len(text))
         return segment_phrases(model, processor, row["image"], [text], threshold=args.threshold, spans=[span])[0]
 
     backgrounds = [] if args.background_folder is None else coco_backgrounds(args.background_folder)
