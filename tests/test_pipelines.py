@@ -131,6 +131,8 @@ def test_lists_of_pictures_with_labels_of_their_own(detector):
         assert_same(one, detector(picture, candidate_labels=LABELS))
     with pytest.raises(ValueError, match="labels for 2 pictures, but there are 3"):
         detector(pictures, candidate_labels=labels[:2])
+    with pytest.raises(TypeError, match="must be a list of labels, not int"):
+        detector(pictures, candidate_labels=5)
 
 
 def test_lists_of_files_share_their_labels(detector, tmp_path):

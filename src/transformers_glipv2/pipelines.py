@@ -36,8 +36,14 @@ def pair_labels(images: Sequence[Any], candidate_labels: Any) -> list[dict[str, 
         candidate_labels: labels that all pictures share (a list of them, or one string), or a list of labels each.
 
     Raises:
+        TypeError: when the labels are neither a string nor a list.
         ValueError: when there are lists of labels for another number of pictures.
     """
+    if not isinstance(candidate_labels, str | Sequence):
+        raise TypeError(
+            f"`candidate_labels` must be a list of labels, not {type(candidate_labels).__name__}; write "
+            '`candidate_labels=["cat", "dog"]`.'
+        )
     if isinstance(candidate_labels, str) or all(isinstance(label, str) for label in candidate_labels):
         candidate_labels = [candidate_labels] * len(images)
     if len(candidate_labels) != len(images):
