@@ -60,9 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     def segment(row):
         text = row["text"]
-        # A name that reads as a verb ("the top saw") leaves no noun phrase.
-        heads = chunk_noun_phrases(text) if args.words == "head" else []
-        span = heads[0] if heads else (0, len(text))
+        span = head_span(text) if args.words == "head" else (0, len(text))
         return segment_phrases(model, processor, row["image"], [text], threshold=args.threshold, spans=[span])[0]
 
     backgrounds = [] if args.background_folder is None else coco_backgrounds(args.background_folder)
@@ -84,6 +82,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         settings["more_backgrounds"] = args.background_folder is not None
         write_json(args.output, {"settings": settings, "results": {"referring": results}})
     return results
+
+
+def head_span(text: str) -> tuple[int, int]:
+    """The characters [start, end) of the first noun phrase; all where none is found, as names may read as verbs."""
+    return next(iter(chunk_noun_phrases(text)), (0, len(text)))
 
 
 if __name__ == "__main__":

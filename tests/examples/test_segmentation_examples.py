@@ -169,6 +169,12 @@ def test_segment_draws_a_phrase_or_says_that_there_is_nothing(folder, trained, c
     assert "try a lower --threshold" in capsys.readouterr().out
 
 
+def test_the_head_of_a_phrase_or_all_of_it():
+    head_span = load_example("evaluate_referring").head_span
+    assert head_span("the red cup left of the bottle") == (0, len("the red cup"))
+    assert head_span("above") == (0, len("above"))
+
+
 def test_referring_phrases_are_scored(folder, trained, tmp_path):
     make_assets(tmp_path / "assets", cutouts=3)
     arguments = ["--model", trained, "--assets", tmp_path / "assets", "--count", 3, "--device", "cpu"]
