@@ -7,13 +7,15 @@ Makes the starting point of GLIPv2-nano: an ImageNet backbone and a sentence enc
 The two packages hold weights only (both Apache-2.0); files of your own are taken with `--imagenet_weights` and
 `--text_encoder`. The folder is also the plain baseline of fine-tuning: nothing in it was trained on boxes.
 
-The vocabulary leaves out unused places and words outside the Latin script (2,559 of 30,522), which saves a million
-parameters; English text is tokenised as before.
+The vocabulary is the most frequent Latin part of BERT's, which saves six million parameters; rarer words are read in
+pieces, but for those of the files of `--words_of`: texts like them are tokenised as before.
 """
 
 import argparse
 import math
+import re
 import unicodedata
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -38,6 +40,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--text_encoder", type=Path, help=f"folder of a 6-layer MiniLM; default: from {TEXT_PACKAGE}")
     parser.add_argument(
+        "--vocabulary",
+        type=int,
+        default=12000,
+        help="how many of BERT's first word pieces are looked at (default: 12000)",
+    )
+    parser.add_argument(
+        "--words_of", type=Path, nargs="*", default=[], help="text files (JSON too) whose words are kept whole besides"
+    )
+    parser.add_argument(
         "--shortest_edge", type=int, default=384, help="pictures are resized to this (default: 384 px)"
     )
     parser.add_argument("--longest_edge", type=int, default=640, help="but no longer than this (default: 640 px)")
@@ -48,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights_file = args.imagenet_weights or packaged_file(BACKBONE_PACKAGE, ".pth")
     text_folder = args.text_encoder or packaged_file(TEXT_PACKAGE, "model/model.safetensors").parent
     words = (text_folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    kept = [index for index, word in enumerate(words) if is_kept(word)]
+    kept = kept_words(words, args.vocabulary, args.words_of)
 
     config = GLIPv2Config.from_size("nano")
     config.text_config.vocab_size = len(kept)
@@ -95,8 +106,17 @@ def packaged_file(package: str, ending: str) -> Path:
     return next(Path(file.locate()) for file in files if str(file).endswith(ending))
 
 
+def kept_words(words: Sequence[str], frequent: int, files: Sequence[Path]) -> list[int]:
+    """Places of the words that stay; BERT lists them by frequency, after special tokens and single characters."""
+    tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(words)}, do_lower_case=True)
+    used: set[str] = set()
+    for file in files:
+        used.update(tokenizer.tokenize(" ".join(set(re.findall(r"[^\W\d_]+", file.read_text(encoding="utf-8"))))))
+    return [place for place, word in enumerate(words) if is_kept(word) and (place < frequent or word in used)]
+
+
 def is_kept(word: str) -> bool:
-    """Whether a word piece stays in nano's vocabulary: special, Latin, a digit, punctuation or a symbol."""
+    """Whether a word piece may stay in nano's vocabulary: special, Latin, a digit, punctuation or a symbol."""
     if word.startswith("[unused"):
         return False
     return all(char <= LAST_LATIN or unicodedata.category(char)[0] in "PS" for char in word.removeprefix("##"))

@@ -12,8 +12,25 @@ from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
 from transformers_glipv2.configuration_glipv2 import SIZES
 
 make_nano = load_example("make_nano")
-WORDS = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "##s", "muller", "本", "##ия", "€", "."]
-KEPT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "##s", "muller", "€", "."]
+WORDS = [
+    "[PAD]",
+    "[unused0]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "cat",
+    "##s",
+    "muller",
+    "本",
+    "##ия",
+    "€",
+    ".",
+    "fox",
+    "owl",
+]
+# Of the last two words, which are rare, a file has one.
+KEPT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "##s", "muller", "€", ".", "owl"]
 
 
 def test_every_weight_finds_its_place(tmp_path, capsys):
@@ -27,13 +44,16 @@ def test_every_weight_finds_its_place(tmp_path, capsys):
     save_file(minilm, tmp_path / "text" / "model.safetensors")
     (tmp_path / "text" / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
 
+    (tmp_path / "index.jsonl").write_text('{"noun": "Owl", "file": "owl_1.png"}\n')
+
     output = tmp_path / "nano"
     arguments = ["--output", output, "--imagenet_weights", tmp_path / "lite0.pth", "--text_encoder", tmp_path / "text"]
+    arguments += ["--vocabulary", len(WORDS) - 2, "--words_of", tmp_path / "index.jsonl"]
     make_nano.main([str(value) for value in [*arguments, "--shortest_edge", "320"]])
-    assert "10 words" in capsys.readouterr().out
+    assert "11 words" in capsys.readouterr().out
 
     processor = GLIPv2Processor.from_pretrained(output)
-    assert processor.tokenizer.convert_ids_to_tokens(range(10)) == KEPT
+    assert processor.tokenizer.convert_ids_to_tokens(range(11)) == KEPT
     assert processor.tokenizer.tokenize("Cats. MÜLLER") == ["cat", "##s", ".", "muller"]
     assert dict(processor.image_processor.size) == {"shortest_edge": 320, "longest_edge": 640}
     assert list(processor.image_processor.image_mean) == [0.5, 0.5, 0.5]
