@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--vocabulary",
         type=int,
-        default=12000,
-        help="how many of BERT's first word pieces are looked at (default: 12000)",
+        default=10000,
+        help="how many of BERT's first word pieces are looked at (default: 10000)",
     )
     parser.add_argument(
         "--words_of", type=Path, nargs="*", default=[], help="text files (JSON too) whose words are kept whole besides"
