@@ -83,6 +83,13 @@ def test_levels_must_add_up():
         select_detections(scores, centerness, boxes, [40, 15])
 
 
+def test_what_overflowed_is_refused():
+    """Not an empty list of boxes, as comparisons with NaN would give."""
+    centerness = torch.tensor([0.0, float("nan")])
+    with pytest.raises(ValueError, match=r"are not numbers.*dtype=torch\.bfloat16"):
+        select_detections(torch.rand(2, 3), centerness, torch.rand(2, 4), [2])
+
+
 def test_order_of_labels_and_words_says_nothing():
     """Labels and their columns in another order give the same boxes under other indices."""
     generator = torch.Generator().manual_seed(0)

@@ -68,8 +68,13 @@ def select_detections(
         scores `(n,)` in falling order, labels `(n,)` long, boxes_xyxy `(n, 4)`.
 
     Raises:
-        ValueError: when the levels do not add up.
+        ValueError: when the levels do not add up, or the network overflowed.
     """
+    if centerness.isnan().any():
+        raise ValueError(
+            "The network's results are not numbers. In float16 the maps of a model can overflow: load it with "
+            "dtype=torch.bfloat16 or torch.float32."
+        )
     if sum(level_sizes) != len(scores):
         raise ValueError(
             f"`level_sizes` {list(level_sizes)} adds up to {sum(level_sizes)}, but there are {len(scores)} anchors."
