@@ -13,7 +13,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python examples/detect.py --sample coffee --labels cup --threshold 0.5
+	$(BIN)/python examples/detect.py --sample coffee --labels cup --threshold 0.35
 
 test: $(READY)
 	$(BIN)/python -m pytest
