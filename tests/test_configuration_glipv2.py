@@ -54,7 +54,6 @@ VALUES = {
     "mask_dim": [64],
     "mask_pool_size": [28],
     "mask_feature_source": ["after_fusion"],
-    "answer_head_layers": [0],
     "caption_head_layers": [2],
     "text_cache_size": [0],
     "initializer_range": [0.1],

@@ -142,6 +142,18 @@ def test_a_head_with_blocks_of_its_own_sees_the_places_of_the_maps():
         torch.testing.assert_close(masked(**one).logits[:, :6], together[1:, :6], atol=1e-3, rtol=1e-3)
 
 
+@torch.no_grad()
+def test_words_pass_the_text_layers_of_a_new_head_unchanged(tmp_path):
+    model = make_model(caption_head_layers=1)
+    layer = model.caption_head.layers[0].text_layer
+    text = torch.randn(2, 5, 32)
+    torch.testing.assert_close(layer(text), torch.nn.functional.layer_norm(text, (32,)), atol=1e-4, rtol=1e-4)
+    layer.output.weight.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    loaded = GLIPv2ForConditionalGeneration.from_pretrained(tmp_path).caption_head.layers[0].text_layer
+    assert (loaded.output.weight == 0.5).all()
+
+
 # Loss and training ---------------------------------------------------------------------------------------------------
 
 

@@ -151,9 +151,6 @@ class GLIPv2Config(PreTrainedConfig):
             side of the pooled features.
         mask_feature_source (`"before_fusion"` or `"after_fusion"`):
             The maps that the mask head pools from.
-        answer_head_layers (`int`, *optional*, defaults to 2):
-            Blocks of the answer head in which the question's words look at the picture once more; one finds what a
-            word names, a second what stands beside it.
         caption_head_layers (`int`, *optional*, defaults to 0):
             Blocks of the caption head in which words look at the picture once more, for a head that is trained over
             frozen weights. Without any it is one layer over the fused words, as in the paper.
@@ -215,7 +212,6 @@ class GLIPv2Config(PreTrainedConfig):
     mask_dim: int = 256
     mask_pool_size: int = 14
     mask_feature_source: Literal["before_fusion", "after_fusion"] = "before_fusion"
-    answer_head_layers: int = 2
     caption_head_layers: int = 0
     text_cache_size: int = 32
     initializer_range: float = 0.02

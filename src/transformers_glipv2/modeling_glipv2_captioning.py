@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, GenerationMixin
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation.utils import ALL_CACHE_NAMES
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .boxes import normalize_boxes
@@ -27,6 +29,7 @@ from .caption_steps import (
     words_through_layer,
 )
 from .configuration_glipv2 import GLIPv2Config
+from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer
 from .modeling_glipv2 import (
     FeatureMaps,
     GLIPv2ForObjectDetection,
@@ -41,7 +44,7 @@ from .modeling_glipv2 import (
     word_embedding_name,
 )
 from .modeling_glipv2_pretraining import GLIPv2MaskedLMHead
-from .modeling_glipv2_understanding import GLIPv2ReadingLayer, GLIPv2SharedPart, require_fusion
+from .modeling_glipv2_understanding import GLIPv2SharedPart, require_fusion
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]
@@ -81,6 +84,15 @@ class GLIPv2CaptioningOutput(ModelOutput):
 
 
 # Head ----------------------------------------------------------------------------------------------------------------
+
+
+class GLIPv2ReadingLayer(GradientCheckpointingLayer):
+    """A block of the head: words see the maps and each other. Of the fusion only the side of the words is used."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.fusion = GLIPv2BiAttention(config)
+        self.text_layer = GLIPv2FusedTextLayer(config)
 
 
 class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
@@ -137,6 +149,15 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         self.caption_head = GLIPv2CaptionHead(config)
         self._tied_weights_keys = {"caption_head.decoder.weight": word_embedding_name(self)}
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, GLIPv2ReadingLayer):
+            # Words pass the text layer unchanged at first: a random one makes them alike before it is of any use.
+            for output in (module.text_layer.attention.output, module.text_layer.output):
+                init.zeros_(output.weight)
+                init.zeros_(output.bias)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.caption_head.decoder

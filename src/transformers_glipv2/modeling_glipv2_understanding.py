@@ -15,18 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
-from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2ObjectDetectionOutput,
     Labels,
     flatten_levels,
-    map_shapes,
-    padding_masks,
 )
 
 
@@ -87,15 +83,6 @@ class GLIPv2SharedPart:
     heads that were trained one after the other, over the same weights.
     """
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, GLIPv2ReadingLayer):
-            # Words pass the text layer unchanged at first: a random one makes them alike before it is of any use.
-            for output in (module.text_layer.attention.output, module.text_layer.output):
-                init.zeros_(output.weight)
-                init.zeros_(output.bias)
-
     @property
     def shared_is_frozen(self) -> bool:
         """Whether the head alone is trained: encoders, tower and detection head ask for no gradients."""
@@ -127,28 +114,6 @@ def require_fusion(config: GLIPv2Config, name: str) -> None:
         raise ValueError(f"{name} reads fused words, and with `use_fusion=False` words never see the picture.")
 
 
-class GLIPv2ReadingLayer(GradientCheckpointingLayer):
-    """A block of a head: words see the maps and each other. Of the fusion only the side of the words is used."""
-
-    def __init__(self, config: GLIPv2Config):
-        super().__init__()
-        self.fusion = GLIPv2BiAttention(config)
-        self.text_layer = GLIPv2FusedTextLayer(config)
-
-    def forward(self, text: torch.Tensor, vision: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """
-        Args:
-            text: `(batch, tokens, text_dim)`.
-            vision: maps as one sequence `(batch, locations, d_model)`.
-            mask: boolean, as `GLIPv2FusedTextLayer.forward` takes it.
-
-        Returns:
-            The new text.
-        """
-        _, text, _ = self.fusion(vision, text, vision_sees_text=False)
-        return self.text_layer(text, mask)
-
-
 class GLIPv2WordEvidence(nn.Module):
     """
     Tells each word what the detector found for it: how surely, how much of it, where, and how it looks there.
@@ -158,113 +123,102 @@ class GLIPv2WordEvidence(nn.Module):
 
     Args:
         config: sizes and options.
-        place_dim: features of a location.
     """
 
-    def __init__(self, config: GLIPv2Config, place_dim: int):
+    # Centre x, centre y, width and height of the place, then the two strengths.
+    num_signs = 6
+
+    def __init__(self, config: GLIPv2Config):
         super().__init__()
         text_dim = config.text_config.hidden_size
-        # Beside the place two strengths.
-        self.projection = nn.Linear(place_dim + 2, text_dim)
+        self.look_norms = nn.ModuleList(nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) for _ in range(2))
+        self.projection = nn.Linear(2 * config.d_model + self.num_signs, text_dim)
         self.norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
 
-    def forward(
-        self, text: torch.Tensor, places: torch.Tensor, logits: torch.Tensor, centerness: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, output: GLIPv2ObjectDetectionOutput) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            text: fused words `(batch, tokens, text_dim)`.
-            places: what is known of each location, `(batch, anchors, place_dim)`.
-            logits, centerness: as in `GLIPv2DetectionFields`.
+            output: of the detector; its scores and boxes get no gradients.
 
         Returns:
-            The words with what was found, `(batch, tokens, text_dim)`.
+            The fused words with what was found, `(batch, tokens, text_dim)`, and the signs alone,
+            `(batch, tokens, num_signs)`.
         """
-        scores = logits + F.logsigmoid(centerness)[..., None]
-        found = scores.softmax(1).transpose(1, 2) @ places.to(scores.dtype)
+        text = output.fused_text
+        logits, centerness = output.logits.detach(), output.centerness.detach()[..., None]
+        scores = logits + F.logsigmoid(centerness)
+        attention = scores.softmax(1).transpose(1, 2)
+        looks = (attention @ self.looks(output).to(scores.dtype)).to(text.dtype)
+        # Near unit size all of them: a layer that starts small overlooks small inputs.
+        places = 4 * (attention @ output.pred_boxes.detach().to(scores.dtype) - 0.5)
         # Of the best place, and of all places together: some anchors of each object, so it grows with their number.
-        best = scores.amax(1) / 8
-        amount = (logits.sigmoid() * centerness.sigmoid()[..., None]).sum(1).log1p()
-        evidence = torch.cat([found, torch.stack([best, amount], dim=-1)], dim=-1)
-        return self.norm(text + self.projection(evidence.to(text.dtype)))
+        best = scores.amax(1).clamp(min=-8) + 2
+        amount = 3 * (logits.sigmoid() * centerness.sigmoid()).sum(1).log1p() - 3
+        signs = torch.cat([places, best[..., None], amount[..., None]], dim=-1).to(text.dtype)
+        return self.norm(text + self.projection(torch.cat([looks, signs], dim=-1))), signs
+
+    def looks(self, output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
+        """
+        How each location looks before fusion (what L_inter compares with the words of all pictures) and after,
+        normalised: `(batch, anchors, 2 * d_model)`.
+        """
+        maps = (output.feature_maps, output.fused_feature_maps)
+        # The logarithm, since maps before fusion have channels a thousand times the others, beside which a norm alone
+        # would leave nothing of them.
+        looks = [torch.asinh(flatten_levels(levels)) for levels in maps]
+        return torch.cat([norm(look) for norm, look in zip(self.look_norms, looks, strict=True)], dim=-1)
 
 
 class GLIPv2AnswerHead(nn.Module):
     """
-    Scores of the answers from fused words: what the detector found joins them, `config.answer_head_layers` blocks look
-    at the places and compare the words, attention pooling, which starts as the mean, and two layers.
-
-    A place is its look before fusion (which L_inter compares with the words of all pictures) and after, and its box.
+    Scores of the answers from fused words: what the detector found joins them, attention pooling, which starts as the
+    mean, and two layers. The signs of the evidence are pooled too, as they are.
     """
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
-        self.config = config
         text_dim = config.text_config.hidden_size
         self.num_heads = config.text_config.num_attention_heads
         self.dropout = config.text_config.hidden_dropout_prob
-        self.vision_norms = nn.ModuleList(nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) for _ in range(2))
-        place_dim = 2 * config.d_model + 4
-        self.evidence = GLIPv2WordEvidence(config, place_dim)
-        self.place = nn.Linear(place_dim, config.d_model) if config.answer_head_layers else None
-        self.layers = nn.ModuleList(GLIPv2ReadingLayer(config) for _ in range(config.answer_head_layers))
+        self.evidence = GLIPv2WordEvidence(config)
         self.word_weight = nn.Linear(text_dim, self.num_heads)
         self.word_value = nn.Linear(text_dim, 2 * text_dim)
-        self.dense = nn.Linear(2 * text_dim, 2 * text_dim)
+        self.dense = nn.Linear(2 * text_dim + self.num_heads * self.evidence.num_signs, 2 * text_dim)
         self.norm = nn.LayerNorm(2 * text_dim, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(2 * text_dim, config.num_labels)
 
     def forward(self, output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
         """
         Args:
-            output: of the detector; the boxes get no gradients from answers.
+            output: of the detector; its boxes and scores get no gradients from answers.
 
         Returns:
             `(batch, answers)`, float32.
         """
-        places = self.places(output)
-        text = self.evidence(output.fused_text, places, output.logits.detach(), output.centerness.detach())
+        text, signs = self.evidence(output)
         mask = None if output.attention_mask is None else output.attention_mask.bool()
-        if len(self.layers):
-            text = self.look(text, self.place(places), mask, output)
-        pooled = self.pool(text, mask)
+        pooled = self.pool(text, signs, mask)
         hidden = self.norm(F.gelu(self.dense(F.dropout(pooled, self.dropout, self.training))))
         return self.classifier(F.dropout(hidden, self.dropout, self.training)).float()
 
-    def look(
-        self, text: torch.Tensor, vision: torch.Tensor, mask: torch.Tensor | None, output: GLIPv2ObjectDetectionOutput
-    ) -> torch.Tensor:
-        """The words after the blocks; `vision` is `(batch, anchors, d_model)`, the rest as in `forward`."""
-        mask = None if mask is None else mask[:, None, None, :]
-        if not self.config.mask_padded_pixels:
-            for layer in self.layers:
-                text = layer(text, vision, mask)
-            return text
-        # One by one, so that words do not look at padding.
-        shapes = map_shapes(output.fused_feature_maps)
-        masks = padding_masks(output.image_sizes, shapes, self.config.anchor_strides)
-        own = torch.cat([levels.flatten(1) for levels in masks], dim=1)
-        texts = list(text.split(1))
-        for picture, kept in enumerate(own):
-            for layer in self.layers:
-                words = None if mask is None else mask[picture : picture + 1]
-                texts[picture] = layer(texts[picture], vision[picture : picture + 1, kept], words)
-        return torch.cat(texts)
+    def pool(self, text: torch.Tensor, signs: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            text: `(batch, tokens, text_dim)`.
+            signs: `(batch, tokens, num_signs)`.
+            mask: boolean `(batch, tokens)`, `False` at padding.
 
-    def places(self, output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
-        """`(batch, anchors, 2 * d_model + 4)`: both looks, normalised, and the box of each location."""
-        maps = (output.feature_maps, output.fused_feature_maps)
-        looks = [norm(flatten_levels(levels)) for norm, levels in zip(self.vision_norms, maps, strict=True)]
-        return torch.cat([*looks, output.pred_boxes.detach().to(looks[0].dtype)], dim=-1)
-
-    def pool(self, text: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Words `(batch, tokens, text_dim)`, boolean `(batch, tokens)` to `(batch, 2 * text_dim)`."""
+        Returns:
+            What the words say, in the mean of each head, and the signs of each head's words:
+            `(batch, 2 * text_dim + num_heads * num_signs)`.
+        """
         weights = self.word_weight(text).float()
         if mask is not None:
             weights = weights.masked_fill(~mask[..., None], torch.finfo(weights.dtype).min)
         weights = weights.softmax(1).to(text.dtype)
         values = F.gelu(self.word_value(text)).unflatten(-1, (self.num_heads, -1))
-        return (weights[..., None] * values).sum(1).flatten(1)
+        said = (weights[..., None] * values).sum(1)
+        return torch.cat([said.flatten(1), (weights.transpose(1, 2) @ signs).flatten(1)], dim=1)
 
 
 class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetection):
