@@ -3,7 +3,7 @@ Fine-tunes a GLIPv2 checkpoint to describe pictures, all of it or a new head ove
 
     python examples/finetune_captioning.py --model MODEL --data captions.yaml --output outputs/captions
     python examples/finetune_captioning.py --model MODEL --data scenes.yaml --output outputs/captions \\
-        --freeze_shared --head_layers 2 --num_steps 5000 --learning_rate 5e-4
+        --freeze_shared --naming --num_steps 5000 --learning_rate 5e-4
 
 The data file (YAML, see `transformers_glipv2/training/data_file.py`) lists captions, and under `evaluation` a source
 of captions that chooses the best weights:
@@ -18,9 +18,9 @@ are the paper's: ten epochs, learning rate 5e-5, 10 % warm-up, decay 0.01; there
 The best weights by CIDEr of greedy captions are kept; `metrics.json` has the scores of `--num_beams` beams on the same
 pictures and `captions.json` the captions. Where objects have phrases, it also says how many phrases of the captions
 are true and how many of their boxes are right. With `--freeze_shared` the head alone learns, and the output keeps the
-checkpoint's other heads; such a head needs blocks of its own (`--head_layers`). `--blind` blanks the pictures: what
-words alone can tell. Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many processes with
-`accelerate launch`.
+checkpoint's other heads; such a head has to look at the picture itself (`--naming`). `--blind` blanks the pictures:
+what words alone can tell. Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many
+processes with `accelerate launch`.
 """
 
 import argparse
@@ -53,6 +53,7 @@ from transformers_glipv2.training.segmentation import load_other_heads
 from transformers_glipv2.training.understanding import (
     CaptionCollator,
     CaptionEvaluator,
+    contrastive_head_of,
     evaluation_rows,
     head_groups,
     set_picture_size,
@@ -69,9 +70,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, type=Path, help="data file (YAML)")
     add("--output", required=True, type=Path, help="folder for weights, checkpoints and logs")
     add("--freeze_shared", action="store_true", help="train the head alone and keep the checkpoint's other heads")
-    add(
-        "--head_layers", type=int, help="blocks of the head that look at the picture (default: as the model has, or 0)"
-    )
+    add("--naming", action="store_true", help="a head that looks at the picture itself and names what it sees")
     add("--blind", action="store_true", help="blank all pictures, for a baseline of words alone")
     add("--num_steps", type=int, help=f"optimizer steps (default: {EPOCHS} epochs; endless data needs it)")
     add("--batch_size", type=int, default=16, help="captions of a step, over all processes (default: 16)")
@@ -118,14 +117,20 @@ def main(arguments: list[str] | None = None) -> dict:
         batches = StepBatches(args.batch_size, num_steps, start_step, 1, *place)
         return step_loader(mixture, batches, collator, args.num_workers)
 
-    # Model and optimizer. Captions begin and end as the tokenizer's texts do.
-    head = {} if args.head_layers is None else {"caption_head_layers": args.head_layers}
-    model = GLIPv2ForConditionalGeneration.from_pretrained(args.model, **head)
+    # Model and optimizer. Captions begin and end as the tokenizer's texts do; a new head that names things starts from
+    # what pre-training learnt of regions and words.
+    head = {"caption_naming": True} if args.naming else {}
+    model, loaded = GLIPv2ForConditionalGeneration.from_pretrained(args.model, **head, output_loading_info=True)
     model.set_special_tokens(processor.tokenizer)
-    other_heads = {}
+    other_heads = load_other_heads(args.model, model)
+    contrastive_head = contrastive_head_of(model.config, other_heads)
+    if contrastive_head is not None and "caption_head.namer.names.weight" in loaded["missing_keys"]:
+        model.start_from_contrast(contrastive_head, processor.tokenizer)
     if args.freeze_shared:
         model.freeze_shared()
-        other_heads = load_other_heads(args.model, model)
+    else:
+        # They would no longer fit what they read.
+        other_heads = {}
     optimizer = torch.optim.AdamW(head_groups(model, args.learning_rate, "caption_head.", 1.0))
     model, optimizer = accelerator.prepare(model, optimizer)
 

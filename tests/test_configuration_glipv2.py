@@ -54,7 +54,7 @@ VALUES = {
     "mask_dim": [64],
     "mask_pool_size": [28],
     "mask_feature_source": ["after_fusion"],
-    "caption_head_layers": [2],
+    "caption_naming": [True],
     "text_cache_size": [0],
     "initializer_range": [0.1],
     "tie_word_embeddings": [False],

@@ -1,13 +1,16 @@
 """Captioning: what sees what, cached steps against full passes, beginnings and ends, one folder for every head."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForImageTextToText
 
 from tests.data.stub_processor import tiny_tokenizer
 from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
-from transformers_glipv2.caption_steps import caption_loss, causal_mask, prefixes
+from transformers_glipv2.caption_steps import GLIPv2Places, caption_loss, causal_mask, prefixes
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.training.segmentation import load_other_heads
 
@@ -115,16 +118,14 @@ def test_eager_attention_gives_the_same_logits(model):
         torch.testing.assert_close(eager(**inputs).logits, model(**inputs).logits, atol=1e-3, rtol=1e-3)
 
 
-def test_a_head_with_blocks_of_its_own_sees_the_places_of_the_maps():
-    model = make_model(caption_head_layers=2)
+def test_a_head_that_names_things_is_causal_cached_and_alone_in_learning():
+    model = make_model(caption_naming=True)
     inputs = tiny_inputs()
     with torch.no_grad():
         before = model(**inputs).logits
         changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
         changed["input_ids"][:, 4] = 99
         torch.testing.assert_close(model(**changed).logits[:, :4], before[:, :4], atol=1e-5, rtol=1e-5)
-        model.caption_head.place.weight.zero_()
-        assert (model(**inputs).logits - before).abs().max() > 1e-3
     results = [
         model.generate(**inputs, num_beams=3, max_new_tokens=6, use_cache=use_cache) for use_cache in (True, False)
     ]
@@ -132,10 +133,9 @@ def test_a_head_with_blocks_of_its_own_sees_the_places_of_the_maps():
     model.freeze_shared()
     model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert all(name.startswith("caption_head.") for name in with_gradient)
-    assert {"caption_head.place.weight", "caption_head.layers.0.fusion.vision_query.weight"} <= with_gradient
-    assert "caption_head.layers.0.text_layer.output.weight" in with_gradient
-    masked = make_model(caption_head_layers=1, mask_padded_pixels=True)
+    head = {name for name, _ in model.named_parameters() if name.startswith("caption_head.")}
+    assert with_gradient == head - {"caption_head.decoder.weight"}
+    masked = make_model(caption_naming=True, mask_padded_pixels=True)
     with torch.no_grad():
         together = masked(**inputs).logits
         one = {name: value[1:] for name, value in inputs.items()}
@@ -143,15 +143,46 @@ def test_a_head_with_blocks_of_its_own_sees_the_places_of_the_maps():
 
 
 @torch.no_grad()
-def test_words_pass_the_text_layers_of_a_new_head_unchanged(tmp_path):
-    model = make_model(caption_head_layers=1)
-    layer = model.caption_head.layers[0].text_layer
-    text = torch.randn(2, 5, 32)
-    torch.testing.assert_close(layer(text), torch.nn.functional.layer_norm(text, (32,)), atol=1e-4, rtol=1e-4)
-    layer.output.weight.fill_(0.5)
-    model.save_pretrained(tmp_path)
-    loaded = GLIPv2ForConditionalGeneration.from_pretrained(tmp_path).caption_head.layers[0].text_layer
-    assert (loaded.output.weight == 0.5).all()
+def test_names_are_those_of_the_places_where_a_thing_is():
+    torch.manual_seed(0)
+    namer = make_model(caption_naming=True).caption_head.namer
+    text, regions = torch.randn(1, 2, 32), F.normalize(torch.randn(1, 6, namer.image_projection.out_features), dim=-1)
+    width = namer.num_heads * namer.head_dim
+    confidence = torch.full((1, 6), -1e4)
+    confidence[0, 2] = 0.0
+    namer.names.weight.normal_()
+    _, names = namer(text, GLIPv2Places(torch.randn(1, 6, width), torch.randn(1, 6, width), regions, confidence))
+    expected = 8 * 10 * namer.names.weight @ regions[0, 2]
+    torch.testing.assert_close(names[0], expected.expand(2, -1), atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_places_tell_where_they_are_and_how_they_look():
+    namer = make_model(caption_naming=True).caption_head.namer
+    maps = tuple(torch.randn(1, 32, *shape) for shape in ((1, 5), (1, 1)))
+    centers, centerness = torch.full((1, 6, 2), 0.5), torch.zeros(1, 6)
+    before = namer.places(maps, maps, centerness, centers)
+    assert (before.regions.norm(dim=-1) - 1).abs().max() < 1e-5
+    torch.testing.assert_close(before.confidence, torch.full((1, 6), -math.log(2)))
+    centers[0, 0] = 0.9
+    after = namer.places(maps, maps, centerness, centers)
+    assert (after.keys - before.keys)[0].norm(dim=-1).nonzero().tolist() == [[0]]
+    torch.testing.assert_close(after.regions, before.regions)
+
+
+@torch.no_grad()
+def test_names_start_from_the_contrast_of_regions_and_words():
+    model, tokenizer = make_model(caption_naming=True), tiny_tokenizer()
+    torch.manual_seed(1)
+    contrastive = GLIPv2ForPreTraining(tiny_config(initializer_range=0.3)).contrastive_head
+    model.start_from_contrast(contrastive, tokenizer, batch_size=50)
+    namer = model.caption_head.namer
+    assert torch.equal(namer.image_projection.weight, contrastive.image_projection.weight)
+    cat = tokenizer("cat", return_tensors="pt", return_token_type_ids=False)
+    word = F.normalize(contrastive.text_projection(model.get_text_features(**cat)[0, 1]), dim=-1)
+    torch.testing.assert_close(namer.names.weight[cat["input_ids"][0, 1]], word, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="caption_naming"):
+        make_model().start_from_contrast(contrastive, tokenizer)
 
 
 # Loss and training ---------------------------------------------------------------------------------------------------
@@ -407,7 +438,7 @@ def test_save_and_load_keeps_words_tied(model, tmp_path):
 
 
 def test_a_head_over_frozen_weights_learns_the_captions_of_two_pictures():
-    model = make_model(caption_head_layers=1)
+    model = make_model(caption_naming=True)
     model.freeze_shared()
     tokenizer = tiny_tokenizer()
     captions = ["a red wine glass", "the black bishop next the man"]

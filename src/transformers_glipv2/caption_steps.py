@@ -13,25 +13,73 @@ from .modeling_glipv2 import FeatureMaps, flatten_levels, map_shapes, split_leve
 
 
 @dataclass
+class GLIPv2Places:
+    """
+    The places of pictures as a caption head that names things sees them; all locations of P3..P7, P3 first.
+
+    Args:
+        keys, values (`torch.FloatTensor` of shape `(pictures, locations, heads * head_dim)`):
+            What words attend by and to.
+        regions (`torch.FloatTensor` of shape `(pictures, locations, contrastive_dim)`):
+            Unit vectors, to be compared with words.
+        confidence (`torch.FloatTensor` of shape `(pictures, locations)`):
+            Logarithm of how surely there is the middle of a thing.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    regions: torch.Tensor
+    confidence: torch.Tensor
+
+
+@dataclass
 class GLIPv2VisualStates:
     """
     What the words of captions attend to, made once a picture by `get_visual_states`.
 
     Args:
         groups (`list` of `tuple` of `torch.FloatTensor` of shape `(pictures, locations, d_model)`):
-            For each group of pictures, in order, the normalised maps before each fusion of the tower and then of the
-            caption head, as one sequence each, P3 first. All pictures are one group, unless
-            `config.mask_padded_pixels`, where each is a group by itself.
+            For each group of pictures, in order, the normalised maps before each fusion of the tower, as one sequence
+            each, P3 first. All pictures are one group, unless `config.mask_padded_pixels`, where each is a group by
+            itself.
+        places (`list` of `GLIPv2Places`, *optional*):
+            For each group what the caption head attends to, with `config.caption_naming`.
         fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`, *optional*):
             P3..P7 after the tower, where they were asked for.
     """
 
     groups: list[tuple[torch.Tensor, ...]]
+    places: list[GLIPv2Places] | None = None
     fused_feature_maps: FeatureMaps | None = None
 
     @property
     def num_pictures(self) -> int:
-        return sum(len(group[0]) for group in self.groups)
+        return sum(self.group_sizes)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        return [len(group[0]) for group in self.groups]
+
+
+def rows_to_pictures(text: torch.Tensor, group_sizes: list[int]) -> list[torch.Tensor]:
+    """
+    Texts by groups of pictures; what a word sees depends on the picture and itself alone, so all words of a picture
+    are one text.
+
+    Args:
+        text: `(rows, tokens, dim)`; each picture has equally many rows, side by side.
+        group_sizes: pictures of each group.
+
+    Returns:
+        For each group `(pictures, rows of a picture * tokens, dim)`.
+    """
+    return list(text.unflatten(0, (sum(group_sizes), -1)).flatten(1, 2).split(group_sizes))
+
+
+def pictures_to_rows(texts: list[torch.Tensor], rows: int) -> torch.Tensor:
+    """The inverse of [`rows_to_pictures`], for any `dim`."""
+    text = torch.cat(texts)
+    return text.unflatten(1, (rows // len(text), -1)).flatten(0, 1)
 
 
 # Texts ---------------------------------------------------------------------------------------------------------------
@@ -146,7 +194,7 @@ def words_through_layer(
     cache_layer: int = 0,
 ) -> torch.Tensor:
     """
-    The words' way through a block of the tower or of the caption head.
+    The words' way through a block of the tower.
 
     Args:
         layer: the block, with a `fusion` and a `text_layer`.
@@ -155,15 +203,12 @@ def words_through_layer(
         mask: boolean, as `causal_mask` gives it.
         cache: takes the keys and values of the text layer, as its layer `cache_layer`.
     """
-    rows_per_picture = len(text) // sum(len(vision) for vision in groups)
-    # A word's update depends on the picture and itself alone, so all words of a picture are one text.
-    texts = text.unflatten(0, (-1, rows_per_picture)).flatten(1, 2)
-    pictures = texts.split([len(vision) for vision in groups])
+    pictures = rows_to_pictures(text, [len(vision) for vision in groups])
     updated = [
         checkpointed(layer, lambda *inputs: layer.fusion.attend(*inputs, vision_sees_text=False)[1], vision, words)
         for vision, words in zip(groups, pictures, strict=True)
     ]
-    text = torch.cat(updated).unflatten(1, (rows_per_picture, -1)).flatten(0, 1)
+    text = pictures_to_rows(updated, len(text))
     if cache is None:
         return checkpointed(layer, layer.text_layer, text, mask)
     layers = cache.layers

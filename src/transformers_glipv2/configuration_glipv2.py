@@ -151,9 +151,10 @@ class GLIPv2Config(PreTrainedConfig):
             side of the pooled features.
         mask_feature_source (`"before_fusion"` or `"after_fusion"`):
             The maps that the mask head pools from.
-        caption_head_layers (`int`, *optional*, defaults to 0):
-            Blocks of the caption head in which words look at the picture once more, for a head that is trained over
-            frozen weights. Without any it is one layer over the fused words, as in the paper.
+        caption_naming (`bool`, *optional*, defaults to `False`):
+            Whether the caption head looks at the picture itself for each word and names what it sees there, which a
+            head needs that is trained over frozen weights. Without it is one layer over the fused words, as in the
+            paper.
         text_cache_size (`int`, *optional*, defaults to 32):
             Prompts whose text features are kept at inference; 0 turns the cache off.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -212,7 +213,7 @@ class GLIPv2Config(PreTrainedConfig):
     mask_dim: int = 256
     mask_pool_size: int = 14
     mask_feature_source: Literal["before_fusion", "after_fusion"] = "before_fusion"
-    caption_head_layers: int = 0
+    caption_naming: bool = False
     text_cache_size: int = 32
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True

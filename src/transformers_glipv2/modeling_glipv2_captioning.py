@@ -7,29 +7,32 @@ sees no word. So the picture's way through the tower does not depend on the word
 values.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation.utils import ALL_CACHE_NAMES
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .boxes import normalize_boxes
 from .caption_steps import (
+    GLIPv2Places,
     GLIPv2VisualStates,
     caption_loss,
     causal_mask,
     maps_without_words,
+    pictures_to_rows,
     prefixes,
+    rows_to_pictures,
     words_through_layer,
 )
 from .configuration_glipv2 import GLIPv2Config
-from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer
 from .modeling_glipv2 import (
     FeatureMaps,
     GLIPv2ForObjectDetection,
@@ -43,8 +46,8 @@ from .modeling_glipv2 import (
     own_map_shapes,
     word_embedding_name,
 )
-from .modeling_glipv2_pretraining import GLIPv2MaskedLMHead
-from .modeling_glipv2_understanding import GLIPv2SharedPart, require_fusion
+from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead, GLIPv2MaskedLMHead
+from .modeling_glipv2_understanding import GLIPv2Looks, GLIPv2SharedPart, require_fusion
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]
@@ -86,35 +89,102 @@ class GLIPv2CaptioningOutput(ModelOutput):
 # Head ----------------------------------------------------------------------------------------------------------------
 
 
-class GLIPv2ReadingLayer(GradientCheckpointingLayer):
-    """A block of the head: words see the maps and each other. Of the fusion only the side of the words is used."""
+class GLIPv2Namer(nn.Module):
+    """
+    Finds what the next word may name: words attend to places where the detector takes a thing to be, and what is seen
+    there is compared with every word of the vocabulary, as L_inter compares regions and words (section 3.2).
+
+    Args:
+        config: sizes and options.
+    """
+
+    num_heads = 8
+    head_dim = 32
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
-        self.fusion = GLIPv2BiAttention(config)
-        self.text_layer = GLIPv2FusedTextLayer(config)
+        text_dim, names_dim = config.text_config.hidden_size, config.contrastive_dim
+        width = self.num_heads * self.head_dim
+        self.text_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
+        self.looks = GLIPv2Looks(config)
+        # Maps hardly know where they are, and sentences tell left from right.
+        self.key = nn.Linear(2 * config.d_model + 2, width)
+        self.value = nn.Linear(2 * config.d_model + 2, width)
+        self.query = nn.Linear(text_dim, width)
+        self.image_projection = nn.Linear(config.d_model, names_dim)
+        self.out = nn.Linear(width + self.num_heads * names_dim, text_dim)
+        self.out_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
+        self.gate = nn.Linear(text_dim, self.num_heads)
+        self.names = nn.Linear(names_dim, config.text_config.vocab_size, bias=False)
+
+    def places(
+        self,
+        feature_maps: FeatureMaps,
+        fused_feature_maps: FeatureMaps,
+        centerness: torch.Tensor,
+        centers: torch.Tensor,
+    ) -> GLIPv2Places:
+        """
+        Args:
+            feature_maps, fused_feature_maps: P3..P7 before and after the tower.
+            centerness: `(pictures, anchors)`, before the sigmoid.
+            centers: `(pictures, anchors, 2)`, x and y in [0, 1] of each picture.
+
+        Returns:
+            What words attend to.
+        """
+        looks = self.looks(feature_maps, fused_feature_maps)
+        looks = torch.cat([looks, 4 * (centers - 0.5).to(looks.dtype)], dim=-1)
+        regions = F.normalize(self.image_projection(flatten_levels(feature_maps)), dim=-1)
+        return GLIPv2Places(self.key(looks), self.value(looks), regions, F.logsigmoid(centerness))
+
+    def forward(self, text: torch.Tensor, places: GLIPv2Places) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            text: fused words `(pictures, tokens, text_dim)`.
+            places: of their pictures.
+
+        Returns:
+            The words with what they saw, in the shape of `text`, and scores of names, `(pictures, tokens,
+            vocabulary)`.
+        """
+        text = self.text_norm(text)
+        query, key, value = (
+            states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for states in (self.query(text), places.keys, places.values)
+        )
+        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim) + places.confidence[:, None, None, :]
+        attention = scores.float().softmax(-1).to(text.dtype)
+        # Eight times a unit vector of 64 features has features of unit size.
+        seen = 8 * attention @ places.regions[:, None]
+        heads = torch.cat([attention @ value, seen], dim=-1)
+        text = self.out_norm(text + self.out(heads.transpose(1, 2).flatten(2)))
+        named = (self.gate(text).transpose(1, 2)[..., None] * seen).sum(1)
+        return text, self.names(named)
 
 
 class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
-    """Scores of the next word: `config.caption_head_layers` blocks over the maps and their places, then one layer."""
+    """Scores of the next word: one layer over the fused words, with `config.caption_naming` after [`GLIPv2Namer`]."""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__(config)
-        self.layers = nn.ModuleList(GLIPv2ReadingLayer(config) for _ in range(config.caption_head_layers))
-        # Convolutional maps hardly know where they are; sentences tell left from right.
-        self.place = nn.Linear(4, config.d_model) if config.caption_head_layers else None
+        self.namer = GLIPv2Namer(config) if config.caption_naming else None
 
-    def place_maps(self, vision: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, text: torch.Tensor, visual_states: GLIPv2VisualStates) -> torch.Tensor:
         """
         Args:
-            vision: maps after the tower as one sequence `(pictures, locations, d_model)`.
-            places: `(pictures, locations, 4)`, centre x, centre y, width, height of each anchor in pictures.
+            text: fused words `(rows, tokens, text_dim)`; each picture has equally many rows, side by side.
+            visual_states: of the pictures.
 
         Returns:
-            For each block the normalised maps that its words attend to.
+            `(rows, tokens, vocabulary)`.
         """
-        placed = vision + self.place(places.to(vision.dtype))
-        return tuple(layer.fusion.vision_norm(placed) for layer in self.layers)
+        if self.namer is None:
+            return super().forward(text)
+        groups = rows_to_pictures(text, visual_states.group_sizes)
+        found = [self.namer(words, places) for words, places in zip(groups, visual_states.places, strict=True)]
+        text, names = (pictures_to_rows(list(parts), len(text)) for parts in zip(*found, strict=True))
+        return super().forward(text) + names
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
@@ -153,11 +223,37 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, GLIPv2ReadingLayer):
-            # Words pass the text layer unchanged at first: a random one makes them alike before it is of any use.
-            for output in (module.text_layer.attention.output, module.text_layer.output):
-                init.zeros_(output.weight)
-                init.zeros_(output.bias)
+        if isinstance(module, GLIPv2Namer):
+            # All names count alike at first, and enough to be heard.
+            init.zeros_(module.gate.weight)
+            init.constant_(module.gate.bias, 10 / module.num_heads)
+
+    @torch.no_grad()
+    def start_from_contrast(
+        self, contrastive_head: GLIPv2ContrastiveHead, tokenizer: Any, batch_size: int = 512
+    ) -> None:
+        """
+        Starts the names of a new head from what pre-training learnt of regions and words: a region looks as L_inter
+        sees it, and a word of the vocabulary is what the text encoder makes of it alone.
+
+        Args:
+            contrastive_head: of `GLIPv2ForPreTraining`.
+            tokenizer: of the text encoder.
+            batch_size: words that are encoded together.
+
+        Raises:
+            ValueError: when `config.caption_naming` is off.
+        """
+        namer = self.caption_head.namer
+        if namer is None:
+            raise ValueError("The caption head names nothing; load the model with `caption_naming=True`.")
+        namer.image_projection.load_state_dict(contrastive_head.image_projection.state_dict())
+        first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+        words = torch.arange(len(namer.names.weight), device=self.device)
+        for part in words.split(batch_size):
+            texts = torch.stack([torch.full_like(part, first), part, torch.full_like(part, last)], dim=1)
+            features = self.get_text_features(texts, torch.ones_like(texts))[:, 1]
+            namer.names.weight[part] = F.normalize(contrastive_head.text_projection(features), dim=-1)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.caption_head.decoder
@@ -200,24 +296,24 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         if own_shapes is not None:
             pictures = [crop_maps(maps, picture, shapes) for picture, shapes in enumerate(own_shapes)]
             sizes = image_sizes.split(1)
-        needed = final_maps or len(self.caption_head.layers) > 0
+        namer = self.caption_head.namer
+        needed = final_maps or namer is not None
         with self.shared_gradients():
             groups, final = zip(*(maps_without_words(self.model.layers, one, needed) for one in pictures), strict=True)
-        if len(self.caption_head.layers):
-            groups = [
-                (*group, *self._head_maps(own, own_sizes))
-                for group, own, own_sizes in zip(groups, final, sizes, strict=True)
-            ]
+        places = None
+        if namer is not None:
+            places = [self._places(*each) for each in zip(pictures, final, sizes, strict=True)]
         if not final_maps:
-            return GLIPv2VisualStates(list(groups))
+            return GLIPv2VisualStates(list(groups), places)
         joined = final[0] if own_shapes is None else join_maps(list(final), map_shapes(maps))
-        return GLIPv2VisualStates(list(groups), joined)
+        return GLIPv2VisualStates(list(groups), places, joined)
 
-    def _head_maps(self, final_maps: FeatureMaps, image_sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Normalised maps, `(pictures, locations, d_model)`, that each block of the caption head attends to."""
+    def _places(self, maps: FeatureMaps, final_maps: FeatureMaps, image_sizes: torch.Tensor) -> GLIPv2Places:
+        """What the caption head attends to, from the maps before and after the tower."""
         anchors = self.anchors(map_shapes(final_maps), final_maps[0].device)
-        places = normalize_boxes(anchors.expand(len(image_sizes), -1, -1), image_sizes)
-        return self.caption_head.place_maps(flatten_levels(final_maps), places)
+        boxes = normalize_boxes(anchors.expand(len(image_sizes), -1, -1), image_sizes)
+        centerness = flatten_levels([self.detection_head.centerness_predictor(level) for level in final_maps])
+        return self.caption_head.namer.places(maps, final_maps, centerness.squeeze(-1).detach(), boxes[..., :2])
 
     @can_return_tuple
     def forward(
@@ -269,9 +365,8 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
             visual_states = self.get_visual_states(image_features, final_maps=True)
         with self.shared_gradients():
             text_features, mask = self._encode_words(input_ids, inputs_embeds, attention_mask, visual_states, cache)
-            text = self._read_picture(text_features, self.model.layers, 0, visual_states, mask, cache)
-        text = self._read_picture(text, self.caption_head.layers, len(self.model.layers), visual_states, mask, cache)
-        logits = self.caption_head(text[:, -logits_to_keep:])
+            text = self._read_picture(text_features, visual_states, mask, cache)
+        logits = self.caption_head(text[:, -logits_to_keep:], visual_states)
         loss = None if labels is None else caption_loss(logits, labels)
         return GLIPv2CaptioningOutput(
             loss=loss,
@@ -329,19 +424,13 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         return encoded.last_hidden_state, mask
 
     def _read_picture(
-        self,
-        text: torch.Tensor,
-        layers: nn.ModuleList,
-        first: int,
-        visual_states: GLIPv2VisualStates,
-        mask: torch.Tensor,
-        cache: Cache | None,
+        self, text: torch.Tensor, visual_states: GLIPv2VisualStates, mask: torch.Tensor, cache: Cache | None
     ) -> torch.Tensor:
-        """Words after blocks of the tower or of the head, of which the first is number `first` of both together."""
+        """Words after the tower."""
         encoder_layers = self.config.text_config.num_hidden_layers
-        for index, layer in enumerate(layers, start=first):
-            groups = [group[index] for group in visual_states.groups]
-            text = words_through_layer(layer, text, groups, mask, cache, encoder_layers + index)
+        for index, layer in enumerate(self.model.layers):
+            maps = [group[index] for group in visual_states.groups]
+            text = words_through_layer(layer, text, maps, mask, cache, encoder_layers + index)
         return text
 
     # Generation ------------------------------------------------------------------------------------------------------

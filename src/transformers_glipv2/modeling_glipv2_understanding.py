@@ -19,6 +19,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
 from .modeling_glipv2 import (
+    FeatureMaps,
     GLIPv2ForObjectDetection,
     GLIPv2ObjectDetectionOutput,
     Labels,
@@ -114,6 +115,21 @@ def require_fusion(config: GLIPv2Config, name: str) -> None:
         raise ValueError(f"{name} reads fused words, and with `use_fusion=False` words never see the picture.")
 
 
+class GLIPv2Looks(nn.Module):
+    """How each location looks before fusion, which L_inter compares with the words of all pictures, and after."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) for _ in range(2))
+
+    def forward(self, feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -> torch.Tensor:
+        """P3..P7 before and after the tower, normalised: `(batch, anchors, 2 * d_model)`."""
+        # The logarithm, since maps before fusion have channels a thousand times the others, beside which a norm alone
+        # would leave nothing of them.
+        looks = [torch.asinh(flatten_levels(levels)) for levels in (feature_maps, fused_feature_maps)]
+        return torch.cat([norm(look) for norm, look in zip(self.norms, looks, strict=True)], dim=-1)
+
+
 class GLIPv2WordEvidence(nn.Module):
     """
     Tells each word what the detector found for it: how surely, how much of it, where, and how it looks there.
@@ -131,7 +147,7 @@ class GLIPv2WordEvidence(nn.Module):
     def __init__(self, config: GLIPv2Config):
         super().__init__()
         text_dim = config.text_config.hidden_size
-        self.look_norms = nn.ModuleList(nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) for _ in range(2))
+        self.looks = GLIPv2Looks(config)
         self.projection = nn.Linear(2 * config.d_model + self.num_signs, text_dim)
         self.norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
 
@@ -148,7 +164,8 @@ class GLIPv2WordEvidence(nn.Module):
         logits, centerness = output.logits.detach(), output.centerness.detach()[..., None]
         scores = logits + F.logsigmoid(centerness)
         attention = scores.softmax(1).transpose(1, 2)
-        looks = (attention @ self.looks(output).to(scores.dtype)).to(text.dtype)
+        looks = self.looks(output.feature_maps, output.fused_feature_maps)
+        looks = (attention @ looks.to(scores.dtype)).to(text.dtype)
         # Near unit size all of them: a layer that starts small overlooks small inputs.
         places = 4 * (attention @ output.pred_boxes.detach().to(scores.dtype) - 0.5)
         # Of the best place, and of all places together: some anchors of each object, so it grows with their number.
@@ -156,17 +173,6 @@ class GLIPv2WordEvidence(nn.Module):
         amount = 3 * (logits.sigmoid() * centerness.sigmoid()).sum(1).log1p() - 3
         signs = torch.cat([places, best[..., None], amount[..., None]], dim=-1).to(text.dtype)
         return self.norm(text + self.projection(torch.cat([looks, signs], dim=-1))), signs
-
-    def looks(self, output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
-        """
-        How each location looks before fusion (what L_inter compares with the words of all pictures) and after,
-        normalised: `(batch, anchors, 2 * d_model)`.
-        """
-        maps = (output.feature_maps, output.fused_feature_maps)
-        # The logarithm, since maps before fusion have channels a thousand times the others, beside which a norm alone
-        # would leave nothing of them.
-        looks = [torch.asinh(flatten_levels(levels)) for levels in maps]
-        return torch.cat([norm(look) for norm, look in zip(self.look_norms, looks, strict=True)], dim=-1)
 
 
 class GLIPv2AnswerHead(nn.Module):

@@ -15,10 +15,12 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers.image_utils import SizeDict
 
+from transformers_glipv2.configuration_glipv2 import GLIPv2Config
 from transformers_glipv2.data.answers import answer_targets, build_answer_vocabulary
 from transformers_glipv2.evaluation.captions import evaluate_captions, ptb_tokenize
 from transformers_glipv2.evaluation.vqa import answer_accuracy, normalize_answer
 from transformers_glipv2.grounded_language import decode_captions
+from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ContrastiveHead
 from transformers_glipv2.training.data_file import DataFile, load_sources
 from transformers_glipv2.training.optimization import parameter_groups
 
@@ -99,6 +101,23 @@ def head_groups(
     """
     groups = parameter_groups(model, learning_rate, weight_decay, head_factor, (head,))
     return [{**group, "name": group["name"].replace("text", "head")} for group in groups]
+
+
+def contrastive_head_of(config: GLIPv2Config, weights: Mapping[str, torch.Tensor]) -> GLIPv2ContrastiveHead | None:
+    """
+    The head of L_inter among the weights of a checkpoint, to start other heads from; `None` where there is none.
+
+    Args:
+        config (`GLIPv2Config`): of the checkpoint.
+        weights (`Mapping[str, torch.Tensor]`): as `load_other_heads` gives them.
+    """
+    prefix = "contrastive_head."
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    if not own:
+        return None
+    head = GLIPv2ContrastiveHead(config)
+    head.load_state_dict(own)
+    return head
 
 
 def set_picture_size(processor: Any, shortest_edge: int) -> None:
