@@ -152,7 +152,7 @@ def test_names_are_those_of_the_places_where_a_thing_is():
     confidence[0, 2] = 0.0
     namer.names.weight.normal_()
     _, names = namer(text, GLIPv2Places(torch.randn(1, 6, width), torch.randn(1, 6, width), regions, confidence))
-    expected = 8 * 10 * namer.names.weight @ regions[0, 2]
+    expected = 10 * math.sqrt(regions.shape[-1]) * namer.names.weight @ regions[0, 2]
     torch.testing.assert_close(names[0], expected.expand(2, -1), atol=1e-3, rtol=1e-3)
 
 

@@ -155,8 +155,8 @@ class GLIPv2Namer(nn.Module):
         )
         scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim) + places.confidence[:, None, None, :]
         attention = scores.float().softmax(-1).to(text.dtype)
-        # Eight times a unit vector of 64 features has features of unit size.
-        seen = 8 * attention @ places.regions[:, None]
+        # So that the features of unit vectors are near unit size.
+        seen = math.sqrt(places.regions.shape[-1]) * attention @ places.regions[:, None]
         heads = torch.cat([attention @ value, seen], dim=-1)
         text = self.out_norm(text + self.out(heads.transpose(1, 2).flatten(2)))
         named = (self.gate(text).transpose(1, 2)[..., None] * seen).sum(1)
