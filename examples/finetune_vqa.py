@@ -53,7 +53,9 @@ from transformers_glipv2.training.understanding import (
     answers_of_sources,
     best_constant_answers,
     evaluation_rows,
+    frozen_batches,
     head_groups,
+    repeated,
     set_picture_size,
     steps_of_epochs,
 )
@@ -71,6 +73,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--answers", type=Path, help="json list of answers (default: those of the data; VQA v2: majority of 9 or more)"
     )
     add("--freeze_shared", action="store_true", help="train the head alone and keep the checkpoint's other heads")
+    add(
+        "--cached_questions",
+        type=int,
+        help="with --freeze_shared: so many questions pass the frozen part once, and the head goes over them again "
+        "and again, which makes a step many times faster (default: new questions each step)",
+    )
     add("--blind", action="store_true", help="blank all pictures, for a baseline of questions alone")
     add("--num_steps", type=int, help=f"optimizer steps (default: {EPOCHS} epochs; endless data needs it)")
     add("--batch_size", type=int, default=16, help="questions of a step, over all processes (default: 16)")
@@ -84,7 +92,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of data order, augmentation and dropout (default: 0)")
     add("--resume_from_checkpoint", help="a checkpoint folder, or `latest`, which also starts where there is none")
     add("--push_to_hub", metavar="REPO", help="upload the result to this Hub repository")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.cached_questions is not None and not args.freeze_shared:
+        parser.error("--cached_questions needs --freeze_shared: what moves cannot be computed once.")
+    if args.cached_questions is not None and args.cached_questions < args.batch_size:
+        parser.error(f"--cached_questions {args.cached_questions} do not fill a batch of {args.batch_size}.")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -108,12 +121,16 @@ def main(arguments: list[str] | None = None) -> dict:
     sources, weights = load_sources(data)
     answers = load_answer_vocabulary(args.answers) if args.answers else answers_of_sources(sources)
     num_steps = args.num_steps or steps_of_epochs(sources, EPOCHS, args.batch_size)
-    mixture = MixtureDataset(sources, weights, seed=args.seed, length=num_steps * args.batch_size)
+    questions = args.cached_questions or num_steps * args.batch_size
+    mixture = MixtureDataset(sources, weights, seed=args.seed, length=questions)
     collate = make_collator(data, processor, mixture, args.batch_size, args.seed)
     collator = AnswerCollator(collate, answers, with_pictures=not args.blind)
 
+    place = (accelerator.process_index, accelerator.num_processes)
+
     def make_loader(start_step: int):
-        place = (accelerator.process_index, accelerator.num_processes)
+        if kept is not None:
+            return repeated(kept, start_step, num_steps, args.seed)
         batches = StepBatches(args.batch_size, num_steps, start_step, 1, *place)
         return step_loader(mixture, batches, collator, args.num_workers)
 
@@ -130,6 +147,11 @@ def main(arguments: list[str] | None = None) -> dict:
         other_heads = load_other_heads(args.model, model)
     optimizer = torch.optim.AdamW(head_groups(model, args.learning_rate, "answer_head.", args.head_factor))
     model, optimizer = accelerator.prepare(model, optimizer)
+    kept = None
+    if args.cached_questions:
+        batches = StepBatches(args.batch_size, args.cached_questions // args.batch_size, 0, 1, *place)
+        loader = step_loader(mixture, batches, collator, args.num_workers)
+        kept = frozen_batches(accelerator.unwrap_model(model), loader, accelerator.device, accelerator.is_main_process)
 
     # Training; the best weights by accuracy are kept.
     rows = evaluation_rows(data, "vqa")

@@ -15,6 +15,7 @@ from transformers_glipv2.modeling_glipv2_understanding import (
     answer_config,
     answer_loss,
 )
+from transformers_glipv2.training.understanding import frozen_batches, repeated
 
 ANSWERS = ["yes", "no", "red", "2"]
 
@@ -77,6 +78,10 @@ def detected(**changes) -> GLIPv2ObjectDetectionOutput:
     return GLIPv2ObjectDetectionOutput(**(fields | changes))
 
 
+def looks_of(model: GLIPv2ForVisualQuestionAnswering, output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
+    return model.answer_head.evidence.looks(output.feature_maps, output.fused_feature_maps)
+
+
 @torch.no_grad()
 def test_evidence_is_the_best_place_where_the_detector_is_sure(model):
     evidence = model.answer_head.evidence
@@ -85,7 +90,7 @@ def test_evidence_is_the_best_place_where_the_detector_is_sure(model):
     logits[0, [1, 5], 1] = 20.0
     output = detected(logits=logits)
     words, signs = evidence(output)
-    looks, boxes = evidence.looks(output)[0], output.pred_boxes[0]
+    looks, boxes = looks_of(model, output)[0], output.pred_boxes[0]
     found = [torch.stack([one[3], (one[1] + one[5]) / 2]) for one in (looks, boxes)]
     strengths = torch.tensor([[22.0, 3 * math.log(2) - 3], [22.0, 3 * math.log(3) - 3]])
     expected = torch.cat([4 * (found[1] - 0.5), strengths], dim=1)
@@ -106,7 +111,7 @@ def test_the_surest_place_of_what_is_not_there_says_no_more_than_that(model):
 @torch.no_grad()
 def test_a_look_is_that_before_and_after_fusion_and_large_channels_leave_the_others_visible(model):
     output = detected()
-    looks = model.answer_head.evidence.looks(output)
+    looks = looks_of(model, output)
     maps = [
         torch.cat([level.flatten(2) for level in levels], dim=2)
         for levels in (output.feature_maps, output.fused_feature_maps)
@@ -115,7 +120,7 @@ def test_a_look_is_that_before_and_after_fusion_and_large_channels_leave_the_oth
     torch.testing.assert_close(looks, torch.cat(expected, dim=2), atol=1e-5, rtol=1e-4)
     for level in output.feature_maps:
         level[:, 0] = 1e5
-    other = model.answer_head.evidence.looks(output)[..., 1:32]
+    other = looks_of(model, output)[..., 1:32]
     assert other.std() > 0.05
 
 
@@ -212,6 +217,25 @@ def test_losses_add_up_and_a_frozen_shared_part_adds_none():
     with_gradient = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     head = [name for name, _ in model.named_parameters() if name.startswith("answer_head.")]
     assert with_gradient == head
+
+
+def test_what_the_frozen_part_made_stands_for_pictures_and_questions():
+    model = make_model()
+    model.freeze_shared()
+    batches = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        batches.append({**tiny_inputs(), "answer_labels": torch.rand(2, 4)})
+        batches[-1]["pixel_values"] = batches[-1]["pixel_values"] * (seed + 1)
+    kept = frozen_batches(model, batches, torch.device("cpu"), progress=False)
+    expected = [model(**batch).loss.item() for batch in batches]
+    steps = [model(**batch).loss.item() for batch in repeated(kept, 0, 9, seed=0)]
+    epochs = [steps[:3], steps[3:6], steps[6:]]
+    for losses in epochs:
+        assert sorted(losses) == pytest.approx(sorted(expected), rel=1e-2)
+    assert len({tuple(losses) for losses in epochs}) > 1
+    resumed = [model(**batch).loss.item() for batch in repeated(kept, 4, 9, seed=0)]
+    assert resumed == steps[4:]
 
 
 def test_the_answer_head_can_learn_a_batch():

@@ -284,6 +284,7 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         *args,
         labels: Labels | None = None,
         answer_labels: torch.FloatTensor | None = None,
+        detector_output: GLIPv2ObjectDetectionOutput | None = None,
         **kwargs,
     ) -> GLIPv2VisualQuestionAnsweringOutput:
         """
@@ -294,15 +295,19 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
             answer_labels: `(batch, answers)` in [0, 1], for training: the soft score of each answer (VQA v2: 0.3, 0.6,
                 0.9 or 1 for one, two, three or more of ten annotators); NaN for texts that are no questions, such as
                 those of detection in the same batch. `loss_dict` adds loss_answer.
+            detector_output: what the shared part made of pictures and questions, in place of both, for a head that is
+                trained over it again and again while it is frozen.
 
         Raises:
             ValueError: when a side is missing, or batches or labels do not fit.
         """
         kwargs.pop("return_dict", None)
-        with self.shared_gradients():
-            output = super().forward(
-                *args, labels=None if self.shared_is_frozen else labels, **kwargs, return_dict=True
-            )
+        output = detector_output
+        if output is None:
+            with self.shared_gradients():
+                output = super().forward(
+                    *args, labels=None if self.shared_is_frozen else labels, **kwargs, return_dict=True
+                )
         logits = self.answer_head(output)
         fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict")}
         losses = dict(output.loss_dict or {})

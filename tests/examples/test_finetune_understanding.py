@@ -59,6 +59,18 @@ def arguments(folder: Path, kind: str, model: str, output: str, *more: str) -> l
     return [str(value) for value in given]
 
 
+def test_a_head_learns_from_cached_questions(folder, capsys):
+    cached = ["--freeze_shared", "--cached_questions", "8", "--num_steps", "20", "--eval_steps", "20"]
+    finetune_vqa.main(arguments(folder, "vqa", "model", "cached", *cached))
+    losses = [line["loss"] for line in read_log(folder / "cached") if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert changed_parts(folder / "model", folder / "cached") == {"answer_head"}
+    for wrong, message in ((["--cached_questions", "8"], "--freeze_shared"), ([*cached[:2], "3"], "batch of 4")):
+        with pytest.raises(SystemExit):
+            finetune_vqa.parse_args(arguments(folder, "vqa", "model", "wrong", *wrong))
+        assert message in capsys.readouterr().err
+
+
 def changed_parts(before: Path, after: Path) -> set[str]:
     """First parts of the names of tensors that differ or are new."""
     old, new = (load_file(path / "model.safetensors") for path in (before, after))

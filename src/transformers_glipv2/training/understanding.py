@@ -1,15 +1,16 @@
 """Training of answers and captions: batches, vocabularies, and scores while a model trains."""
 
 import math
+import random
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
@@ -17,9 +18,11 @@ from transformers.image_utils import SizeDict
 
 from transformers_glipv2.configuration_glipv2 import GLIPv2Config
 from transformers_glipv2.data.answers import answer_targets, build_answer_vocabulary
+from transformers_glipv2.data.seeding import derive_seed
 from transformers_glipv2.evaluation.captions import evaluate_captions, ptb_tokenize
 from transformers_glipv2.evaluation.vqa import answer_accuracy, normalize_answer
 from transformers_glipv2.grounded_language import decode_captions
+from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput
 from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ContrastiveHead
 from transformers_glipv2.training.data_file import DataFile, load_sources
 from transformers_glipv2.training.optimization import parameter_groups
@@ -81,6 +84,63 @@ class CaptionCollator:
 def blank(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with pictures of one colour, the mean of all; their sizes stay."""
     return {**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])}
+
+
+# What an answer head reads of the detector's output.
+ANSWER_INPUTS = (
+    "fused_text",
+    "attention_mask",
+    "feature_maps",
+    "fused_feature_maps",
+    "logits",
+    "centerness",
+    "pred_boxes",
+)
+
+
+@torch.no_grad()
+def frozen_batches(
+    model: nn.Module, batches: Iterable[dict[str, Any]], device: torch.device, progress: bool = True
+) -> list[dict[str, Any]]:
+    """
+    What the frozen part of a model makes of questions, for a head that is to go over them again and again.
+
+    Args:
+        model (`GLIPv2ForVisualQuestionAnswering`): with its shared part frozen.
+        batches (`Iterable[dict]`): as `AnswerCollator` makes them.
+        device (`torch.device`): of the model.
+        progress (`bool`, *optional*, defaults to `True`): show a bar.
+
+    Returns:
+        `list[dict]`: for each batch {"detector_output", "answer_labels"}, which the model takes. In memory, maps in
+        bfloat16, which holds what float16 cannot: about 0.6 MB for a question to the nano.
+    """
+    model.eval()
+    kept = []
+    for batch in tqdm(batches, desc="frozen part", disable=not progress):
+        answer_labels = batch["answer_labels"]
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", "answer_labels")}
+        output = model(**send_to_device(inputs, device))
+        fields = {name: output[name] for name in ANSWER_INPUTS}
+        for name in ("feature_maps", "fused_feature_maps"):
+            fields[name] = tuple(level.bfloat16() for level in fields[name])
+        kept.append({"detector_output": send_to_device(fields, "cpu"), "answer_labels": answer_labels})
+    return kept
+
+
+def repeated(kept: Sequence[dict[str, Any]], start_step: int, num_steps: int, seed: int) -> Iterator[dict[str, Any]]:
+    """
+    The batches of `frozen_batches` for the steps of a run: all in one order, then all in another, and so on. What a
+    step sees is decided by its number and the seed.
+    """
+    for step in range(start_step, num_steps):
+        epoch, place = divmod(step, len(kept))
+        order = random.Random(derive_seed(seed, "epoch", epoch)).sample(range(len(kept)), len(kept))
+        batch = kept[order[place]]
+        fields = dict(batch["detector_output"])
+        for name in ("feature_maps", "fused_feature_maps"):
+            fields[name] = tuple(level.float() for level in fields[name])
+        yield {"detector_output": GLIPv2ObjectDetectionOutput(**fields), "answer_labels": batch["answer_labels"]}
 
 
 def head_groups(
