@@ -52,6 +52,7 @@ from transformers_glipv2.training.understanding import (
     AnswerEvaluator,
     answers_of_sources,
     best_constant_answers,
+    contrastive_head_of,
     evaluation_rows,
     frozen_batches,
     head_groups,
@@ -139,12 +140,14 @@ def main(arguments: list[str] | None = None) -> dict:
         args.model, **answer_config(answers), ignore_mismatched_sizes=True, output_loading_info=True
     )
     new = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    other_heads = load_other_heads(args.model, model)
     if "answer_head.classifier.weight" in new:
-        model.start_from_words(processor.tokenizer)
-    other_heads = {}
+        model.start_from_words(processor.tokenizer, contrastive_head_of(model.config, other_heads))
     if args.freeze_shared:
         model.freeze_shared()
-        other_heads = load_other_heads(args.model, model)
+    else:
+        # They would no longer fit what they read.
+        other_heads = {}
     optimizer = torch.optim.AdamW(head_groups(model, args.learning_rate, "answer_head.", args.head_factor))
     model, optimizer = accelerator.prepare(model, optimizer)
     kept = None

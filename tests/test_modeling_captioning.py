@@ -10,8 +10,9 @@ from transformers import AutoModelForImageTextToText
 from tests.data.stub_processor import tiny_tokenizer
 from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
-from transformers_glipv2.caption_steps import GLIPv2Places, caption_loss, causal_mask, prefixes
+from transformers_glipv2.caption_steps import caption_loss, causal_mask, prefixes
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
+from transformers_glipv2.naming import GLIPv2Places
 from transformers_glipv2.training.segmentation import load_other_heads
 
 CLS, SEP = 2, 3
@@ -151,9 +152,9 @@ def test_names_are_those_of_the_places_where_a_thing_is():
     confidence = torch.full((1, 6), -1e4)
     confidence[0, 2] = 0.0
     namer.names.weight.normal_()
-    _, names = namer(text, GLIPv2Places(torch.randn(1, 6, width), torch.randn(1, 6, width), regions, confidence))
+    _, named = namer(text, GLIPv2Places(torch.randn(1, 6, width), torch.randn(1, 6, width), regions, confidence))
     expected = 10 * math.sqrt(regions.shape[-1]) * namer.names.weight @ regions[0, 2]
-    torch.testing.assert_close(names[0], expected.expand(2, -1), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(namer.names(named)[0], expected.expand(2, -1), atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -158,6 +158,14 @@ def test_a_new_classifier_expects_one_answer_and_may_start_from_its_words(tmp_pa
     similarity = torch.nn.functional.cosine_similarity(weight[0, None, :32], weight[1:5, :32])
     assert similarity.argmax() == 0
 
+    names = model.answer_head.namer.names.weight
+    assert (names.norm(dim=1) - 1).abs().max() > 0.1
+    contrastive = GLIPv2ForPreTraining(tiny_config(initializer_range=0.3)).contrastive_head
+    model.start_from_words(tiny_tokenizer(), contrastive)
+    torch.testing.assert_close(names.norm(dim=1), torch.ones(6))
+    assert (names[1:5] @ names[0]).argmax() == 0
+    assert torch.equal(model.answer_head.namer.image_projection.weight, contrastive.image_projection.weight)
+
 
 def test_loss_by_hand():
     logits, targets = torch.tensor([[0.3, -2.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.3], [0.0, 0.6]])

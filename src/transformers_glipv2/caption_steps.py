@@ -10,26 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .modeling_glipv2 import FeatureMaps, flatten_levels, map_shapes, split_levels
-
-
-@dataclass
-class GLIPv2Places:
-    """
-    The places of pictures as a caption head that names things sees them; all locations of P3..P7, P3 first.
-
-    Args:
-        keys, values (`torch.FloatTensor` of shape `(pictures, locations, heads * head_dim)`):
-            What words attend by and to.
-        regions (`torch.FloatTensor` of shape `(pictures, locations, contrastive_dim)`):
-            Unit vectors, to be compared with words.
-        confidence (`torch.FloatTensor` of shape `(pictures, locations)`):
-            Logarithm of how surely there is the middle of a thing.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    regions: torch.Tensor
-    confidence: torch.Tensor
+from .naming import GLIPv2Places
 
 
 @dataclass

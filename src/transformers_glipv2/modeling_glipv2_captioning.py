@@ -7,7 +7,6 @@ sees no word. So the picture's way through the tower does not depend on the word
 values.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,6 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .boxes import normalize_boxes
 from .caption_steps import (
-    GLIPv2Places,
     GLIPv2VisualStates,
     caption_loss,
     causal_mask,
@@ -47,7 +45,8 @@ from .modeling_glipv2 import (
     word_embedding_name,
 )
 from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead, GLIPv2MaskedLMHead
-from .modeling_glipv2_understanding import GLIPv2Looks, GLIPv2SharedPart, require_fusion
+from .modeling_glipv2_understanding import GLIPv2SharedPart, require_fusion
+from .naming import GLIPv2Namer, GLIPv2Places
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]
@@ -89,86 +88,12 @@ class GLIPv2CaptioningOutput(ModelOutput):
 # Head ----------------------------------------------------------------------------------------------------------------
 
 
-class GLIPv2Namer(nn.Module):
-    """
-    Finds what the next word may name: words attend to places where the detector takes a thing to be, and what is seen
-    there is compared with every word of the vocabulary, as L_inter compares regions and words (section 3.2).
-
-    Args:
-        config: sizes and options.
-    """
-
-    num_heads = 8
-    head_dim = 32
-
-    def __init__(self, config: GLIPv2Config):
-        super().__init__()
-        text_dim, names_dim = config.text_config.hidden_size, config.contrastive_dim
-        width = self.num_heads * self.head_dim
-        self.text_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
-        self.looks = GLIPv2Looks(config)
-        # Maps hardly know where they are, and sentences tell left from right.
-        self.key = nn.Linear(2 * config.d_model + 2, width)
-        self.value = nn.Linear(2 * config.d_model + 2, width)
-        self.query = nn.Linear(text_dim, width)
-        self.image_projection = nn.Linear(config.d_model, names_dim)
-        self.out = nn.Linear(width + self.num_heads * names_dim, text_dim)
-        self.out_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
-        self.gate = nn.Linear(text_dim, self.num_heads)
-        self.names = nn.Linear(names_dim, config.text_config.vocab_size, bias=False)
-
-    def places(
-        self,
-        feature_maps: FeatureMaps,
-        fused_feature_maps: FeatureMaps,
-        centerness: torch.Tensor,
-        centers: torch.Tensor,
-    ) -> GLIPv2Places:
-        """
-        Args:
-            feature_maps, fused_feature_maps: P3..P7 before and after the tower.
-            centerness: `(pictures, anchors)`, before the sigmoid.
-            centers: `(pictures, anchors, 2)`, x and y in [0, 1] of each picture.
-
-        Returns:
-            What words attend to.
-        """
-        looks = self.looks(feature_maps, fused_feature_maps)
-        looks = torch.cat([looks, 4 * (centers - 0.5).to(looks.dtype)], dim=-1)
-        regions = F.normalize(self.image_projection(flatten_levels(feature_maps)), dim=-1)
-        return GLIPv2Places(self.key(looks), self.value(looks), regions, F.logsigmoid(centerness))
-
-    def forward(self, text: torch.Tensor, places: GLIPv2Places) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            text: fused words `(pictures, tokens, text_dim)`.
-            places: of their pictures.
-
-        Returns:
-            The words with what they saw, in the shape of `text`, and scores of names, `(pictures, tokens,
-            vocabulary)`.
-        """
-        text = self.text_norm(text)
-        query, key, value = (
-            states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for states in (self.query(text), places.keys, places.values)
-        )
-        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_dim) + places.confidence[:, None, None, :]
-        attention = scores.float().softmax(-1).to(text.dtype)
-        # So that the features of unit vectors are near unit size.
-        seen = math.sqrt(places.regions.shape[-1]) * attention @ places.regions[:, None]
-        heads = torch.cat([attention @ value, seen], dim=-1)
-        text = self.out_norm(text + self.out(heads.transpose(1, 2).flatten(2)))
-        named = (self.gate(text).transpose(1, 2)[..., None] * seen).sum(1)
-        return text, self.names(named)
-
-
 class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
     """Scores of the next word: one layer over the fused words, with `config.caption_naming` after [`GLIPv2Namer`]."""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__(config)
-        self.namer = GLIPv2Namer(config) if config.caption_naming else None
+        self.namer = GLIPv2Namer(config, config.text_config.vocab_size) if config.caption_naming else None
 
     def forward(self, text: torch.Tensor, visual_states: GLIPv2VisualStates) -> torch.Tensor:
         """
@@ -183,8 +108,8 @@ class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
             return super().forward(text)
         groups = rows_to_pictures(text, visual_states.group_sizes)
         found = [self.namer(words, places) for words, places in zip(groups, visual_states.places, strict=True)]
-        text, names = (pictures_to_rows(list(parts), len(text)) for parts in zip(*found, strict=True))
-        return super().forward(text) + names
+        text, named = (pictures_to_rows(list(parts), len(text)) for parts in zip(*found, strict=True))
+        return super().forward(text) + self.namer.names(named)
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
@@ -223,10 +148,10 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, GLIPv2Namer):
-            # All names count alike at first, and enough to be heard.
-            init.zeros_(module.gate.weight)
-            init.constant_(module.gate.bias, 10 / module.num_heads)
+        if isinstance(module, GLIPv2CaptionHead) and module.namer is not None:
+            # All places count alike at first, and enough for their names to be heard.
+            init.zeros_(module.namer.gate.weight)
+            init.constant_(module.namer.gate.bias, 10 / module.namer.num_heads)
 
     @torch.no_grad()
     def start_from_contrast(

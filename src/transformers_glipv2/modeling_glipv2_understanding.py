@@ -19,12 +19,12 @@ from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
 from .modeling_glipv2 import (
-    FeatureMaps,
     GLIPv2ForObjectDetection,
     GLIPv2ObjectDetectionOutput,
     Labels,
-    flatten_levels,
 )
+from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead
+from .naming import GLIPv2Looks, GLIPv2Namer
 
 
 @dataclass
@@ -115,21 +115,6 @@ def require_fusion(config: GLIPv2Config, name: str) -> None:
         raise ValueError(f"{name} reads fused words, and with `use_fusion=False` words never see the picture.")
 
 
-class GLIPv2Looks(nn.Module):
-    """How each location looks before fusion, which L_inter compares with the words of all pictures, and after."""
-
-    def __init__(self, config: GLIPv2Config):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) for _ in range(2))
-
-    def forward(self, feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -> torch.Tensor:
-        """P3..P7 before and after the tower, normalised: `(batch, anchors, 2 * d_model)`."""
-        # The logarithm, since maps before fusion have channels a thousand times the others, beside which a norm alone
-        # would leave nothing of them.
-        looks = [torch.asinh(flatten_levels(levels)) for levels in (feature_maps, fused_feature_maps)]
-        return torch.cat([norm(look) for norm, look in zip(self.norms, looks, strict=True)], dim=-1)
-
-
 class GLIPv2WordEvidence(nn.Module):
     """
     Tells each word what the detector found for it: how surely, how much of it, where, and how it looks there.
@@ -177,8 +162,8 @@ class GLIPv2WordEvidence(nn.Module):
 
 class GLIPv2AnswerHead(nn.Module):
     """
-    Scores of the answers from fused words: what the detector found joins them, attention pooling, which starts as the
-    mean, and two layers. The signs of the evidence are pooled too, as they are.
+    Scores of the answers from fused words: what the detector found joins them, they look for what an answer may name,
+    attention pooling, which starts as the mean, and two layers. The signs of the evidence are pooled too, as they are.
     """
 
     def __init__(self, config: GLIPv2Config):
@@ -187,6 +172,7 @@ class GLIPv2AnswerHead(nn.Module):
         self.num_heads = config.text_config.num_attention_heads
         self.dropout = config.text_config.hidden_dropout_prob
         self.evidence = GLIPv2WordEvidence(config)
+        self.namer = GLIPv2Namer(config, config.num_labels)
         self.word_weight = nn.Linear(text_dim, self.num_heads)
         self.word_value = nn.Linear(text_dim, 2 * text_dim)
         self.dense = nn.Linear(2 * text_dim + self.num_heads * self.evidence.num_signs, 2 * text_dim)
@@ -202,10 +188,21 @@ class GLIPv2AnswerHead(nn.Module):
             `(batch, answers)`, float32.
         """
         text, signs = self.evidence(output)
-        mask = None if output.attention_mask is None else output.attention_mask.bool()
-        pooled = self.pool(text, signs, mask)
+        # No thing is in the padding, where the detector's scores of all words are the lowest.
+        is_padding = (output.logits.detach() <= -50000).all(2)
+        places = self.namer.places(
+            output.feature_maps,
+            output.fused_feature_maps,
+            output.centerness.detach().masked_fill(is_padding, -50000),
+            output.pred_boxes[..., :2].detach(),
+        )
+        text, named = self.namer(text, places)
+        mask = text.new_ones(text.shape[:2]) if output.attention_mask is None else output.attention_mask.to(text.dtype)
+        pooled = self.pool(text, signs, mask.bool())
         hidden = self.norm(F.gelu(self.dense(F.dropout(pooled, self.dropout, self.training))))
-        return self.classifier(F.dropout(hidden, self.dropout, self.training)).float()
+        named = (mask[..., None] * named).sum(1) / mask.sum(1, keepdim=True)
+        scores = self.classifier(F.dropout(hidden, self.dropout, self.training)) + self.namer.names(named)
+        return scores.float()
 
     def pool(self, text: torch.Tensor, signs: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -257,15 +254,20 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         if isinstance(module, GLIPv2AnswerHead):
             # One answer of all is right; from even odds the classifier would have to learn that first.
             init.constant_(module.classifier.bias, -math.log(max(2, self.config.num_labels) - 1))
+            # Names whisper at first: most answers name nothing that is to be seen.
+            init.zeros_(module.namer.gate.weight)
+            init.constant_(module.namer.gate.bias, 1 / module.namer.num_heads)
 
     @torch.no_grad()
-    def start_from_words(self, tokenizer: Any) -> None:
+    def start_from_words(self, tokenizer: Any, contrastive_head: GLIPv2ContrastiveHead | None = None) -> None:
         """
         Starts a new classifier from the words of its answers: half of what scores an answer becomes what the text
         encoder makes of it, so that what is learnt of one answer helps those that mean something alike.
 
         Args:
             tokenizer: of the text encoder.
+            contrastive_head: of `GLIPv2ForPreTraining`: regions and answers are then compared from the start as
+                L_inter learnt to.
         """
         answers = [self.config.id2label[index] for index in range(self.config.num_labels)]
         inputs = tokenizer(answers, padding=True, return_special_tokens_mask=True, return_tensors="pt").to(self.device)
@@ -277,6 +279,11 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         meanings = meanings - meanings.mean(0)
         weight = self.answer_head.classifier.weight
         weight[:, : meanings.shape[1]] = meanings / meanings.std().clamp(min=1e-6) * self.config.initializer_range
+        if contrastive_head is not None:
+            namer = self.answer_head.namer
+            namer.image_projection.load_state_dict(contrastive_head.image_projection.state_dict())
+            projected = F.normalize(contrastive_head.text_projection(features), dim=-1)
+            namer.names.weight.copy_(F.normalize((projected * words).sum(1), dim=-1))
 
     @can_return_tuple
     def forward(
