@@ -31,6 +31,8 @@ def test_true_phrases_and_right_boxes():
     assert scores["phrase_precision"] == pytest.approx(100 * 3 / 4)
     assert scores["phrase_recall"] == pytest.approx(100 * 2 / 3)
     assert scores["R@1"] == pytest.approx(100 * 1 / 3)
+    results[0]["phrases"].insert(0, phrase("a picture", [0.0, 0, 100, 100]))
+    assert grounded_caption_scores(ROWS, results) == scores
 
 
 def test_nothing_told_and_wrong_numbers():

@@ -7,6 +7,8 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 ARTICLES = ("a ", "an ", "the ")
+# "a picture of ..." claims nothing.
+NO_CLAIMS = ("picture",)
 
 
 def grounded_caption_scores(
@@ -15,8 +17,8 @@ def grounded_caption_scores(
     """
     Scores captions and their boxes against pictures whose objects have phrases.
 
-    A phrase is true where the picture has objects of that phrase (articles and case aside), and its box is right where
-    it overlaps one of them.
+    A phrase is true where the picture has objects of that phrase (articles and case aside; "a picture" does not count),
+    and its box is right where it overlaps one of them.
 
     Args:
         rows: of the schema, with `objects` of "bbox" and "phrase".
@@ -40,6 +42,7 @@ def grounded_caption_scores(
         for box, phrase in zip(row["objects"]["bbox"], row["objects"]["phrase"], strict=True):
             objects.setdefault(bare(phrase), []).append(box)
         phrases = [(bare(phrase["phrase"]), phrase["boxes"]) for phrase in result["phrases"]]
+        phrases = [(name, boxes) for name, boxes in phrases if name not in NO_CLAIMS]
         told += len(phrases)
         known += len(objects)
         found += len(objects.keys() & {name for name, _ in phrases})
