@@ -17,8 +17,8 @@ def grounded_caption_scores(
     """
     Scores captions and their boxes against pictures whose objects have phrases.
 
-    A phrase is true where the picture has objects of that phrase (articles and case aside; "a picture" does not count),
-    and its box is right where it overlaps one of them.
+    A phrase is true where the picture has objects of that phrase (articles and case aside), and its box is right where
+    it overlaps one of them. "A picture" does not count.
 
     Args:
         rows: of the schema, with `objects` of "bbox" and "phrase".
