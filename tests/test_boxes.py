@@ -1,10 +1,13 @@
 """Box arithmetic: round trips, suppression and pictures without boxes."""
 
+import pytest
 import torch
 
+from transformers_glipv2 import boxes as boxes_module
 from transformers_glipv2.boxes import (
     anchor_grid,
     assign_atss,
+    assign_atss_batch,
     batched_nms_inclusive,
     box_iou_inclusive,
     decode_boxes,
@@ -46,3 +49,19 @@ def test_assignment_takes_a_picture_without_boxes():
     assert (assign_atss(anchors, counts, torch.empty(0, 4)) == -1).all()
     matched = assign_atss(anchors, counts, torch.tensor([[0.0, 0.0, 62.0, 62.0]]))
     assert set(matched.unique().tolist()) == {-1, 0}
+
+
+@pytest.mark.parametrize("at_once", [1 << 23, 200])
+def test_pictures_are_assigned_together_as_alone(monkeypatch, at_once):
+    monkeypatch.setattr(boxes_module, "DISTANCES_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    anchors, counts = anchor_grid([(8, 8), (4, 4)], (8, 16), (64, 128)), [64, 16]
+    picture = torch.tensor([0, 0, 0, 2, 2, 2, 2])
+    corners = torch.rand(7, 2) * 30
+    boxes = torch.cat([corners, corners + 10 + torch.rand(7, 2) * 25], dim=1)
+    matched = assign_atss_batch(anchors, counts, boxes, picture, 3)
+    first = {0: 0, 1: 3, 2: 3}
+    for index in range(3):
+        alone = assign_atss(anchors, counts, boxes[picture == index])
+        assert matched[index].equal(torch.where(alone < 0, alone, alone + first[index]))
+    assert (matched[0] >= 0).any() and (matched[1] == -1).all()

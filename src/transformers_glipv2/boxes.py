@@ -22,8 +22,8 @@ CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_SIZE = math.log(1000.0 / 16.0)
 # An anchor is a candidate for a box when its centre lies inside by more than this, in pixels.
 INSIDE_MARGIN = 0.01
-# Boxes handled at once by `assign_atss`; bounds its memory at about 128 x anchors numbers.
-BOXES_PER_CHUNK = 128
+# Distances between boxes and anchors that `assign_atss_batch` holds at once; bounds its memory at about 100 MB.
+DISTANCES_AT_ONCE = 1 << 23
 
 
 def check_boxes_shape(boxes: Tensor, name: str) -> None:
@@ -344,7 +344,6 @@ def _nearest_anchors(centres: Tensor, anchor_centres: Tensor, count: int) -> Ten
     return chosen.nonzero()[:, 1].view(len(centres), count)
 
 
-@torch.no_grad()
 def assign_atss(anchors: Tensor, num_anchors_per_level: Sequence[int], gt_boxes_xyxy: Tensor, topk: int = 9) -> Tensor:
     """
     Adaptive training sample selection (Zhang et al., CVPR 2020): which anchors learn which box of one picture.
@@ -366,8 +365,36 @@ def assign_atss(anchors: Tensor, num_anchors_per_level: Sequence[int], gt_boxes_
     Raises:
         ValueError: when the levels do not add up, or a box is not finite or is reversed (the message names it).
     """
-    check_boxes_shape(anchors, "anchors")
     check_boxes_xyxy(gt_boxes_xyxy, "gt_boxes_xyxy")
+    picture = torch.zeros(len(gt_boxes_xyxy), dtype=torch.long, device=anchors.device)
+    return assign_atss_batch(anchors, num_anchors_per_level, gt_boxes_xyxy, picture, 1, topk)[0]
+
+
+@torch.no_grad()
+def assign_atss_batch(
+    anchors: Tensor,
+    num_anchors_per_level: Sequence[int],
+    boxes_xyxy: Tensor,
+    picture: Tensor,
+    num_pictures: int,
+    topk: int = 9,
+) -> Tensor:
+    """
+    `assign_atss` of several pictures of one size at once, which spares a GPU hundreds of small steps.
+
+    Args:
+        anchors, num_anchors_per_level, topk: as of `assign_atss`.
+        boxes_xyxy: `(n, 4)` boxes of all pictures, finite and not reversed (`check_boxes_xyxy`).
+        picture: long `(n,)`, the picture of each box, in [0, num_pictures).
+        num_pictures: how many there are.
+
+    Returns:
+        `(num_pictures, anchors)` long: the row of `boxes_xyxy` each anchor learns, -1 = background.
+
+    Raises:
+        ValueError: when the levels do not add up.
+    """
+    check_boxes_shape(anchors, "anchors")
     if sum(num_anchors_per_level) != len(anchors):
         raise ValueError(
             f"`num_anchors_per_level` {list(num_anchors_per_level)} adds up to {sum(num_anchors_per_level)}, but "
@@ -375,14 +402,16 @@ def assign_atss(anchors: Tensor, num_anchors_per_level: Sequence[int], gt_boxes_
         )
     if topk < 1:
         raise ValueError(f"`topk` must be at least 1, got {topk}.")
-    anchors, boxes = anchors.float(), gt_boxes_xyxy.to(device=anchors.device, dtype=torch.float32)
-    matched = torch.full((len(anchors),), -1, dtype=torch.long, device=anchors.device)
+    anchors, boxes = anchors.float(), boxes_xyxy.to(device=anchors.device, dtype=torch.float32)
+    # The anchors of all pictures in one row.
+    matched = torch.full((num_pictures * len(anchors),), -1, dtype=torch.long, device=anchors.device)
+    best_iou = anchors.new_full((len(matched),), -math.inf)
     if len(boxes) == 0 or len(anchors) == 0:
-        return matched
+        return matched.view(num_pictures, len(anchors))
     anchor_centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    best_iou = anchors.new_full((len(anchors),), -math.inf)
-    for start in range(0, len(boxes), BOXES_PER_CHUNK):
-        chunk = boxes[start : start + BOXES_PER_CHUNK]
+    boxes_at_once = max(1, DISTANCES_AT_ONCE // len(anchors))
+    for start in range(0, len(boxes), boxes_at_once):
+        chunk = boxes[start : start + boxes_at_once]
         centres = (chunk[:, :2] + chunk[:, 2:]) / 2
         candidates, first = [], 0
         for count in num_anchors_per_level:
@@ -398,15 +427,16 @@ def assign_atss(anchors: Tensor, num_anchors_per_level: Sequence[int], gt_boxes_
             (candidate_centres - chunk[:, None, :2], chunk[:, None, 2:] - candidate_centres), dim=-1
         ).amin(-1)
         rows, columns = ((iou >= iou.mean(1, keepdim=True) + spread) & (margin > INSIDE_MARGIN)).nonzero(as_tuple=True)
-        anchor_index, pair_iou = candidates[rows, columns], iou[rows, columns]
+        place, pair_iou = candidates[rows, columns], iou[rows, columns]
+        rows = rows + start
+        place = place + picture[rows] * len(anchors)
         # Best pair of each anchor: highest IoU first, then the lowest box. A later chunk wins only by a higher IoU.
-        chunk_best = torch.full_like(best_iou, -math.inf).scatter_reduce_(0, anchor_index, pair_iou, "amax")
-        wins = (pair_iou == chunk_best[anchor_index]) & (pair_iou > best_iou[anchor_index])
-        anchor_index, box_index = anchor_index[wins], rows[wins] + start
-        winner = torch.full_like(matched, len(boxes)).scatter_reduce_(0, anchor_index, box_index, "amin")
+        chunk_best = torch.full_like(best_iou, -math.inf).scatter_reduce_(0, place, pair_iou, "amax")
+        wins = (pair_iou == chunk_best[place]) & (pair_iou > best_iou[place])
+        winner = torch.full_like(matched, len(boxes)).scatter_reduce_(0, place[wins], rows[wins], "amin")
         matched = torch.where(winner < len(boxes), winner, matched)
         best_iou = torch.maximum(best_iou, chunk_best)
-    return matched
+    return matched.view(num_pictures, len(anchors))
 
 
 def centerness_targets(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:

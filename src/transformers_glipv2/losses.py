@@ -23,7 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from .boxes import assign_atss, centerness_targets, check_boxes_shape, decode_boxes, denormalize_boxes
+from .boxes import (
+    assign_atss_batch,
+    centerness_targets,
+    check_boxes_shape,
+    check_boxes_xyxy,
+    decode_boxes,
+    denormalize_boxes,
+)
 
 # What the original adds to unions and enclosing areas.
 GIOU_EPS = 1e-7
@@ -165,35 +172,33 @@ def match_anchors(
         ValueError, TypeError: when the labels do not fit.
     """
     check_labels(labels, len(image_sizes), num_tokens)
-    device = anchors.device
-    pictures, anchor_indices, box_indices, boxes, words, classes = [], [], [], [], [], []
-    for picture, label in enumerate(labels):
-        if label is None:
-            continue
-        boxes_xyxy = denormalize_boxes(label["boxes"].to(device), image_sizes[picture])
-        matched = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, topk)
-        anchor = (matched >= 0).nonzero().squeeze(1)
-        box = matched[anchor]
-        pictures.append(torch.full_like(anchor, picture))
-        anchor_indices.append(anchor)
-        box_indices.append(box)
-        boxes.append(boxes_xyxy[box])
-        words.append(label["positive_map"].to(device)[box] > 0)
-        names = label.get("class_names")
-        ids = [class_id(name) for name in names] if names else [0] * len(boxes_xyxy)
-        classes.append(torch.tensor(ids, dtype=torch.long, device=device)[box])
-    none = torch.empty(0, dtype=torch.long, device=device)
-    anchor = torch.cat([none, *anchor_indices])
-    boxes_xyxy = torch.cat([anchors.new_empty(0, 4), *boxes])
+    device, num_pictures = anchors.device, len(image_sizes)
+    known = [(picture, label) for picture, label in enumerate(labels) if label is not None]
+    counts = torch.zeros(num_pictures, dtype=torch.long)
+    for picture, label in known:
+        counts[picture] = len(label["boxes"])
+    first_box = (counts.cumsum(0) - counts).to(device)
+    box_picture = torch.arange(num_pictures).repeat_interleave(counts).to(device)
+    boxes = torch.cat([torch.empty(0, 4, device=device), *(label["boxes"].to(device) for _, label in known)])
+    boxes_xyxy = denormalize_boxes(boxes[:, None], image_sizes[box_picture])[:, 0]
+    check_boxes_xyxy(boxes_xyxy, "the boxes of `labels`, in pixels,")
+    words = [torch.empty(0, num_tokens, dtype=torch.bool, device=device)]
+    words = torch.cat([*words, *(label["positive_map"].to(device) > 0 for _, label in known)])
+    names = [name for _, label in known for name in label.get("class_names") or [None] * len(label["boxes"])]
+    classes = torch.tensor([0 if name is None else class_id(name) for name in names], dtype=torch.long, device=device)
+
+    matched = assign_atss_batch(anchors, num_anchors_per_level, boxes_xyxy, box_picture, num_pictures, topk)
+    picture, anchor = (matched >= 0).nonzero(as_tuple=True)
+    row = matched[picture, anchor]
     return AnchorTargets(
         is_labelled=torch.tensor([label is not None for label in labels], device=device),
-        picture=torch.cat([none, *pictures]),
+        picture=picture,
         anchor=anchor,
-        box=torch.cat([none, *box_indices]),
-        boxes_xyxy=boxes_xyxy,
-        centerness=centerness_targets(boxes_xyxy, anchors[anchor]),
-        words=torch.cat([torch.empty(0, num_tokens, dtype=torch.bool, device=device), *words]),
-        classes=torch.cat([none, *classes]),
+        box=row - first_box[picture],
+        boxes_xyxy=boxes_xyxy[row],
+        centerness=centerness_targets(boxes_xyxy[row], anchors[anchor]),
+        words=words[row],
+        classes=classes[row],
     )
 
 
@@ -319,8 +324,9 @@ def classes_of_words(labels: Sequence[Mapping[str, Any] | None], num_tokens: int
         if names is None:
             names, name_map = label.get("class_names"), label.get("positive_map")
         if names:
-            for name, row in zip(names, name_map.cpu(), strict=True):
-                classes[picture, row > 0] = class_id(name)
+            # The last of the names that a word belongs to; 0 is none.
+            place = (torch.arange(1, len(names) + 1)[:, None] * (name_map.cpu() > 0)).amax(0)
+            classes[picture] = torch.tensor([0, *map(class_id, names)])[place]
     return classes.to(device)
 
 
@@ -338,23 +344,27 @@ def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tens
         `(batch, regions)` and boolean `(batch, regions)`, `False` at fillers (which are anchor 0 without words).
         `regions` is the largest number that any picture on any process has.
     """
-    chosen = []
-    for picture in range(batch):
-        places = (targets.picture == picture).nonzero().squeeze(1)
-        if len(places) > limit:
-            places = places[targets.centerness[places].topk(limit).indices.sort().values]
-        chosen.append(places)
-    width = max_over_processes(max((len(places) for places in chosen), default=0), targets.picture.device)
-    mask = torch.arange(width, device=targets.picture.device) < targets.picture.new_tensor(
-        [[len(places)] for places in chosen]
-    )
-    chosen = torch.cat(chosen)
+    # The rank of each region in its picture, by centerness; regions come picture by picture.
+    order = targets.centerness.argsort(descending=True, stable=True)
+    order = order[targets.picture[order].argsort(stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = _places_in_pictures(targets.picture, batch)
+    chosen = (rank < limit).nonzero().squeeze(1)
+    picture = targets.picture[chosen]
+    place = _places_in_pictures(picture, batch)
+    width = max_over_processes(int(place.max()) + 1 if len(place) else 0, picture.device)
     padded = []
-    for values in (targets.anchor, targets.words, targets.classes):
+    for values in (targets.anchor, targets.words, targets.classes, torch.ones_like(rank, dtype=torch.bool)):
         filled = values.new_zeros(batch, width, *values.shape[1:])
-        filled[mask] = values[chosen]
+        filled[picture, place] = values[chosen]
         padded.append(filled)
-    return (*padded, mask)
+    return tuple(padded)
+
+
+def _places_in_pictures(picture: Tensor, batch: int) -> Tensor:
+    """0, 1, 2, ... of each picture, where `picture` `(n,)` is sorted."""
+    counts = picture.bincount(minlength=batch)
+    return torch.arange(len(picture), device=picture.device) - (counts.cumsum(0) - counts)[picture]
 
 
 def contrastive_loss(similarity: Tensor, is_match: Tensor) -> Tensor:
@@ -436,10 +446,11 @@ def own_picture_replaced(by_class: Tensor, own: Tensor, first_column: int) -> Te
         first_column: where this process's columns start.
     """
     batch, rows, own_columns = own.shape
+    picture, row, column = (torch.arange(size, device=own.device) for size in (batch, rows, own_columns))
+    row = picture[:, None] * rows + row
+    column = first_column + picture[:, None] * own_columns + column
     is_match = by_class.clone()
-    for picture in range(batch):
-        start = first_column + picture * own_columns
-        is_match[picture * rows : (picture + 1) * rows, start : start + own_columns] = own[picture]
+    is_match[row[:, :, None], column[:, None, :]] = own
     return is_match
 
 
