@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from transformers_glipv2.data.augment import mask_box
 from transformers_glipv2.data.scene_assets import Background, Cutout, PictureCache, SceneAssets
@@ -168,6 +168,8 @@ class SceneComposer:
             picture = self._transformed(cutout, count, side, rng)
             if wish.colour is not None and cutout.recolour:
                 picture = recolour(picture, cutout.recolour, cutout.hue, wish.colour)
+            if self.split == "train":
+                picture = _varied(picture, rng)
             colour = named_colour(picture)
             if wish.strict and colour != wish.colour:
                 continue
@@ -233,6 +235,24 @@ class SceneComposer:
         part[inside] = index
         patch.visible = int(inside.sum())
         patches.append(patch)
+
+
+def _varied(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Paler, darker, skewed, coarser: a noun has few cut-outs, and none of them is to be learned by heart."""
+    if rng.random() < 0.5:
+        picture = ImageEnhance.Color(picture).enhance(rng.uniform(0.3, 1.5))
+        picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(0.7, 1.4))
+        picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.75, 1.25))
+    if rng.random() < 0.3:
+        skew = rng.uniform(-0.3, 0.3)
+        shift = round(abs(skew) * picture.height)
+        size = (picture.width + shift, picture.height)
+        way = (1, skew, -shift if skew > 0 else 0, 0, 1, 0)
+        picture = picture.transform(size, Image.Transform.AFFINE, way, Image.Resampling.BILINEAR)
+    if rng.random() < 0.25:
+        coarse = picture.reduce(rng.choice((2, 2, 3))) if min(picture.size) >= 24 else picture
+        picture = coarse.resize(picture.size, Image.Resampling.BILINEAR)
+    return picture
 
 
 def _overlap(owner: np.ndarray, solid: np.ndarray, x: int, y: int) -> tuple[np.ndarray, np.ndarray]:
