@@ -13,7 +13,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python examples/detect.py --sample astronaut --labels woman helmet --threshold 0.28
+	$(BIN)/python examples/detect.py --sample astronaut --labels woman helmet --threshold 0.3
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -50,6 +50,7 @@ from transformers_glipv2.training.segmentation import load_other_heads
 from transformers_glipv2.training.understanding import (
     AnswerCollator,
     AnswerEvaluator,
+    answers_are_new,
     answers_of_sources,
     best_constant_answers,
     contrastive_head_of,
@@ -139,9 +140,8 @@ def main(arguments: list[str] | None = None) -> dict:
     model, loaded = GLIPv2ForVisualQuestionAnswering.from_pretrained(
         args.model, **answer_config(answers), ignore_mismatched_sizes=True, output_loading_info=True
     )
-    new = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
     other_heads = load_other_heads(args.model, model)
-    if "answer_head.classifier.weight" in new:
+    if "answer_head.classifier.weight" in loaded["missing_keys"] or answers_are_new(args.model, answers):
         model.start_from_words(processor.tokenizer, contrastive_head_of(model.config, other_heads))
     if args.freeze_shared:
         model.freeze_shared()

@@ -48,7 +48,7 @@ from transformers_glipv2.training import (
     write_json,
 )
 from transformers_glipv2.training.joint import GLIPv2ForJointTraining, JointCollator
-from transformers_glipv2.training.understanding import answers_of_sources
+from transformers_glipv2.training.understanding import answers_are_new, answers_of_sources
 
 LOSSES = ("box", "centerness", "intra", "inter", "mlm")
 
@@ -164,9 +164,15 @@ def main(arguments: list[str] | None = None) -> TrainingState:
 
     # Model and optimizer.
     if args.understanding:
-        model = GLIPv2ForJointTraining.from_pretrained(
-            args.model, **weights, **answer_config(answers), ignore_mismatched_sizes=True
+        model, loaded = GLIPv2ForJointTraining.from_pretrained(
+            args.model,
+            **weights,
+            **answer_config(answers),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
+        if "answer_head.classifier.weight" in loaded["missing_keys"] or answers_are_new(args.model, answers):
+            model.start_from_words(processor.tokenizer, model.contrastive_head)
         model.set_special_tokens(processor.tokenizer)
     else:
         model = GLIPv2ForPreTraining.from_pretrained(args.model, **weights)

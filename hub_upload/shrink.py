@@ -3,7 +3,8 @@ Halves the weights of a trained folder for shipping: float16 on disk, float32 wh
 
     python hub_upload/shrink.py --model outputs/nano --output hub_upload/glipv2-nano
 
-config.json keeps `dtype: float32`, so `from_pretrained` computes in float32 as before. Everything else is copied.
+config.json keeps `dtype: float32`, so `from_pretrained` computes in float32 as before. Processor, tokenizer and the
+settings of generation are copied.
 """
 
 import argparse

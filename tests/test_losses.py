@@ -213,7 +213,8 @@ def test_a_batch_without_any_box_trains():
         (lambda labels: labels[:1], "1 entries for 2 pictures"),
         (lambda labels: [{"boxes": labels[0]["boxes"]}, None], "lacks positive_map"),
         (lambda labels: [{**labels[0], "positive_map": torch.zeros(2, 5)}, None], r"\(2, 5\)"),
-        (lambda labels: [{**labels[0], "boxes": torch.full((2, 4), torch.nan)}, None], "finite"),
+        (lambda labels: [{**labels[0], "boxes": torch.full((2, 4), torch.nan)}, None], r"labels\[0\]\['boxes'\]"),
+        (lambda labels: [{**labels[0], "class_names": ["cat"] * 3}, None], "3 names for 2 boxes"),
     ],
 )
 def test_bad_labels_are_refused(change, message):

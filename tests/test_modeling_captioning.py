@@ -12,7 +12,7 @@ from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
 from transformers_glipv2.caption_steps import caption_loss, causal_mask, prefixes
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
-from transformers_glipv2.naming import GLIPv2Places
+from transformers_glipv2.naming import GLIPv2Places, look_of_places
 from transformers_glipv2.training.segmentation import load_other_heads
 
 CLS, SEP = 2, 3
@@ -140,6 +140,8 @@ def test_a_head_that_names_things_is_causal_cached_and_alone_in_learning():
     with torch.no_grad():
         together = masked(**inputs).logits
         one = {name: value[1:] for name, value in inputs.items()}
+        height, width = (int(one["pixel_mask"][0].sum(axis).max()) for axis in (0, 1))
+        one |= {name: one[name][..., :height, :width] for name in ("pixel_values", "pixel_mask")}
         torch.testing.assert_close(masked(**one).logits[:, :6], together[1:, :6], atol=1e-3, rtol=1e-3)
 
 
@@ -161,12 +163,13 @@ def test_names_are_those_of_the_places_where_a_thing_is():
 def test_places_tell_where_they_are_and_how_they_look():
     namer = make_model(caption_naming=True).caption_head.namer
     maps = tuple(torch.randn(1, 32, *shape) for shape in ((1, 5), (1, 1)))
+    looks = look_of_places(maps, maps)
     centers, centerness = torch.full((1, 6, 2), 0.5), torch.zeros(1, 6)
-    before = namer.places(maps, maps, centerness, centers)
+    before = namer.places(looks, maps, centerness, centers)
     assert (before.regions.norm(dim=-1) - 1).abs().max() < 1e-5
     torch.testing.assert_close(before.confidence, torch.full((1, 6), -math.log(2)))
     centers[0, 0] = 0.9
-    after = namer.places(maps, maps, centerness, centers)
+    after = namer.places(looks, maps, centerness, centers)
     assert (after.keys - before.keys)[0].norm(dim=-1).nonzero().tolist() == [[0]]
     torch.testing.assert_close(after.regions, before.regions)
 

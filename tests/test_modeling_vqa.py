@@ -14,7 +14,9 @@ from transformers_glipv2.modeling_glipv2_understanding import (
     GLIPv2ForVisualQuestionAnswering,
     answer_config,
     answer_loss,
+    way_between,
 )
+from transformers_glipv2.naming import look_of_places
 from transformers_glipv2.training.understanding import frozen_batches, repeated
 
 ANSWERS = ["yes", "no", "red", "2"]
@@ -78,8 +80,8 @@ def detected(**changes) -> GLIPv2ObjectDetectionOutput:
     return GLIPv2ObjectDetectionOutput(**(fields | changes))
 
 
-def looks_of(model: GLIPv2ForVisualQuestionAnswering, output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
-    return model.answer_head.evidence.looks(output.feature_maps, output.fused_feature_maps)
+def looks_of(output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
+    return look_of_places(output.feature_maps, output.fused_feature_maps)
 
 
 @torch.no_grad()
@@ -89,29 +91,42 @@ def test_evidence_is_the_best_place_where_the_detector_is_sure(model):
     logits[0, 3, 0] = 20.0
     logits[0, [1, 5], 1] = 20.0
     output = detected(logits=logits)
-    words, signs = evidence(output)
-    looks, boxes = looks_of(model, output)[0], output.pred_boxes[0]
-    found = [torch.stack([one[3], (one[1] + one[5]) / 2]) for one in (looks, boxes)]
+    looks, boxes = looks_of(output), output.pred_boxes[0]
+    words, signs = evidence(output, looks)
+    found = [torch.stack([one[3], (one[1] + one[5]) / 2]) for one in (looks[0], boxes)]
     strengths = torch.tensor([[22.0, 3 * math.log(2) - 3], [22.0, 3 * math.log(3) - 3]])
-    expected = torch.cat([4 * (found[1] - 0.5), strengths], dim=1)
-    torch.testing.assert_close(signs[0], expected, atol=1e-5, rtol=1e-4)
-    together = evidence.projection(torch.cat([found[0], expected], dim=1))
+    places = 4 * (found[1] - 0.5)
+    # Of two words the other one is what comes after the first and before the second.
+    expected = torch.cat([places, strengths, -2 * places.flip(0)[:, :2] * torch.tensor([[1.0], [-1.0]])], dim=1)
+    torch.testing.assert_close(signs[0], expected, atol=3e-3, rtol=1e-4)
+    together = evidence.projection(torch.cat([found[0], signs[0]], dim=1))
     torch.testing.assert_close(words[0], evidence.norm(output.fused_text[0] + together), atol=1e-5, rtol=1e-4)
+
+
+def test_the_way_between_what_is_named_before_a_word_and_after_it():
+    places = torch.tensor([[[0.0, 0.0], [-1.0, 0.5], [3.0, 3.0], [0.5, -0.5], [9.0, 9.0]]])
+    sureness = torch.tensor([[0.0, 2.0, 0.0, 4.0, 0.0]])
+    way = way_between(places, sureness)
+    torch.testing.assert_close(way[0, 2], torch.tensor([-1.5, 1.0]), atol=2e-3, rtol=0)
+    # On the other side of the last word nothing is named.
+    torch.testing.assert_close(way[0, 4], (places[0, 1] * 2 + places[0, 3] * 4) / 6, atol=1e-3, rtol=0)
+    longer = [torch.nn.functional.pad(one, pad) for one, pad in ((places, (0, 0, 0, 3)), (sureness, (0, 3)))]
+    torch.testing.assert_close(way_between(*longer)[:, :5], way)
 
 
 @torch.no_grad()
 def test_the_surest_place_of_what_is_not_there_says_no_more_than_that(model):
     far, near = (
-        model.answer_head.evidence(detected(logits=torch.full((1, 6, 2), value)))[1][0, 0, 4]
-        for value in (-40.0, -12.0)
+        model.answer_head.evidence(output, looks_of(output))[1][0, 0, 4]
+        for output in (detected(logits=torch.full((1, 6, 2), value)) for value in (-40.0, -12.0))
     )
     assert far == near == -6
 
 
 @torch.no_grad()
-def test_a_look_is_that_before_and_after_fusion_and_large_channels_leave_the_others_visible(model):
+def test_a_look_is_that_before_and_after_fusion_and_large_channels_leave_the_others_visible():
     output = detected()
-    looks = looks_of(model, output)
+    looks = looks_of(output)
     maps = [
         torch.cat([level.flatten(2) for level in levels], dim=2)
         for levels in (output.feature_maps, output.fused_feature_maps)
@@ -120,7 +135,7 @@ def test_a_look_is_that_before_and_after_fusion_and_large_channels_leave_the_oth
     torch.testing.assert_close(looks, torch.cat(expected, dim=2), atol=1e-5, rtol=1e-4)
     for level in output.feature_maps:
         level[:, 0] = 1e5
-    other = looks_of(model, output)[..., 1:32]
+    other = looks_of(output)[..., 1:32]
     assert other.std() > 0.05
 
 
@@ -149,10 +164,13 @@ def test_a_new_classifier_expects_one_answer_and_may_start_from_its_words(tmp_pa
         tmp_path, **answer_config(words), ignore_mismatched_sizes=True
     )
     torch.testing.assert_close(model.answer_head.classifier.bias, torch.full((6,), -math.log(5)))
-    before = model.answer_head.classifier.weight.clone()
+    # As a head that was trained to six other answers.
+    model.answer_head.classifier.bias.fill_(1.0)
+    model.answer_head.classifier.weight.fill_(7.0)
     model.start_from_words(tiny_tokenizer())
     weight = model.answer_head.classifier.weight
-    torch.testing.assert_close(weight[:, 32:], before[:, 32:])
+    torch.testing.assert_close(model.answer_head.classifier.bias, torch.full((6,), -math.log(5)))
+    assert weight[:, 32:].abs().max() < 2
     torch.testing.assert_close(weight[:, :32].mean(0), torch.zeros(32), atol=1e-5, rtol=0)
     assert weight[:, :32].std().item() == pytest.approx(0.3, rel=1e-3)
     similarity = torch.nn.functional.cosine_similarity(weight[0, None, :32], weight[1:5, :32])

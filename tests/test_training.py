@@ -1,6 +1,7 @@
 """What the training scripts share: groups, rates, batches, averages, checkpoints, tuning ways, evaluation."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from transformers_glipv2.training import (
 )
 from transformers_glipv2.training import checkpoints as checkpoints_module
 from transformers_glipv2.training import evaluation as evaluation_module
+from transformers_glipv2.training.batches import read_batches
 from transformers_glipv2.training.loop import TrainingLog
 
 
@@ -113,6 +115,31 @@ def test_processes_share_the_rows_of_a_step():
     assert list(StepBatches(8, 3, 3)) == []
     with pytest.raises(ValueError, match="multiple of 2 processes x 3"):
         StepBatches(8, 1, 0, 3, 0, 2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_labels_come_from_the_loader_as_they_were_collated(num_workers):
+    def collate(rows):
+        labels = [{"boxes": torch.full((n, 4), 0.5), "masks": None, "class_names": ["cat"] * n} for n in rows]
+        labels[0]["masks"] = torch.eye(3, dtype=torch.bool)[None]
+        return {"pixel_values": torch.tensor(rows), "labels": [*labels, None]}
+
+    found = list(step_loader([0, 1, 2, 3], StepBatches(2, 2), collate, num_workers))
+    for batch, expected in zip(found, (collate([0, 1]), collate([2, 3])), strict=True):
+        assert batch["pixel_values"].equal(expected["pixel_values"]) and batch["labels"][2] is None
+        for one, other in zip(batch["labels"][:2], expected["labels"][:2], strict=True):
+            assert one["class_names"] == other["class_names"] and (one["masks"] is None) == (other["masks"] is None)
+            torch.testing.assert_close(one["boxes"], other["boxes"])
+    assert found[0]["labels"][0]["masks"].equal(torch.eye(3, dtype=torch.bool)[None])
+
+
+def test_the_workers_of_a_run_that_fails_end():
+    loader = step_loader(list(range(100)), StepBatches(2, 50), list, num_workers=2)
+    with pytest.raises(FloatingPointError) as failure, read_batches(loader) as batches:
+        assert next(batches) == [0, 1]
+        assert len(multiprocessing.active_children()) >= 2
+        raise FloatingPointError
+    assert failure.traceback and not multiprocessing.active_children()
 
 
 def test_loader_leaves_the_global_stream_alone():

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .losses import mean_over_processes
 from .modeling_glipv2 import FeatureMaps, flatten_levels, map_shapes, split_levels
 from .naming import GLIPv2Places
 
@@ -66,7 +67,7 @@ def pictures_to_rows(texts: list[torch.Tensor], rows: int) -> torch.Tensor:
 # Texts ---------------------------------------------------------------------------------------------------------------
 
 
-def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def caption_loss(logits: torch.Tensor, labels: torch.Tensor, normalizer: torch.Tensor | None = None) -> torch.Tensor:
     """
     Cross entropy of each next word, averaged over the words that count; 0 where none does.
 
@@ -74,6 +75,7 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits: `(batch, tokens, vocabulary)`.
         labels: `(batch, tokens)`, the ids of the same text, -100 at words that are not to be learnt (padding). The
             word at a place is predicted from those before it.
+        normalizer: what the sum is divided by; `None`: the words that count, their mean over processes.
 
     Raises:
         ValueError: when the shapes differ.
@@ -84,7 +86,9 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         )
     targets = labels[:, 1:].flatten()
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
-    return losses / (targets != -100).sum().clamp(min=1)
+    if normalizer is None:
+        normalizer = mean_over_processes((targets != -100).sum().float())
+    return losses / normalizer.clamp(min=1)
 
 
 def causal_mask(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

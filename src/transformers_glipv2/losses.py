@@ -139,6 +139,21 @@ def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens:
                 f"`labels[{index}]['positive_map']` has shape {tuple(label['positive_map'].shape)}; expected "
                 f"{expected}, a row a box and a column a token."
             )
+        names = label.get("class_names")
+        if names and len(names) != expected[0]:
+            raise ValueError(f"`labels[{index}]['class_names']` has {len(names)} names for {expected[0]} boxes.")
+
+
+def check_boxes_of_pictures(boxes_xyxy: Tensor, counts: Sequence[int]) -> None:
+    """
+    As `check_boxes_xyxy`, for the boxes of several pictures, `counts` of each: all at once, and only where one is bad
+    picture by picture, to name it.
+    """
+    try:
+        check_boxes_xyxy(boxes_xyxy, "boxes")
+    except ValueError:
+        for picture, boxes in enumerate(boxes_xyxy.split(list(counts))):
+            check_boxes_xyxy(boxes, f"labels[{picture}]['boxes']")
 
 
 def class_id(name: str) -> int:
@@ -180,7 +195,7 @@ def match_anchors(
     # Joined before they are moved: a GPU takes as long for one box as for all.
     boxes = torch.cat([label["boxes"] for label in known]).to(device) if known else anchors.new_empty(0, 4)
     boxes_xyxy = denormalize_boxes(boxes[:, None], image_sizes[box_picture])[:, 0]
-    check_boxes_xyxy(boxes_xyxy, "the boxes of `labels`, in pixels,")
+    check_boxes_of_pictures(boxes_xyxy, counts.tolist())
     words = (
         torch.cat([label["positive_map"] for label in known]).to(device) if known else boxes.new_empty(0, num_tokens)
     )

@@ -36,6 +36,7 @@ from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2ImageFeatures,
     GLIPv2ObjectDetectionOutput,
+    GLIPv2SharedPart,
     check_text,
     crop_maps,
     flatten_levels,
@@ -45,8 +46,8 @@ from .modeling_glipv2 import (
     word_embedding_name,
 )
 from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead, GLIPv2MaskedLMHead
-from .modeling_glipv2_understanding import GLIPv2SharedPart, require_fusion
-from .naming import GLIPv2Namer, GLIPv2Places
+from .modeling_glipv2_understanding import require_fusion
+from .naming import GLIPv2Namer, GLIPv2Places, look_of_places
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]
@@ -238,7 +239,8 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         anchors = self.anchors(map_shapes(final_maps), final_maps[0].device)
         boxes = normalize_boxes(anchors.expand(len(image_sizes), -1, -1), image_sizes)
         centerness = flatten_levels([self.detection_head.centerness_predictor(level) for level in final_maps])
-        return self.caption_head.namer.places(maps, final_maps, centerness.squeeze(-1).detach(), boxes[..., :2])
+        looks = look_of_places(maps, final_maps)
+        return self.caption_head.namer.places(looks, maps, centerness.squeeze(-1).detach(), boxes[..., :2])
 
     @can_return_tuple
     def forward(

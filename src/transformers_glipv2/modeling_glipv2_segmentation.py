@@ -1,7 +1,7 @@
 """
 Masks from words: the detector's boxes, and in each a mask of what its label names (section 3.2 of the GLIPv2 paper).
 
-The paper trains the mask head on a trained detector that stays as it is (`freeze_detector`), then optionally all.
+The paper trains the mask head on a trained detector that stays as it is (`freeze_shared`), then optionally all.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,13 @@ from .mask_head import (
     mean_weights,
     training_regions,
 )
-from .modeling_glipv2 import FeatureMaps, GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, Labels
+from .modeling_glipv2 import (
+    FeatureMaps,
+    GLIPv2ForObjectDetection,
+    GLIPv2ObjectDetectionOutput,
+    GLIPv2SharedPart,
+    Labels,
+)
 
 
 @dataclass
@@ -49,7 +55,7 @@ class GLIPv2InstanceSegmentationOutput(GLIPv2ObjectDetectionOutput):
         return model.predict_masks(self, boxes, positive_maps)
 
 
-class GLIPv2ForInstanceSegmentation(GLIPv2ForObjectDetection):
+class GLIPv2ForInstanceSegmentation(GLIPv2SharedPart, GLIPv2ForObjectDetection):
     """
     Detection of what a text names, with a mask for every box.
 
@@ -68,37 +74,6 @@ class GLIPv2ForInstanceSegmentation(GLIPv2ForObjectDetection):
         if isinstance(module, GLIPv2MaskHead):
             init_mask_head(module)
 
-    # Training in two steps -------------------------------------------------------------------------------------------
-
-    @property
-    def detector_is_frozen(self) -> bool:
-        """Whether the mask head alone is trained: nothing else asks for gradients."""
-        detector = (self.model, self.detection_head)
-        return not any(parameter.requires_grad for part in detector for parameter in part.parameters())
-
-    def freeze_detector(self) -> None:
-        """
-        Trains the mask head alone: everything else keeps its weights, stays in `eval()` through calls of `train()`,
-        and adds no loss. The paper's first step, for a detector that is already good.
-        """
-        for part in (self.model, self.detection_head):
-            part.requires_grad_(False)
-        self.train(self.training)
-
-    def unfreeze_detector(self) -> None:
-        """Trains everything; the detection losses count again. The optional second step."""
-        for part in (self.model, self.detection_head):
-            part.requires_grad_(True)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "GLIPv2ForInstanceSegmentation":
-        """As `nn.Module.train`; a frozen detector stays in evaluation mode, without dropout."""
-        super().train(mode)
-        if mode and self.detector_is_frozen:
-            self.model.eval()
-            self.detection_head.eval()
-        return self
-
     # Forward ---------------------------------------------------------------------------------------------------------
 
     @can_return_tuple
@@ -112,8 +87,9 @@ class GLIPv2ForInstanceSegmentation(GLIPv2ForObjectDetection):
                 holds nothing else while the detector is frozen.
         """
         kwargs.pop("return_dict", None)
-        detector_labels = None if self.detector_is_frozen else labels
-        output = super().forward(*args, labels=detector_labels, **kwargs, return_dict=True)
+        detector_labels = None if self.shared_is_frozen else labels
+        with self.shared_gradients():
+            output = super().forward(*args, labels=detector_labels, **kwargs, return_dict=True)
         if labels is None:
             output = GLIPv2InstanceSegmentationOutput(**output)
         else:

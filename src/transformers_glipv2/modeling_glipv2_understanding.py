@@ -18,13 +18,15 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
+from .losses import mean_over_processes
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2ObjectDetectionOutput,
+    GLIPv2SharedPart,
     Labels,
 )
 from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead
-from .naming import GLIPv2Looks, GLIPv2Namer
+from .naming import GLIPv2Namer, look_of_places
 
 
 @dataclass
@@ -56,7 +58,7 @@ def answer_config(answers: Sequence[str]) -> dict[str, dict]:
     return {"id2label": dict(enumerate(answers)), "label2id": label2id}
 
 
-def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def answer_loss(logits: torch.Tensor, targets: torch.Tensor, normalizer: torch.Tensor | None = None) -> torch.Tensor:
     """
     Binary cross entropy against soft targets, summed over the answers of a question and averaged over questions; 0
     where there is none.
@@ -64,6 +66,7 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     Args:
         logits: `(batch, answers)`.
         targets: `(batch, answers)` in [0, 1]; rows of NaN are no questions and do not count.
+        normalizer: what the sum is divided by; `None`: the questions, their mean over processes.
 
     Raises:
         ValueError: when the shapes differ.
@@ -75,38 +78,9 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         )
     asked = ~targets.isnan().any(1)
     losses = F.binary_cross_entropy_with_logits(logits[asked].float(), targets[asked].float(), reduction="sum")
-    return losses / asked.sum().clamp(min=1)
-
-
-class GLIPv2SharedPart:
-    """
-    Mixin of the models that add a head to the detector: the head can be trained alone, so that one checkpoint holds
-    heads that were trained one after the other, over the same weights.
-    """
-
-    @property
-    def shared_is_frozen(self) -> bool:
-        """Whether the head alone is trained: encoders, tower and detection head ask for no gradients."""
-        shared = (self.model, self.detection_head)
-        return not any(parameter.requires_grad for part in shared for parameter in part.parameters())
-
-    def freeze_shared(self) -> None:
-        """Trains the head alone: all else keeps its weights and stays in `eval()` through calls of `train()`."""
-        for part in (self.model, self.detection_head):
-            part.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> nn.Module:
-        """As `nn.Module.train`; a frozen shared part stays in evaluation mode, without dropout."""
-        super().train(mode)
-        if mode and self.shared_is_frozen:
-            self.model.eval()
-            self.detection_head.eval()
-        return self
-
-    def shared_gradients(self) -> torch.set_grad_enabled:
-        """A context without gradients where the shared part is frozen; it computes faster there."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.shared_is_frozen)
+    if normalizer is None:
+        normalizer = mean_over_processes(asked.sum().float())
+    return losses / normalizer.clamp(min=1)
 
 
 def require_fusion(config: GLIPv2Config, name: str) -> None:
@@ -117,7 +91,8 @@ def require_fusion(config: GLIPv2Config, name: str) -> None:
 
 class GLIPv2WordEvidence(nn.Module):
     """
-    Tells each word what the detector found for it: how surely, how much of it, where, and how it looks there.
+    Tells each word what the detector found for it: how surely, how much of it, where, and how it looks there; and how
+    what is named before the word lies from what is named after it, which "left of" asks about.
 
     A word's own fusion sees the picture through a softmax over all locations; whether a thing is there, how often and
     on which side is plainer in S = O P^T and in the boxes.
@@ -126,20 +101,21 @@ class GLIPv2WordEvidence(nn.Module):
         config: sizes and options.
     """
 
-    # Centre x, centre y, width and height of the place, then the two strengths.
-    num_signs = 6
+    # Centre x, centre y, width and height of the place, the two strengths, then x and y from what is named after the
+    # word to what is named before it.
+    num_signs = 8
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
         text_dim = config.text_config.hidden_size
-        self.looks = GLIPv2Looks(config)
         self.projection = nn.Linear(2 * config.d_model + self.num_signs, text_dim)
         self.norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
 
-    def forward(self, output: GLIPv2ObjectDetectionOutput) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, output: GLIPv2ObjectDetectionOutput, looks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             output: of the detector; its scores and boxes get no gradients.
+            looks: of its maps, from `look_of_places`.
 
         Returns:
             The fused words with what was found, `(batch, tokens, text_dim)`, and the signs alone,
@@ -149,15 +125,39 @@ class GLIPv2WordEvidence(nn.Module):
         logits, centerness = output.logits.detach(), output.centerness.detach()[..., None]
         scores = logits + F.logsigmoid(centerness)
         attention = scores.softmax(1).transpose(1, 2)
-        looks = self.looks(output.feature_maps, output.fused_feature_maps)
         looks = (attention @ looks.to(scores.dtype)).to(text.dtype)
         # Near unit size all of them: a layer that starts small overlooks small inputs.
         places = 4 * (attention @ output.pred_boxes.detach().to(scores.dtype) - 0.5)
         # Of the best place, and of all places together: some anchors of each object, so it grows with their number.
         best = scores.amax(1).clamp(min=-8) + 2
-        amount = 3 * (logits.sigmoid() * centerness.sigmoid()).sum(1).log1p() - 3
-        signs = torch.cat([places, best[..., None], amount[..., None]], dim=-1).to(text.dtype)
+        sureness = logits.sigmoid() * centerness.sigmoid()
+        amount = 3 * sureness.sum(1).log1p() - 3
+        sureness = sureness.amax(1)
+        if output.attention_mask is not None:
+            sureness = sureness * output.attention_mask
+        way = 2 * way_between(places[..., :2], sureness)
+        signs = [places, best[..., None], amount[..., None], way]
+        signs = torch.cat(signs, dim=-1).to(text.dtype)
         return self.norm(text + self.projection(torch.cat([looks, signs], dim=-1))), signs
+
+
+def way_between(places: torch.Tensor, sureness: torch.Tensor) -> torch.Tensor:
+    """
+    For each word the way from what is named after it to what is named before it.
+
+    Args:
+        places: `(batch, tokens, 2)`, x and y of what each word names, 0 in the middle of the picture.
+        sureness: `(batch, tokens)` in [0, 1], how much each word counts. Where no word on a side counts much, the
+            middle of the picture stands for it.
+
+    Returns:
+        In the shape and the units of `places`.
+    """
+    weighted = torch.cat([places, torch.ones_like(places[..., :1])], dim=-1) * sureness[..., None]
+    until = weighted.cumsum(1)
+    before, after = until - weighted, until[:, -1:] - until
+    before, after = (side[..., :2] / (side[..., 2:] + 1e-3) for side in (before, after))
+    return before - after
 
 
 class GLIPv2AnswerHead(nn.Module):
@@ -187,12 +187,13 @@ class GLIPv2AnswerHead(nn.Module):
         Returns:
             `(batch, answers)`, float32.
         """
-        text, signs = self.evidence(output)
-        # No thing is in the padding, where the detector's scores of all words are the lowest.
+        looks = look_of_places(output.feature_maps, output.fused_feature_maps)
+        text, signs = self.evidence(output, looks)
+        # Where padded pixels are masked, the detector gives them the lowest scores, and words look past them.
         is_padding = (output.logits.detach() <= -50000).all(2)
         places = self.namer.places(
+            looks,
             output.feature_maps,
-            output.fused_feature_maps,
             output.centerness.detach().masked_fill(is_padding, -50000),
             output.pred_boxes[..., :2].detach(),
         )
@@ -204,7 +205,7 @@ class GLIPv2AnswerHead(nn.Module):
         scores = self.classifier(F.dropout(hidden, self.dropout, self.training)) + self.namer.names(named)
         return scores.float()
 
-    def pool(self, text: torch.Tensor, signs: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def pool(self, text: torch.Tensor, signs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
         Args:
             text: `(batch, tokens, text_dim)`.
@@ -216,8 +217,7 @@ class GLIPv2AnswerHead(nn.Module):
             `(batch, 2 * text_dim + num_heads * num_signs)`.
         """
         weights = self.word_weight(text).float()
-        if mask is not None:
-            weights = weights.masked_fill(~mask[..., None], torch.finfo(weights.dtype).min)
+        weights = weights.masked_fill(~mask[..., None], torch.finfo(weights.dtype).min)
         weights = weights.softmax(1).to(text.dtype)
         values = F.gelu(self.word_value(text)).unflatten(-1, (self.num_heads, -1))
         said = (weights[..., None] * values).sum(1)
@@ -252,11 +252,14 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, GLIPv2AnswerHead):
-            # One answer of all is right; from even odds the classifier would have to learn that first.
-            init.constant_(module.classifier.bias, -math.log(max(2, self.config.num_labels) - 1))
+            init.constant_(module.classifier.bias, self._first_odds())
             # Names whisper at first: most answers name nothing that is to be seen.
             init.zeros_(module.namer.gate.weight)
             init.constant_(module.namer.gate.bias, 1 / module.namer.num_heads)
+
+    def _first_odds(self) -> float:
+        """One answer of all is right; from even odds a classifier would have to learn that first."""
+        return -math.log(max(2, self.config.num_labels) - 1)
 
     @torch.no_grad()
     def start_from_words(self, tokenizer: Any, contrastive_head: GLIPv2ContrastiveHead | None = None) -> None:
@@ -277,10 +280,14 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         features = self.get_text_features(inputs["input_ids"], inputs["attention_mask"])
         meanings = (features * words).sum(1) / words.sum(1)
         meanings = meanings - meanings.mean(0)
-        weight = self.answer_head.classifier.weight
-        weight[:, : meanings.shape[1]] = meanings / meanings.std().clamp(min=1e-6) * self.config.initializer_range
+        classifier, namer = self.answer_head.classifier, self.answer_head.namer
+        # Whatever it was trained to before were other answers.
+        nn.init.normal_(classifier.weight, std=self.config.initializer_range)
+        nn.init.normal_(namer.names.weight, std=self.config.initializer_range)
+        nn.init.constant_(classifier.bias, self._first_odds())
+        meanings = meanings / meanings.std().clamp(min=1e-6)
+        classifier.weight[:, : meanings.shape[1]] = meanings * self.config.initializer_range
         if contrastive_head is not None:
-            namer = self.answer_head.namer
             namer.image_projection.load_state_dict(contrastive_head.image_projection.state_dict())
             projected = F.normalize(contrastive_head.text_projection(features), dim=-1)
             namer.names.weight.copy_(F.normalize((projected * words).sum(1), dim=-1))
@@ -316,7 +323,7 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
                     *args, labels=None if self.shared_is_frozen else labels, **kwargs, return_dict=True
                 )
         logits = self.answer_head(output)
-        fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict")}
+        fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict", "answer_logits")}
         losses = dict(output.loss_dict or {})
         if answer_labels is not None:
             losses["loss_answer"] = answer_loss(logits, answer_labels)

@@ -11,19 +11,20 @@ from .configuration_glipv2 import GLIPv2Config
 from .modeling_glipv2 import FeatureMaps, flatten_levels
 
 
-class GLIPv2Looks(nn.Module):
-    """How each location looks before fusion, which L_inter compares with the words of all pictures, and after."""
+def look_of_places(feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -> torch.Tensor:
+    """
+    How each location looks before fusion, which L_inter compares with the words of all pictures, and after.
 
-    def __init__(self, config: GLIPv2Config):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) for _ in range(2))
+    Args:
+        feature_maps, fused_feature_maps: P3..P7 before and after the tower, each `(pictures, d_model, height, width)`.
 
-    def forward(self, feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -> torch.Tensor:
-        """P3..P7 before and after the tower, normalised: `(batch, anchors, 2 * d_model)`."""
-        # The logarithm, since maps before fusion have channels a thousand times the others, beside which a norm alone
-        # would leave nothing of them.
-        looks = [torch.asinh(flatten_levels(levels)) for levels in (feature_maps, fused_feature_maps)]
-        return torch.cat([norm(look) for norm, look in zip(self.norms, looks, strict=True)], dim=-1)
+    Returns:
+        `(pictures, locations, 2 * d_model)`, each half of mean 0 and variance 1.
+    """
+    # The logarithm, since maps before fusion have channels a thousand times the others, beside which a norm alone
+    # would leave nothing of them.
+    halves = [torch.asinh(flatten_levels(levels)) for levels in (feature_maps, fused_feature_maps)]
+    return torch.cat([F.layer_norm(half, half.shape[-1:]) for half in halves], dim=-1)
 
 
 @dataclass
@@ -64,7 +65,6 @@ class GLIPv2Namer(nn.Module):
         text_dim, names_dim = config.text_config.hidden_size, config.contrastive_dim
         width = self.num_heads * self.head_dim
         self.text_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
-        self.looks = GLIPv2Looks(config)
         # Maps hardly know where they are, and words tell left from right.
         self.key = nn.Linear(2 * config.d_model + 2, width)
         self.value = nn.Linear(2 * config.d_model + 2, width)
@@ -76,22 +76,18 @@ class GLIPv2Namer(nn.Module):
         self.names = nn.Linear(names_dim, num_names, bias=False)
 
     def places(
-        self,
-        feature_maps: FeatureMaps,
-        fused_feature_maps: FeatureMaps,
-        centerness: torch.Tensor,
-        centers: torch.Tensor,
+        self, looks: torch.Tensor, feature_maps: FeatureMaps, centerness: torch.Tensor, centers: torch.Tensor
     ) -> GLIPv2Places:
         """
         Args:
-            feature_maps, fused_feature_maps: P3..P7 before and after the tower.
+            looks: of [`look_of_places`].
+            feature_maps: P3..P7 before the tower.
             centerness: `(pictures, anchors)`, before the sigmoid.
             centers: `(pictures, anchors, 2)`, x and y in [0, 1] of each picture.
 
         Returns:
             What words attend to.
         """
-        looks = self.looks(feature_maps, fused_feature_maps)
         looks = torch.cat([looks, 4 * (centers - 0.5).to(looks.dtype)], dim=-1)
         regions = F.normalize(self.image_projection(flatten_levels(feature_maps)), dim=-1)
         return GLIPv2Places(self.key(looks), self.value(looks), regions, F.logsigmoid(centerness))

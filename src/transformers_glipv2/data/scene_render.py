@@ -213,7 +213,7 @@ class SceneComposer:
             below = part[inside]
             lost = np.bincount(below[below >= 0], minlength=len(patches)) if len(patches) else ()
             if all(
-                patch.visible - gone >= max(self.min_visible, 1 - limit) * patch.full_area or gone == 0
+                patch.visible - gone >= (1 - limit) * patch.full_area or gone == 0
                 for patch, gone in zip(patches, lost, strict=True)
             ):
                 return x, y

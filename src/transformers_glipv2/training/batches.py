@@ -1,10 +1,14 @@
 """Which rows a step sees: decided by the step's number, whatever the number of processes and workers."""
 
+import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -67,10 +71,10 @@ def step_loader(
     num_workers: int = 0,
 ) -> DataLoader:
     """A data loader of the micro-batches that neither reads nor moves the global random streams."""
-    return DataLoader(
+    return _StepLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=_PackingCollate(collate),
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
@@ -80,7 +84,46 @@ def step_loader(
     )
 
 
+class _PackingCollate:
+    """
+    Sends the labels of a batch as one string of bytes. As hundreds of small tensors, each in a file of its own and
+    pinned by itself, they can take longer than a GPU's step.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], Any]):
+        self.collate = collate
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Any:
+        batch = self.collate(rows)
+        if isinstance(batch, dict) and isinstance(batch.get("labels"), list):
+            labels = tree_map_only(torch.Tensor, torch.Tensor.numpy, batch["labels"])
+            batch = {**batch, "labels": pickle.dumps(labels, protocol=pickle.HIGHEST_PROTOCOL)}
+        return batch
+
+
+class _StepLoader(DataLoader):
+    """Unpacks what `_PackingCollate` packed."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            if isinstance(batch, dict) and isinstance(batch.get("labels"), bytes):
+                batch["labels"] = tree_map_only(np.ndarray, torch.from_numpy, pickle.loads(batch["labels"]))
+            yield batch
+
+
 def ignore_stop_signals(worker: int) -> None:
     """A signal sent to the whole process group must not kill the workers before the last step is done."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def read_batches(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """
+    The batches of a loader, whose workers end with the context.
+
+    A run that fails would otherwise never end: its error holds the frame that reads, and at its exit Python waits for
+    workers that a signal does not end (`ignore_stop_signals`).
+    """
+    with closing(batch for batch in loader) as batches:
+        yield batches

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from transformers.utils import can_return_tuple
 
+from transformers_glipv2.caption_steps import caption_loss
 from transformers_glipv2.configuration_glipv2 import GLIPv2Config
+from transformers_glipv2.losses import mean_over_processes
 from transformers_glipv2.modeling_glipv2 import GLIPv2ImageFeatures, GLIPv2ObjectDetectionOutput, word_embedding_name
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ForPreTraining
@@ -92,10 +94,14 @@ class GLIPv2ForJointTraining(GLIPv2ForConditionalGeneration, GLIPv2ForVisualQues
         losses = dict(output.loss_dict or {})
         if answer_labels is not None:
             asked = ~answer_labels.isnan().any(1)
+            # All processes take part in the mean, also those without a question.
+            questions = mean_over_processes(asked.sum().float())
             if asked.any():
-                losses["loss_answer"] = answer_loss(self.answer_head(rows_of(output, asked)), answer_labels[asked])
+                answers = self.answer_head(rows_of(output, asked))
+                losses["loss_answer"] = answer_loss(answers, answer_labels[asked], questions)
         if caption_labels is not None:
             told = (caption_labels != -100).any(1)
+            words = mean_over_processes((caption_labels[:, 1:] != -100).sum().float())
             if told.any():
                 labels = caption_labels[told]
                 described = GLIPv2ForConditionalGeneration.forward(
@@ -104,10 +110,9 @@ class GLIPv2ForJointTraining(GLIPv2ForConditionalGeneration, GLIPv2ForVisualQues
                     # What is padding is masked, whatever its id.
                     input_ids=labels.clamp(min=0),
                     attention_mask=attention_mask[told],
-                    labels=labels,
                     return_dict=True,
                 )
-                losses |= described.loss_dict
+                losses["loss_caption"] = caption_loss(described.logits, labels, words)
         if losses:
             output.loss, output.loss_dict = sum(losses.values()), losses
         return output

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from transformers_glipv2.data.seeding import derive_seed
 from transformers_glipv2.training.averaging import WeightAverage
+from transformers_glipv2.training.batches import read_batches
 from transformers_glipv2.training.checkpoints import (
     TrainingState,
     checkpoint_folder,
@@ -121,13 +122,12 @@ def train(
     plan.output.mkdir(parents=True, exist_ok=True)
     log = TrainingLog(accelerator, plan.output / LOG_FILE, state.step)
     every = plan.eval_steps or plan.save_steps
-    over = state.step >= plan.num_steps or bool(state.stopped)
-    batches = iter(()) if over else iter(make_loader(state.step))
     started = time.monotonic() - state.seconds
 
     with (
         StopSignal(accelerator) as stop,
         tqdm(total=plan.num_steps, initial=state.step, disable=not accelerator.is_main_process, unit="step") as bar,
+        read_batches(make_loader(state.step)) as batches,
     ):
         while state.step < plan.num_steps and not state.stopped:
             set_learning_rates(
@@ -183,7 +183,11 @@ def training_step(
     for micro in range(plan.accumulation_steps):
         # Dropout depends on the step's number only, so a resumed run drops the same.
         torch.manual_seed(derive_seed(plan.seed, "noise", step, micro, accelerator.process_index))
-        batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
+        # Labels, a list, are many small tensors; the losses join and take over what they need.
+        batch = {
+            name: value if isinstance(value, list) else send_to_device(value, accelerator.device, non_blocking=True)
+            for name, value in next(batches).items()
+        }
         is_last = micro == plan.accumulation_steps - 1
         with nullcontext() if is_last else accelerator.no_sync(model):
             outputs = model(**batch)

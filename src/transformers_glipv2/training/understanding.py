@@ -24,6 +24,7 @@ from transformers_glipv2.evaluation.vqa import answer_accuracy, normalize_answer
 from transformers_glipv2.grounded_language import decode_captions
 from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput
 from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ContrastiveHead
+from transformers_glipv2.training.batches import read_batches
 from transformers_glipv2.training.data_file import DataFile, load_sources
 from transformers_glipv2.training.optimization import parameter_groups
 
@@ -68,7 +69,8 @@ class CaptionCollator:
         with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks the pictures, for a baseline without.
 
     Returns (when called with a list of rows):
-        `dict`: what `collate` gives, but `labels` of shape `(batch, tokens)`: the ids of the text, -100 at padding.
+        `dict`: what `collate` gives, but `labels` of shape `(batch, tokens)`: the ids of the text, -100 at padding
+        and in rows of other kinds.
     """
 
     def __init__(self, collate: Collate, with_pictures: bool = True):
@@ -78,6 +80,7 @@ class CaptionCollator:
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collate(rows)
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        batch["labels"][[row["kind"] != "caption" for row in rows]] = -100
         return batch if self.with_pictures else blank(batch)
 
 
@@ -117,14 +120,15 @@ def frozen_batches(
     """
     model.eval()
     kept = []
-    for batch in tqdm(batches, desc="frozen part", disable=not progress):
-        answer_labels = batch["answer_labels"]
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "answer_labels")}
-        output = model(**send_to_device(inputs, device))
-        fields = {name: output[name] for name in ANSWER_INPUTS}
-        for name in ("feature_maps", "fused_feature_maps"):
-            fields[name] = tuple(level.bfloat16() for level in fields[name])
-        kept.append({"detector_output": send_to_device(fields, "cpu"), "answer_labels": answer_labels})
+    with read_batches(tqdm(batches, desc="frozen part", disable=not progress)) as batches:
+        for batch in batches:
+            answer_labels = batch["answer_labels"]
+            inputs = {name: value for name, value in batch.items() if name not in ("labels", "answer_labels")}
+            output = model(**send_to_device(inputs, device))
+            fields = {name: output[name] for name in ANSWER_INPUTS}
+            for name in ("feature_maps", "fused_feature_maps"):
+                fields[name] = tuple(level.bfloat16() for level in fields[name])
+            kept.append({"detector_output": send_to_device(fields, "cpu"), "answer_labels": answer_labels})
     return kept
 
 
@@ -161,6 +165,19 @@ def head_groups(
     """
     groups = parameter_groups(model, learning_rate, weight_decay, head_factor, (head,))
     return [{**group, "name": group["name"].replace("text", "head")} for group in groups]
+
+
+def answers_are_new(model: str, answers: Sequence[str]) -> bool:
+    """
+    Whether a checkpoint was made for other answers than these, or for the same in another order: then its answer head,
+    if it has one, fits in shape at most.
+
+    Args:
+        model (`str`): folder or Hub id.
+        answers (`Sequence[str]`): the vocabulary that is wanted.
+    """
+    config = GLIPv2Config.from_pretrained(model)
+    return [config.id2label[index] for index in range(config.num_labels)] != list(answers)
 
 
 def contrastive_head_of(config: GLIPv2Config, weights: Mapping[str, torch.Tensor]) -> GLIPv2ContrastiveHead | None:
