@@ -10,13 +10,32 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection, GLIPv2Processor
+from transformers_glipv2 import (
+    GLIPv2Config,
+    GLIPv2ForConditionalGeneration,
+    GLIPv2ForInstanceSegmentation,
+    GLIPv2ForMaskedLM,
+    GLIPv2ForObjectDetection,
+    GLIPv2ForPreTraining,
+    GLIPv2ForVisualQuestionAnswering,
+    GLIPv2Processor,
+)
 
 TEXT_SUFFIXES = (".json", ".py", ".md", ".txt", ".jinja")
 ALLOWED_SUFFIXES = (*TEXT_SUFFIXES, ".safetensors", ".png", ".jpg", ".jpeg")
 ALLOWED_NAMES = ("LICENSE", ".gitattributes")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+
+# Which class reads each part of a checkpoint.
+CLASS_OF_HEAD = {
+    "detection_head": GLIPv2ForObjectDetection,
+    "mask_head": GLIPv2ForInstanceSegmentation,
+    "answer_head": GLIPv2ForVisualQuestionAnswering,
+    "caption_head": GLIPv2ForConditionalGeneration,
+    "mlm_head": GLIPv2ForMaskedLM,
+    "contrastive_head": GLIPv2ForPreTraining,
+}
 
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
@@ -144,18 +163,38 @@ def check_model(folder: Path) -> dict[str, int]:
     for name, shape in shapes.items():
         part = name.split(".")[0]
         counts[part] = counts.get(part, 0) + torch.Size(shape).numel()
-    # Names on disk may be those of older versions, so loading alone tells whether all is there.
-    _, loading = GLIPv2ForObjectDetection.from_pretrained(
-        folder, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    for kind, keys in loading.items():
-        names = sorted(key if isinstance(key, str) else key[0] for key in keys)
-        if names:
-            raise ValueError(
-                f"'{folder}' does not hold the detector of its config: {kind.replace('_', ' ')} "
-                f"{', '.join(names[:5])}; save the model again beside its config."
-            )
+    for head, kind in CLASS_OF_HEAD.items():
+        if head in counts or head == "detection_head":
+            problem = loading_problem(folder, kind, head, [name for name in shapes if name.startswith(f"{head}.")])
+            if problem:
+                raise ValueError(
+                    f"'{folder}' does not hold the {head} of its config: {problem}; save the model again beside its "
+                    "config."
+                )
     return counts
+
+
+def loading_problem(folder: Path, kind: type[torch.nn.Module], head: str, stored: list[str]) -> str | None:
+    """
+    What is wrong with a head of a folder, or with what all heads share.
+
+    Args:
+        folder: with config and weights.
+        kind: the class that reads the head. A class leaves other heads' weights alone, its own unknown ones too.
+        head: how the names of its weights begin.
+        stored: those in the folder.
+    """
+    # Names on disk may be those of older versions, so loading alone tells whether all is there.
+    model, loading = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    known = model.state_dict().keys()
+    loading["unexpected_keys"] = {*loading["unexpected_keys"], *(name for name in stored if name not in known)}
+    for what, keys in loading.items():
+        names = sorted(key if isinstance(key, str) else key[0] for key in keys)
+        others = tuple(f"{name}." for name in CLASS_OF_HEAD if name not in (head, "detection_head"))
+        names = [name for name in names if not name.startswith(others)]
+        if names:
+            return f"{what.replace('_', ' ')} {', '.join(names[:5])}"
+    return None
 
 
 def weight_files(folder: Path) -> list[Path]:

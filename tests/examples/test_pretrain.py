@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,9 @@ def test_logs_every_loss_and_leaves_a_model(folder, uninterrupted):
     assert not torch.equal(average[name], last[name])
 
 
-def test_a_signal_finishes_the_step_and_the_run_goes_on_exactly(folder, uninterrupted, monkeypatch):
+@pytest.fixture
+def signal_in_step_2(monkeypatch):
+    """Within the context a signal comes while the second step is made."""
     step = loop.training_step
 
     def step_with_signal(*args):
@@ -97,8 +100,17 @@ def test_a_signal_finishes_the_step_and_the_run_goes_on_exactly(folder, uninterr
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "training_step", step_with_signal)
+    @contextmanager
+    def patched():
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "training_step", step_with_signal)
+            yield
+
+    return patched
+
+
+def test_a_signal_finishes_the_step_and_the_run_goes_on_exactly(folder, uninterrupted, signal_in_step_2):
+    with signal_in_step_2():
         state = pretrain.main(arguments(folder, "cut", "--resume_from_checkpoint", "latest"))
     assert (state.step, state.stopped) == (2, "signal")
     assert not (folder / "cut" / "model.safetensors").exists()
@@ -110,6 +122,15 @@ def test_a_signal_finishes_the_step_and_the_run_goes_on_exactly(folder, uninterr
         assert {name: line[name] for name in LOSSES} == {name: other[name] for name in LOSSES}
     resumed, whole = (load_file(folder / name / "model.safetensors") for name in ("cut", "uninterrupted"))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_an_evaluation_that_a_signal_prevents_is_made_up_for(folder, signal_in_step_2):
+    resume = ("--resume_from_checkpoint", "latest")
+    with signal_in_step_2():
+        state = pretrain.main(arguments(folder, "due", *resume, data="data_eval.yaml"))
+    assert (state.step, state.stopped) == (2, "signal")
+    pretrain.main(arguments(folder, "due", *resume, data="data_eval.yaml"))
+    assert [line["step"] for line in read_log(folder / "due") if "eval_AP" in line] == [1, 2, 3, 4]
 
 
 def test_resuming_from_an_earlier_checkpoint_drops_later_lines(folder, uninterrupted):

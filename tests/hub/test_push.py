@@ -17,7 +17,12 @@ from transformers import pipeline
 from tests.hub.hub_server import HubServer
 from tests.hub.scripts import HUB_UPLOAD, load_script
 from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
-from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2Processor
+from transformers_glipv2 import (
+    GLIPv2ForConditionalGeneration,
+    GLIPv2ForObjectDetection,
+    GLIPv2Model,
+    GLIPv2Processor,
+)
 from transformers_glipv2.hub import code_files, model_auto_map
 
 REPO = "someone/glipv2-test"
@@ -336,6 +341,18 @@ def test_weights_of_another_model(checks, folder, edit, message):
     change(folder, edit)
     with pytest.raises(ValueError, match=message):
         checks.check_model(folder)
+
+
+def test_heads_of_another_config(checks, tmp_path):
+    config = tiny_detector().config
+    config.caption_naming = True
+    GLIPv2ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    assert "caption_head" in checks.check_model(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "caption_naming": False}))
+    with pytest.raises(ValueError, match=r"unexpected keys caption_head\.namer"):
+        checks.check_model(tmp_path)
 
 
 def test_missing_files(push, checks, folder, tmp_path):

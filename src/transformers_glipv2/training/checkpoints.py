@@ -35,6 +35,7 @@ class TrainingState:
         best_step (`int` or `None`), best_metrics (`dict[str, float]`): the best evaluation so far.
         evaluations_without_gain (`int`): since then.
         stopped (`str`): why the run ended early: "", "signal" or "no gain".
+        evaluation_due (`bool`): whether a signal came before the evaluation of this step.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class TrainingState:
     best_metrics: dict[str, float] | None = None
     evaluations_without_gain: int = 0
     stopped: str = ""
+    evaluation_due: bool = False
 
 
 def checkpoint_folder(output: str | Path, step: int) -> Path:

@@ -129,6 +129,8 @@ def train(
         tqdm(total=plan.num_steps, initial=state.step, disable=not accelerator.is_main_process, unit="step") as bar,
         read_batches(make_loader(state.step)) as batches,
     ):
+        if evaluate is not None and state.evaluation_due:
+            _evaluate_and_keep(accelerator, model, plan, export, average, evaluate, state, log)
         while state.step < plan.num_steps and not state.stopped:
             set_learning_rates(
                 optimizer, learning_rate_factor(state.step, plan.num_steps, plan.warmup_steps, plan.schedule)
@@ -145,7 +147,8 @@ def train(
             if saving or state.step % plan.log_steps == 0:
                 bar.set_postfix(log.flush(state, optimizer))
             bar.update()
-            if evaluate is not None and not state.stopped and (last or state.step % every == 0):
+            state.evaluation_due = evaluate is not None and (last or state.step % every == 0)
+            if state.evaluation_due and not state.stopped:
                 _evaluate_and_keep(accelerator, model, plan, export, average, evaluate, state, log)
                 state.seconds = time.monotonic() - started
             if saving or state.stopped:
@@ -301,6 +304,7 @@ def _evaluate_and_keep(
     log: TrainingLog,
 ) -> None:
     """Evaluates, keeps the weights where they are the best so far, and counts evaluations without a gain."""
+    state.evaluation_due = False
     with _averaged(accelerator, model, average):
         model.eval()
         with torch.no_grad():
