@@ -7,7 +7,6 @@ from transformers_glipv2 import boxes as boxes_module
 from transformers_glipv2.boxes import (
     anchor_grid,
     assign_atss,
-    assign_atss_batch,
     batched_nms_inclusive,
     box_iou_inclusive,
     decode_boxes,
@@ -46,9 +45,10 @@ def test_assignment_takes_a_picture_without_boxes():
     shapes = [(8, 8), (4, 4)]
     anchors = anchor_grid(shapes, (8, 16), (64, 128))
     counts = [64, 16]
-    assert (assign_atss(anchors, counts, torch.empty(0, 4)) == -1).all()
-    matched = assign_atss(anchors, counts, torch.tensor([[0.0, 0.0, 62.0, 62.0]]))
-    assert set(matched.unique().tolist()) == {-1, 0}
+    box, none = torch.tensor([[0.0, 0.0, 62.0, 62.0]]), torch.empty(0, 4)
+    assert (assign_atss(anchors, counts, none, torch.empty(0, dtype=torch.long), 2) == -1).all()
+    matched = assign_atss(anchors, counts, box, torch.tensor([1]), 2)
+    assert (matched[0] == -1).all() and set(matched[1].unique().tolist()) == {-1, 0}
 
 
 @pytest.mark.parametrize("at_once", [1 << 23, 200])
@@ -59,9 +59,10 @@ def test_pictures_are_assigned_together_as_alone(monkeypatch, at_once):
     picture = torch.tensor([0, 0, 0, 2, 2, 2, 2])
     corners = torch.rand(7, 2) * 10
     boxes = torch.cat([corners, corners + 30 + torch.rand(7, 2) * 20], dim=1)
-    matched = assign_atss_batch(anchors, counts, boxes, picture, 3)
+    matched = assign_atss(anchors, counts, boxes, picture, 3)
     first = {0: 0, 1: 3, 2: 3}
     for index in range(3):
-        alone = assign_atss(anchors, counts, boxes[picture == index])
+        own = boxes[picture == index]
+        alone = assign_atss(anchors, counts, own, torch.zeros(len(own), dtype=torch.long), 1)[0]
         assert matched[index].equal(torch.where(alone < 0, alone, alone + first[index]))
     assert (matched[2] >= 0).any() and (matched[1] == -1).all()

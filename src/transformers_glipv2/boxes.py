@@ -22,7 +22,7 @@ CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_SIZE = math.log(1000.0 / 16.0)
 # An anchor is a candidate for a box when its centre lies inside by more than this, in pixels.
 INSIDE_MARGIN = 0.01
-# Distances between boxes and anchors that `assign_atss_batch` holds at once; bounds its memory at about 100 MB.
+# Distances between boxes and anchors that `assign_atss` holds at once; bounds its memory at about 100 MB.
 DISTANCES_AT_ONCE = 1 << 23
 
 
@@ -344,34 +344,8 @@ def _nearest_anchors(centres: Tensor, anchor_centres: Tensor, count: int) -> Ten
     return chosen.nonzero()[:, 1].view(len(centres), count)
 
 
-def assign_atss(anchors: Tensor, num_anchors_per_level: Sequence[int], gt_boxes_xyxy: Tensor, topk: int = 9) -> Tensor:
-    """
-    Adaptive training sample selection (Zhang et al., CVPR 2020): which anchors learn which box of one picture.
-
-    For each box the `topk` anchors nearest by centre are taken from every level (all of a level that has fewer). Of
-    these candidates those become positive whose IoU reaches the mean plus the unbiased standard deviation of the
-    candidates' IoUs, and whose centre lies inside the box by more than 0.01 pixel on each side. An anchor wanted by
-    several boxes goes to the one it overlaps most, the first of them if equal. A box may end with no anchor.
-
-    Args:
-        anchors: `(anchors, 4)` boxes_xyxy in pixels, level after level.
-        num_anchors_per_level: how many anchors each level has; their sum is `anchors`.
-        gt_boxes_xyxy: `(n, 4)` boxes of the picture in the same pixels; n may be 0 (all anchors are background).
-        topk: candidates per level and box.
-
-    Returns:
-        `(anchors,)` long: the row of `gt_boxes_xyxy` each anchor learns, -1 = background.
-
-    Raises:
-        ValueError: when the levels do not add up, or a box is not finite or is reversed (the message names it).
-    """
-    check_boxes_xyxy(gt_boxes_xyxy, "gt_boxes_xyxy")
-    picture = torch.zeros(len(gt_boxes_xyxy), dtype=torch.long, device=anchors.device)
-    return assign_atss_batch(anchors, num_anchors_per_level, gt_boxes_xyxy, picture, 1, topk)[0]
-
-
 @torch.no_grad()
-def assign_atss_batch(
+def assign_atss(
     anchors: Tensor,
     num_anchors_per_level: Sequence[int],
     boxes_xyxy: Tensor,
@@ -380,13 +354,23 @@ def assign_atss_batch(
     topk: int = 9,
 ) -> Tensor:
     """
-    `assign_atss` of several pictures of one size at once, which spares a GPU hundreds of small steps.
+    Adaptive training sample selection (Zhang et al., CVPR 2020): which anchors learn which box, for all pictures of a
+    batch at once, which spares a GPU hundreds of small steps.
+
+    For each box the `topk` anchors nearest by centre are taken from every level (all of a level that has fewer). Of
+    these candidates those become positive whose IoU reaches the mean plus the unbiased standard deviation of the
+    candidates' IoUs, and whose centre lies inside the box by more than 0.01 pixel on each side. An anchor wanted by
+    several boxes of its picture goes to the one it overlaps most, the first of them if equal. A box may end with no
+    anchor.
 
     Args:
-        anchors, num_anchors_per_level, topk: as of `assign_atss`.
-        boxes_xyxy: `(n, 4)` boxes of all pictures, finite and not reversed (`check_boxes_xyxy`).
+        anchors: `(anchors, 4)` boxes_xyxy in pixels, level after level, the same for all pictures.
+        num_anchors_per_level: how many anchors each level has; their sum is `anchors`.
+        boxes_xyxy: `(n, 4)` boxes of all pictures in the same pixels, finite and not reversed (`check_boxes_xyxy`); a
+            picture may have none (all its anchors are background).
         picture: long `(n,)`, the picture of each box, in [0, num_pictures).
         num_pictures: how many there are.
+        topk: candidates per level and box.
 
     Returns:
         `(num_pictures, anchors)` long: the row of `boxes_xyxy` each anchor learns, -1 = background.

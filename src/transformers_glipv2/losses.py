@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from .boxes import (
-    assign_atss_batch,
+    assign_atss,
     centerness_targets,
     check_boxes_shape,
     check_boxes_xyxy,
@@ -202,7 +202,7 @@ def match_anchors(
     names = [name for label in known for name in label.get("class_names") or [None] * len(label["boxes"])]
     classes = torch.tensor([0 if name is None else class_id(name) for name in names], dtype=torch.long, device=device)
 
-    matched = assign_atss_batch(anchors, num_anchors_per_level, boxes_xyxy, box_picture, num_pictures, topk)
+    matched = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, box_picture, num_pictures, topk)
     picture, anchor = (matched >= 0).nonzero(as_tuple=True)
     row = matched[picture, anchor]
     return AnchorTargets(
