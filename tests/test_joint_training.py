@@ -8,6 +8,7 @@ from transformers_glipv2 import GLIPv2ForPreTraining
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
 from transformers_glipv2.training.joint import GLIPv2ForJointTraining, JointCollator
+from transformers_glipv2.training.understanding import CaptionCollator
 
 IGNORED = -100
 
@@ -97,3 +98,9 @@ def test_questions_are_whole_and_captions_learnt_from_the_words_that_are_hidden(
     assert batch["answer_labels"].isnan().all(1).tolist() == [True, False, True]
     assert batch["answer_labels"][1].tolist() == [0.0, 1.0]
     assert batch["caption_labels"].tolist() == [[IGNORED] * 4, [IGNORED] * 4, [2, 8, 3, IGNORED]]
+
+
+def test_captions_are_learnt_from_captions_alone():
+    batch = {"input_ids": torch.tensor([[5, 6, 0], [7, 8, 9]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    labels = CaptionCollator(lambda rows: dict(batch))([{"kind": "caption"}, {"kind": "detection"}])["labels"]
+    assert labels.tolist() == [[5, 6, -100], [-100] * 3]

@@ -21,6 +21,8 @@ from transformers_glipv2.losses import (
     token_loss,
 )
 from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ForPreTraining
+from transformers_glipv2.modeling_glipv2_understanding import answer_config
+from transformers_glipv2.training.joint import GLIPv2ForJointTraining
 
 
 def targets_of(words: torch.Tensor, anchors: list[int], is_labelled=(True,), pictures=None) -> AnchorTargets:
@@ -227,17 +229,28 @@ def test_bad_labels_are_refused(change, message):
 
 
 def step(pictures: slice) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of one step on some pictures of a batch of two."""
+    """Loss and gradient of one step on some pictures of a batch of two: one asks a question, one has a caption."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = GLIPv2ForPreTraining(tiny_config())
+    model = GLIPv2ForJointTraining(tiny_config(**answer_config(["yes", "no", "red"])))
     # Texts of different lengths meet in the contrast.
     inputs = {name: value[pictures] for name, value in tiny_inputs().items()}
     labels = tiny_labels()
     labels[1] = {**labels[0], "class_names": ["dog", "bird"], "boxes": labels[0]["boxes"] / 2}
-    output = model(**inputs, labels=labels[pictures], mlm_labels=tiny_mlm_labels(inputs["input_ids"]))
+    answers = torch.tensor([[1.0, 0.0, 0.3], [torch.nan] * 3])[pictures]
+    captions = inputs["input_ids"].clone()
+    captions[inputs["attention_mask"] == 0] = -100
+    if pictures.start == 0:
+        captions[0] = -100
+    output = model(
+        **inputs,
+        labels=labels[pictures],
+        mlm_labels=tiny_mlm_labels(inputs["input_ids"]),
+        answer_labels=answers,
+        caption_labels=captions,
+    )
     output.loss.backward()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in model.parameters()]
     return float(output.loss), torch.cat([gradient.flatten() for gradient in gradients])
 
 

@@ -88,7 +88,8 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor, normalizer: torch.T
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
     if normalizer is None:
         normalizer = mean_over_processes((targets != -100).sum().float())
-    return losses / normalizer.clamp(min=1)
+    # The mean over processes may be less than one; where it is 0, so is the sum.
+    return losses / normalizer.clamp(min=torch.finfo(torch.float32).eps)
 
 
 def causal_mask(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

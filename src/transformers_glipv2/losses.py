@@ -480,8 +480,9 @@ def masked_word_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: `(words, vocabulary)`.
         labels: `(words,)`, the ids that were hidden.
     """
-    count = mean_over_processes(torch.tensor(float(len(labels)), device=logits.device)).clamp(min=1)
-    return F.cross_entropy(logits.float(), labels, reduction="sum") / count
+    count = mean_over_processes(torch.tensor(float(len(labels)), device=logits.device))
+    # It may be less than one; where it is 0, so is the sum.
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / count.clamp(min=torch.finfo(count.dtype).eps)
 
 
 __all__ = [

@@ -80,7 +80,8 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor, normalizer: torch.T
     losses = F.binary_cross_entropy_with_logits(logits[asked].float(), targets[asked].float(), reduction="sum")
     if normalizer is None:
         normalizer = mean_over_processes(asked.sum().float())
-    return losses / normalizer.clamp(min=1)
+    # The mean over processes may be less than one; where it is 0, so is the sum.
+    return losses / normalizer.clamp(min=torch.finfo(torch.float32).eps)
 
 
 def require_fusion(config: GLIPv2Config, name: str) -> None:
