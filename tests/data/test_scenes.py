@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
 from tests.data.scene_assets_folder import NOUNS, make_assets
+from transformers_glipv2.data import scene_render
 from transformers_glipv2.data.augment import flip_row, mask_box
 from transformers_glipv2.data.dataset import PictureDataset
 from transformers_glipv2.data.mixture import MixtureDataset
@@ -465,3 +466,15 @@ def test_empty_crops_hold_no_box():
     (found,) = empty_crops(PictureDataset(records), min_side=160, tries=200)
     assert found.file == "1.jpg" and found.crop[0] >= 150
     assert found.crop[2] - found.crop[0] >= 160 and found.crop[3] - found.crop[1] >= 160
+
+
+def test_cutouts_of_training_are_varied_and_stay_whole():
+    picture = Image.new("RGBA", (60, 40))
+    ImageDraw.Draw(picture).ellipse((5, 5, 54, 34), fill=(200, 60, 40, 255))
+    solid = sum(picture.getchannel("A").histogram()[128:])
+    varied = [scene_render._varied(picture, random.Random(seed)) for seed in range(60)]
+    assert len({one.tobytes() for one in varied}) > 30
+    for one in varied:
+        assert one.mode == "RGBA" and one.height == picture.height
+        # Skewing moves rows and loses none; a coarse outline moves by a pixel.
+        assert abs(sum(one.getchannel("A").histogram()[128:]) - solid) < 0.1 * solid
