@@ -22,10 +22,10 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, segment_labels
-from transformers_glipv2.data.coco import load_coco
-from transformers_glipv2.data.scenes import ReferringScenes, test_scenes
-from transformers_glipv2.drawing import Drawn, draw
+from transformers_glipv2.data.formats.coco import load_coco
+from transformers_glipv2.data.scenes.scenes import ReferringScenes, test_scenes
 from transformers_glipv2.evaluation.referring import segment_phrases
+from transformers_glipv2.inference.drawing import Drawn, draw
 from transformers_glipv2.noun_phrases import chunk_noun_phrases
 
 OUTPUT = Path(__file__).parent / "figures" / "segments.jpg"

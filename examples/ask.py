@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from transformers import AutoProcessor
 
-from transformers_glipv2.drawing import Drawn, draw
-from transformers_glipv2.grounded_language import answer_and_ground
-from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
+from transformers_glipv2.inference.drawing import Drawn, draw
+from transformers_glipv2.inference.language import answer_and_ground
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from transformers import AutoProcessor
 
-from transformers_glipv2.drawing import Drawn, draw
-from transformers_glipv2.grounded_language import caption_and_ground
+from transformers_glipv2.inference.drawing import Drawn, draw
+from transformers_glipv2.inference.language import caption_and_ground
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 
 

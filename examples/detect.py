@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from transformers import pipeline
 
 import transformers_glipv2  # noqa: F401  registers the model with the Auto classes and pipelines
-from transformers_glipv2.drawing import Drawn, draw
+from transformers_glipv2.inference.drawing import Drawn, draw
 
 SAMPLES = ("chelsea", "coffee", "astronaut", "rocket")
 

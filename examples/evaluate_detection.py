@@ -26,7 +26,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
-from transformers_glipv2.data.coco import PictureFinder, used_categories
+from transformers_glipv2.data.formats.coco import PictureFinder, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detector import (
     Detector,
@@ -45,7 +45,7 @@ from transformers_glipv2.evaluation.shards import (
     write_json,
     write_json_list,
 )
-from transformers_glipv2.inference import encode_labels, max_prompt_tokens
+from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from transformers_glipv2.prompts import clean_label
 

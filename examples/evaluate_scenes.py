@@ -23,7 +23,7 @@ from transformers_glipv2 import (
     detect_labels,
     segment_labels,
 )
-from transformers_glipv2.data.scenes import TEST_PARTS, coco_backgrounds, test_scenes
+from transformers_glipv2.data.scenes.scenes import TEST_PARTS, coco_backgrounds, test_scenes
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.scenes import evaluate_rows
 

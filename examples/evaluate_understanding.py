@@ -22,19 +22,14 @@ import torch
 from accelerate import Accelerator
 
 from transformers_glipv2 import GLIPv2Processor
-from transformers_glipv2.data.scenes import load_scenes
+from transformers_glipv2.data.scenes.scenes import load_scenes
 from transformers_glipv2.evaluation.grounded_captions import grounded_caption_scores
-from transformers_glipv2.grounded_language import caption_and_ground
+from transformers_glipv2.inference.language import caption_and_ground
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
-from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
 from transformers_glipv2.training import write_json
-from transformers_glipv2.training.understanding import (
-    AnswerEvaluator,
-    CaptionEvaluator,
-    best_constant_answers,
-    best_constant_caption,
-    caption_scores,
-)
+from transformers_glipv2.training.captioning import CaptionEvaluator, best_constant_caption, caption_scores
+from transformers_glipv2.training.vqa import AnswerEvaluator, best_constant_answers
 
 TASKS = ("answers", "captions")
 

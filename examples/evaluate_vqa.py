@@ -27,7 +27,7 @@ from transformers_glipv2.evaluation.shards import (
     write_json,
 )
 from transformers_glipv2.evaluation.vqa import evaluate_vqa
-from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -33,9 +33,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2ForObjectDetection, GLIPv2Processor
-from transformers_glipv2.detections import select_detections
-from transformers_glipv2.fixed_graphs import DetectorGraph, MaskGraph, Vocabulary, encode_vocabulary, fit, in_picture
-from transformers_glipv2.mask_head import GLIPv2MaskHead
+from transformers_glipv2.inference.onnx_export import (
+    DetectorGraph,
+    MaskGraph,
+    Vocabulary,
+    encode_vocabulary,
+    fit,
+    in_picture,
+)
+from transformers_glipv2.layers.mask_head import GLIPv2MaskHead
+from transformers_glipv2.post_processing import select_detections
 
 # The first version whose DeformConv, RoiAlign and GroupNormalization mean what PyTorch's do.
 OPSET = 21

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from transformers_glipv2.data.scene_colours import named_colour, recolour_way
+from transformers_glipv2.data.scenes.colours import named_colour, recolour_way
 
 NAMES = json.loads(Path(__file__).with_name("scene_asset_names.json").read_text(encoding="utf-8"))
 MAX_CUTOUT, MAX_BACKGROUND = 256, 800

@@ -35,7 +35,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.evaluation.grounded_captions import grounded_caption_scores
-from transformers_glipv2.grounded_language import caption_and_ground
+from transformers_glipv2.inference.language import caption_and_ground
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.training import (
     StepBatches,
@@ -49,10 +49,9 @@ from transformers_glipv2.training import (
     train,
     write_json,
 )
-from transformers_glipv2.training.segmentation import load_other_heads
-from transformers_glipv2.training.understanding import (
-    CaptionCollator,
-    CaptionEvaluator,
+from transformers_glipv2.training.captioning import CaptionCollator, CaptionEvaluator
+from transformers_glipv2.training.heads import load_other_heads
+from transformers_glipv2.training.vqa import (
     contrastive_head_of,
     evaluation_rows,
     head_groups,

@@ -24,9 +24,9 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
 from transformers_glipv2.data.augment import Compose, HorizontalFlip, PhotometricDistortion
-from transformers_glipv2.data.coco import load_coco
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.few_shot import few_shot
+from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.prompts import label_prompt
 from transformers_glipv2.training import (

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from transformers_glipv2 import GLIPv2Processor
-from transformers_glipv2.data.coco import find_annotation_file
+from transformers_glipv2.data.formats.coco import find_annotation_file
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from transformers_glipv2.training import (
     DataFile,
@@ -39,7 +39,8 @@ from transformers_glipv2.training import (
     train,
     write_json,
 )
-from transformers_glipv2.training.segmentation import MaskEvaluator, load_other_heads
+from transformers_glipv2.training.evaluation import MaskEvaluator
+from transformers_glipv2.training.heads import load_other_heads
 
 LEARNING_RATES = {"mask-head": 1e-3, "all": 1e-4}
 

@@ -33,7 +33,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.answers import load_answer_vocabulary
 from transformers_glipv2.data.mixture import MixtureDataset
-from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 from transformers_glipv2.training import (
     StepBatches,
     TrainingPlan,
@@ -46,8 +46,8 @@ from transformers_glipv2.training import (
     train,
     write_json,
 )
-from transformers_glipv2.training.segmentation import load_other_heads
-from transformers_glipv2.training.understanding import (
+from transformers_glipv2.training.heads import load_other_heads
+from transformers_glipv2.training.vqa import (
     AnswerCollator,
     AnswerEvaluator,
     answers_are_new,

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 import transformers_glipv2  # noqa: F401  registers the model with the Auto classes
-from transformers_glipv2.drawing import Drawn, draw
-from transformers_glipv2.inference import ground_phrases
+from transformers_glipv2.inference.detector import ground_phrases
+from transformers_glipv2.inference.drawing import Drawn, draw
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

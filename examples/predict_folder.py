@@ -33,7 +33,7 @@ from transformers_glipv2.evaluation.shards import (
     weights_id,
     write_json,
 )
-from transformers_glipv2.inference import encode_labels, max_prompt_tokens
+from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 

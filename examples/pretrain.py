@@ -27,7 +27,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
-from transformers_glipv2.modeling_glipv2_understanding import answer_config
+from transformers_glipv2.modeling_glipv2_joint import GLIPv2ForJointTraining
+from transformers_glipv2.modeling_glipv2_vqa import answer_config
 from transformers_glipv2.training import (
     FREEZABLE,
     SCHEDULES,
@@ -47,8 +48,8 @@ from transformers_glipv2.training import (
     train,
     write_json,
 )
-from transformers_glipv2.training.joint import GLIPv2ForJointTraining, JointCollator
-from transformers_glipv2.training.understanding import answers_are_new, answers_of_sources
+from transformers_glipv2.training.joint import JointCollator
+from transformers_glipv2.training.vqa import answers_are_new, answers_of_sources
 
 LOSSES = ("box", "centerness", "intra", "inter", "mlm")
 

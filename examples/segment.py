@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageOps
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, segment_labels
-from transformers_glipv2.drawing import Drawn, draw
-from transformers_glipv2.segmentation_post_processing import encode_region
+from transformers_glipv2.inference.drawing import Drawn, draw
+from transformers_glipv2.layers.paste_masks import encode_region
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -28,8 +28,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.repocard import metadata_load, metadata_save
 from model_card import make_card
 
-from transformers_glipv2 import drawing
-from transformers_glipv2.hub import code_files, save_remote_code
+from transformers_glipv2.conversion.remote_code import code_files, save_remote_code
+from transformers_glipv2.inference import drawing
 
 HERE = Path(__file__).resolve().parent
 

@@ -10,7 +10,7 @@ from transformers import BertTokenizerFast
 
 from transformers_glipv2 import GLIPv2ForObjectDetection
 from transformers_glipv2.boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
-from transformers_glipv2.convert_glip_checkpoint import config_from_state_dict, convert_state_dict
+from transformers_glipv2.conversion.convert_glip_checkpoint import config_from_state_dict, convert_state_dict
 from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor
 from transformers_glipv2.image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput

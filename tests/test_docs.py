@@ -56,11 +56,11 @@ from transformers_glipv2 import (
     GLIPv2ImageProcessor,
     GLIPv2Processor,
 )
+from transformers_glipv2.layers.prompt_tuning import add_prompt_tuning, save_prompt_tuning
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
-from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
-from transformers_glipv2.prompt_tuning import add_prompt_tuning, save_prompt_tuning
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
+from transformers_glipv2.pipelines import register_pipelines
 from transformers_glipv2.training import prepare_tuning, read_data_file
-from transformers_glipv2.understanding_pipelines import register_understanding_pipelines
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SCRIPTS = ("examples/", "hub_upload/", "docs/")
@@ -229,7 +229,7 @@ def test_python_blocks_run(page, checkout, monkeypatch):
     # The pages use the Auto classes as a user's session has them after the import of the package.
     AutoModelForVisualQuestionAnswering.register(GLIPv2Config, GLIPv2ForVisualQuestionAnswering, exist_ok=True)
     AutoModelForImageTextToText.register(GLIPv2Config, GLIPv2ForConditionalGeneration, exist_ok=True)
-    register_understanding_pipelines()
+    register_pipelines()
     monkeypatch.chdir(checkout)
     namespace = {"__name__": page.stem}
     for start, code in python_blocks(page):

@@ -20,9 +20,9 @@ from transformers_glipv2.losses import (
     match_anchors,
     token_loss,
 )
+from transformers_glipv2.modeling_glipv2_joint import GLIPv2ForJointTraining
 from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ForPreTraining
-from transformers_glipv2.modeling_glipv2_understanding import answer_config
-from transformers_glipv2.training.joint import GLIPv2ForJointTraining
+from transformers_glipv2.modeling_glipv2_vqa import answer_config
 
 
 def targets_of(words: torch.Tensor, anchors: list[int], is_labelled=(True,), pictures=None) -> AnchorTargets:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from transformers_glipv2 import GLIPv2ForObjectDetection
-from transformers_glipv2.convert_glip_checkpoint import config_from_state_dict, convert_state_dict
+from transformers_glipv2.conversion.convert_glip_checkpoint import config_from_state_dict, convert_state_dict
 
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 # Float32 noise against float64 is about 2e-5 on the logits of P3.

@@ -10,10 +10,11 @@ from transformers import AutoModelForImageTextToText
 from tests.data.stub_processor import tiny_tokenizer
 from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
-from transformers_glipv2.caption_steps import caption_loss, causal_mask, prefixes
+from transformers_glipv2.layers.caption_steps import causal_mask, prefixes
+from transformers_glipv2.layers.region_attention import GLIPv2Places, look_of_places
+from transformers_glipv2.losses import caption_loss
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
-from transformers_glipv2.naming import GLIPv2Places, look_of_places
-from transformers_glipv2.training.segmentation import load_other_heads
+from transformers_glipv2.training.heads import load_other_heads
 
 CLS, SEP = 2, 3
 CLIP = {

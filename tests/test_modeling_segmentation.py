@@ -10,13 +10,13 @@ from transformers import BertTokenizerFast
 from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2ForObjectDetection
 from transformers_glipv2.boxes import box_iou_inclusive
-from transformers_glipv2.convert_glip_checkpoint import config_from_state_dict, convert_state_dict
-from transformers_glipv2.mask_head import mask_loss
+from transformers_glipv2.conversion.convert_glip_checkpoint import config_from_state_dict, convert_state_dict
+from transformers_glipv2.layers.mask_head import mask_loss
+from transformers_glipv2.layers.paste_masks import instance_masks
 from transformers_glipv2.modeling_glipv2_segmentation import (
     GLIPv2ForInstanceSegmentation,
     GLIPv2InstanceSegmentationOutput,
 )
-from transformers_glipv2.segmentation_post_processing import instance_masks
 
 GOLDEN = {"fcn_fpn": "before_fusion", "hourglass_fused": "after_fusion"}
 

@@ -9,15 +9,11 @@ from transformers import AutoModelForVisualQuestionAnswering, pipeline
 from tests.data.stub_processor import tiny_tokenizer
 from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForMaskedLM, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
+from transformers_glipv2.layers.region_attention import look_of_places
+from transformers_glipv2.losses import answer_loss
 from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput
-from transformers_glipv2.modeling_glipv2_understanding import (
-    GLIPv2ForVisualQuestionAnswering,
-    answer_config,
-    answer_loss,
-    way_between,
-)
-from transformers_glipv2.naming import look_of_places
-from transformers_glipv2.training.understanding import frozen_batches, repeated
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config, way_between
+from transformers_glipv2.training.vqa import frozen_batches, repeated
 
 ANSWERS = ["yes", "no", "red", "2"]
 

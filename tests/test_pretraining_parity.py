@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from transformers_glipv2.boxes import assign_atss, centerness_targets, normalize_boxes
-from transformers_glipv2.convert_glip_checkpoint import config_from_state_dict
-from transformers_glipv2.glip_original_names import translate
+from transformers_glipv2.conversion.convert_glip_checkpoint import config_from_state_dict
+from transformers_glipv2.conversion.glip_original_names import translate
+from transformers_glipv2.layers.feature_maps import flatten_levels
 from transformers_glipv2.losses import inter_image_loss
-from transformers_glipv2.modeling_glipv2 import flatten_levels
 from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ForPreTraining
 
 LEVELS = ("P3", "P4", "P5", "P6", "P7")

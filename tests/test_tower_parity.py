@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from transformers_glipv2 import GLIPv2Config
 from transformers_glipv2.boxes import anchor_grid
-from transformers_glipv2.modeling_glipv2 import GLIPv2TowerLayer, flatten_levels, split_levels
+from transformers_glipv2.layers.feature_maps import flatten_levels, split_levels
+from transformers_glipv2.modeling_glipv2 import GLIPv2TowerLayer
 
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 # Original name -> ours; longer names come before their prefixes.

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 try:
-    from transformers_glipv2.drawing import Drawn, draw
+    from transformers_glipv2.inference.drawing import Drawn, draw
 except ImportError:  # on the Hub the file lies beside this one
     from drawing import Drawn, draw
 

@@ -14,27 +14,22 @@ from transformers import (
 )
 
 from .configuration_glipv2 import GLIPv2Config
-from .grounded_language import answer_and_ground, caption_and_ground
 from .image_processing_glipv2 import GLIPv2ImageProcessor
 from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
-from .inference import detect_labels, ground_phrases
+from .inference.detector import detect_labels, ground_phrases
+from .inference.language import answer_and_ground, caption_and_ground
+from .inference.segmentation import segment_labels
 from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2PreTrainedModel
 from .modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from .modeling_glipv2_pretraining import GLIPv2ForMaskedLM, GLIPv2ForPreTraining
 from .modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
-from .modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
-from .pipelines import GLIPv2ZeroShotObjectDetectionPipeline, register_pipelines
+from .modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
+from .pipelines import register_pipelines
+from .pipelines.image_text_to_text import GLIPv2ImageTextToTextPipeline
+from .pipelines.visual_question_answering import GLIPv2VisualQuestionAnsweringPipeline
+from .pipelines.zero_shot_instance_segmentation import GLIPv2ZeroShotInstanceSegmentationPipeline
+from .pipelines.zero_shot_object_detection import GLIPv2ZeroShotObjectDetectionPipeline
 from .processing_glipv2 import GLIPv2Processor
-from .segmentation_pipeline import (
-    GLIPv2ZeroShotInstanceSegmentationPipeline,
-    register_segmentation_pipeline,
-    segment_labels,
-)
-from .understanding_pipelines import (
-    GLIPv2ImageTextToTextPipeline,
-    GLIPv2VisualQuestionAnsweringPipeline,
-    register_understanding_pipelines,
-)
 
 AutoConfig.register("glipv2", GLIPv2Config, exist_ok=True)
 AutoModel.register(GLIPv2Config, GLIPv2Model, exist_ok=True)
@@ -51,8 +46,6 @@ AutoImageProcessor.register(
     exist_ok=True,
 )
 register_pipelines()
-register_segmentation_pipeline()
-register_understanding_pipelines()
 
 __all__ = [
     "GLIPv2Config",

@@ -9,8 +9,8 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
 # These register themselves, so that a saved configuration finds its parts.
-from .clip_text import GLIPv2CLIPTextConfig  # noqa: F401
-from .coswin import GLIPv2CoSwinConfig  # noqa: F401
+from .backbones.clip_text import GLIPv2CLIPTextConfig  # noqa: F401
+from .backbones.coswin import GLIPv2CoSwinConfig  # noqa: F401
 
 logger = logging.get_logger(__name__)
 

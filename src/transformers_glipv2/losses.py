@@ -31,61 +31,13 @@ from .boxes import (
     decode_boxes,
     denormalize_boxes,
 )
+from .distributed import gather, max_over_processes, mean_over_processes, num_processes
 
 # What the original adds to unions and enclosing areas.
 GIOU_EPS = 1e-7
 
 
 # Processes -----------------------------------------------------------------------------------------------------------
-
-
-def num_processes() -> int:
-    """How many processes train together; 1 without `torch.distributed`."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, without gradient."""
-    value = value.detach().clone()
-    if num_processes() > 1:
-        dist.all_reduce(value)
-        value /= num_processes()
-    return value
-
-
-def max_over_processes(value: int, device: torch.device) -> int:
-    """The largest of a number over all processes."""
-    if num_processes() == 1:
-        return value
-    largest = torch.tensor(value, device=device)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return int(largest)
-
-
-class _Gather(torch.autograd.Function):
-    """All processes see all tensors, so the gradient of one is the sum of what all of them give it."""
-
-    @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(num_processes())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(num_processes())[dist.get_rank()]
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """
-    Tensors of all processes, joined along the first dimension in the order of ranks; gradients flow back to each.
-
-    Args:
-        tensor: of the same shape on every process.
-    """
-    return tensor if num_processes() == 1 else _Gather.apply(tensor)
 
 
 # Targets -------------------------------------------------------------------------------------------------------------
@@ -483,6 +435,57 @@ def masked_word_loss(logits: Tensor, labels: Tensor) -> Tensor:
     count = mean_over_processes(torch.tensor(float(len(labels)), device=logits.device))
     # It may be less than one; where it is 0, so is the sum.
     return F.cross_entropy(logits.float(), labels, reduction="sum") / count.clamp(min=torch.finfo(count.dtype).eps)
+
+
+def caption_loss(logits: torch.Tensor, labels: torch.Tensor, normalizer: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Cross entropy of each next word, averaged over the words that count; 0 where none does.
+
+    Args:
+        logits: `(batch, tokens, vocabulary)`.
+        labels: `(batch, tokens)`, the ids of the same text, -100 at words that are not to be learnt (padding). The
+            word at a place is predicted from those before it.
+        normalizer: what the sum is divided by; `None`: the words that count, their mean over processes.
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"`labels` must have shape {tuple(logits.shape[:2])} (batch, tokens), not {tuple(labels.shape)}."
+        )
+    targets = labels[:, 1:].flatten()
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
+    if normalizer is None:
+        normalizer = mean_over_processes((targets != -100).sum().float())
+    # The mean over processes may be less than one; where it is 0, so is the sum.
+    return losses / normalizer.clamp(min=torch.finfo(torch.float32).eps)
+
+
+def answer_loss(logits: torch.Tensor, targets: torch.Tensor, normalizer: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Binary cross entropy against soft targets, summed over the answers of a question and averaged over questions; 0
+    where there is none.
+
+    Args:
+        logits: `(batch, answers)`.
+        targets: `(batch, answers)` in [0, 1]; rows of NaN are no questions and do not count.
+        normalizer: what the sum is divided by; `None`: the questions, their mean over processes.
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(
+            f"`answer_labels` must have shape {tuple(logits.shape)} (questions, answers of the vocabulary), not "
+            f"{tuple(targets.shape)}."
+        )
+    asked = ~targets.isnan().any(1)
+    losses = F.binary_cross_entropy_with_logits(logits[asked].float(), targets[asked].float(), reduction="sum")
+    if normalizer is None:
+        normalizer = mean_over_processes(asked.sum().float())
+    # The mean over processes may be less than one; where it is 0, so is the sum.
+    return losses / normalizer.clamp(min=torch.finfo(torch.float32).eps)
 
 
 __all__ = [

@@ -28,19 +28,25 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .backbones.chunked_mlp import chunk_mlps
 from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
-from .chunked_mlp import chunk_mlps
 from .configuration_glipv2 import GLIPv2Config
-from .dyhead import GLIPv2DyConv, init_dyconv
-from .fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
-from .losses import (
-    AnchorTargets,
-    detection_losses,
-    match_anchors,
+from .inference.text_features import TextFeatureCache
+from .layers.dyhead import GLIPv2DyConv, init_dyconv
+from .layers.feature_maps import (
+    FeatureMaps,
+    crop_maps,
+    flatten_levels,
+    join_attentions,
+    join_maps,
+    map_shapes,
+    own_map_shapes,
+    padding_masks,
+    split_levels,
 )
-from .text_cache import TextFeatureCache
+from .layers.fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
+from .losses import AnchorTargets, detection_losses, match_anchors
 
-FeatureMaps = tuple[torch.Tensor, ...]
 Labels = Sequence[Mapping[str, Any] | None]
 
 
@@ -141,98 +147,6 @@ class GLIPv2ObjectDetectionOutput(GLIPv2ModelOutput, GLIPv2DetectionFields):
 
 
 # Blocks --------------------------------------------------------------------------------------------------------------
-
-
-def map_shapes(feature_maps: FeatureMaps) -> list[tuple[int, int]]:
-    """Height and width of each map."""
-    return [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
-
-
-def flatten_levels(feature_maps: FeatureMaps) -> torch.Tensor:
-    """Maps `(batch, channels, H_l, W_l)` to one sequence `(batch, locations, channels)`, P3 first, row-major."""
-    return torch.cat([feature_map.flatten(2).transpose(1, 2) for feature_map in feature_maps], dim=1)
-
-
-def split_levels(sequence: torch.Tensor, level_shapes: list[tuple[int, int]]) -> FeatureMaps:
-    """The inverse of `flatten_levels`: `(batch, locations, channels)` to maps `(batch, channels, H_l, W_l)`."""
-    levels = sequence.split([height * width for height, width in level_shapes], dim=1)
-    return tuple(
-        level.unflatten(1, shape).permute(0, 3, 1, 2) for level, shape in zip(levels, level_shapes, strict=True)
-    )
-
-
-def padding_masks(
-    image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
-) -> tuple[torch.Tensor, ...]:
-    """
-    Where each level's map lies in the picture rather than in its padding.
-
-    Args:
-        image_sizes: `(batch, 2)`, height and width in pixels of each un-padded picture.
-        level_shapes: height and width of each level's map.
-        strides: pixels between locations of each level.
-
-    Returns:
-        One boolean tensor `(batch, H_l, W_l)` a level.
-    """
-    masks = []
-    for (height, width), stride in zip(level_shapes, strides, strict=True):
-        rows = torch.arange(height, device=image_sizes.device) * stride < image_sizes[:, :1]
-        columns = torch.arange(width, device=image_sizes.device) * stride < image_sizes[:, 1:]
-        masks.append(rows[:, :, None] & columns[:, None, :])
-    return tuple(masks)
-
-
-def own_map_shapes(
-    image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
-) -> list[list[tuple[int, int]]] | None:
-    """
-    The part of each map that a picture fills, as `padding_masks` marks it.
-
-    Returns:
-        For each picture height and width on each level; `None` when every picture fills all maps. Waits for a GPU.
-    """
-    shapes = [
-        [
-            (min(-(-size[0] // stride), height), min(-(-size[1] // stride), width))
-            for (height, width), stride in zip(level_shapes, strides, strict=True)
-        ]
-        for size in image_sizes.tolist()
-    ]
-    return None if all(own == level_shapes for own in shapes) else shapes
-
-
-def crop_maps(feature_maps: FeatureMaps, picture: int, shapes: list[tuple[int, int]]) -> FeatureMaps:
-    """One picture's maps, as a batch of 1, without their padding."""
-    return tuple(
-        feature_map[picture : picture + 1, :, :height, :width]
-        for feature_map, (height, width) in zip(feature_maps, shapes, strict=True)
-    )
-
-
-def join_maps(pictures: list[FeatureMaps], level_shapes: list[tuple[int, int]]) -> FeatureMaps:
-    """Maps of several pictures to one batch of `level_shapes`, zero to the right of and below each picture."""
-    return tuple(
-        torch.cat([F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in level])
-        for level, (height, width) in zip(zip(*pictures, strict=True), level_shapes, strict=True)
-    )
-
-
-def join_attentions(
-    pictures: list[tuple[torch.Tensor, torch.Tensor]],
-    shapes: list[list[tuple[int, int]]],
-    level_shapes: list[tuple[int, int]],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `join_maps`, for the two attention maps of a fusion; `shapes` is each picture's part of `level_shapes`."""
-    joined = ([], [])
-    for attentions, own_shapes in zip(pictures, shapes, strict=True):
-        maps = [torch.ones(1, 1, *shape, dtype=torch.bool, device=attentions[0].device) for shape in own_shapes]
-        locations = flatten_levels(join_maps([maps], level_shapes))[0, :, 0]
-        for whole, attention, dim in zip(joined, attentions, (2, 3), strict=True):
-            shape = [*attention.shape]
-            shape[dim] = len(locations)
-            whole.append(attention.new_zeros(shape).index_copy(dim, locations.nonzero()[:, 0], attention))
-    return torch.cat(joined[0]), torch.cat(joined[1])
 
 
 class GLIPv2FeaturePyramid(nn.Module):

@@ -20,9 +20,9 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .boxes import normalize_boxes
-from .caption_steps import (
+from .configuration_glipv2 import GLIPv2Config
+from .layers.caption_steps import (
     GLIPv2VisualStates,
-    caption_loss,
     causal_mask,
     maps_without_words,
     pictures_to_rows,
@@ -30,24 +30,19 @@ from .caption_steps import (
     rows_to_pictures,
     words_through_layer,
 )
-from .configuration_glipv2 import GLIPv2Config
+from .layers.feature_maps import FeatureMaps, crop_maps, flatten_levels, join_maps, map_shapes, own_map_shapes
+from .layers.region_attention import GLIPv2Namer, GLIPv2Places, look_of_places
+from .losses import caption_loss
 from .modeling_glipv2 import (
-    FeatureMaps,
     GLIPv2ForObjectDetection,
     GLIPv2ImageFeatures,
     GLIPv2ObjectDetectionOutput,
     GLIPv2SharedPart,
     check_text,
-    crop_maps,
-    flatten_levels,
-    join_maps,
-    map_shapes,
-    own_map_shapes,
     word_embedding_name,
 )
 from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead, GLIPv2MaskedLMHead
-from .modeling_glipv2_understanding import require_fusion
-from .naming import GLIPv2Namer, GLIPv2Places, look_of_places
+from .modeling_glipv2_vqa import require_fusion
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]

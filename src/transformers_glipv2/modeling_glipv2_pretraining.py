@@ -14,15 +14,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
-from .losses import (
-    AnchorTargets,
-    choose_regions,
-    classes_of_words,
-    inter_image_loss,
-    masked_word_loss,
-    max_over_processes,
-    mean_over_processes,
-)
+from .distributed import max_over_processes, mean_over_processes
+from .layers.feature_maps import flatten_levels
+from .losses import AnchorTargets, choose_regions, classes_of_words, inter_image_loss, masked_word_loss
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2ImageFeatures,
@@ -31,7 +25,6 @@ from .modeling_glipv2 import (
     GLIPv2ObjectDetectionOutput,
     GLIPv2PreTrainedModel,
     Labels,
-    flatten_levels,
     word_embedding_name,
 )
 

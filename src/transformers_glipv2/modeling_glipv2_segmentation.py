@@ -13,8 +13,8 @@ from transformers.utils import can_return_tuple
 
 from .boxes import denormalize_boxes
 from .configuration_glipv2 import GLIPv2Config
-from .losses import check_labels
-from .mask_head import (
+from .layers.feature_maps import FeatureMaps
+from .layers.mask_head import (
     REGIONS_PER_CHUNK,
     GLIPv2MaskHead,
     check_regions,
@@ -24,13 +24,8 @@ from .mask_head import (
     mean_weights,
     training_regions,
 )
-from .modeling_glipv2 import (
-    FeatureMaps,
-    GLIPv2ForObjectDetection,
-    GLIPv2ObjectDetectionOutput,
-    GLIPv2SharedPart,
-    Labels,
-)
+from .losses import check_labels
+from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, GLIPv2SharedPart, Labels
 
 
 @dataclass

@@ -6,12 +6,21 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from .annotations import encode_annotation
 from .boxes import denormalize_boxes
-from .detections import PRE_NMS_TOP_N, label_scores, scale_boxes, select_detections
 from .image_processing_glipv2 import Picture, flatten_pictures, picture_size
+from .layers.paste_masks import instance_masks, predict_mask_logits, referring_masks, strong_boxes
 from .noun_phrases import find_noun_phrases
-from .post_processing import check_limits, check_outputs, check_target_sizes, level_sizes_of, picture_detections
+from .post_processing import (
+    PRE_NMS_TOP_N,
+    check_limits,
+    check_outputs,
+    check_target_sizes,
+    label_scores,
+    level_sizes_of,
+    picture_detections,
+    scale_boxes,
+    select_detections,
+)
 from .prompts import (
     Span,
     Text,
@@ -19,13 +28,13 @@ from .prompts import (
     check_labels,
     check_sentence,
     check_spans,
+    encode_annotation,
     is_list,
     label_map,
     label_prompt,
     prompt_tokens,
     spans_to_tokens,
 )
-from .segmentation_post_processing import instance_masks, predict_mask_logits, referring_masks, strong_boxes
 
 
 def per_picture(values: Any, num_images: int, is_entry: Callable[[Any], bool], name: str) -> list[Any]:

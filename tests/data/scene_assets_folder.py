@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from transformers_glipv2.data.scene_colours import PAINTS, named_colour, recolour_way
+from transformers_glipv2.data.scenes.colours import PAINTS, named_colour, recolour_way
 
 # Some known to the table of look-alikes, some not.
 NOUNS = (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transformers_glipv2.data.scene_assets import SceneAssets
+from transformers_glipv2.data.scenes.assets import SceneAssets
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "fetch_scene_assets.py"
 

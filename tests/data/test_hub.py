@@ -7,9 +7,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from transformers_glipv2.data.captions import load_coco_captions
-from transformers_glipv2.data.coco import load_coco
 from transformers_glipv2.data.dataset import PictureDataset, PictureStream
 from transformers_glipv2.data.few_shot import few_shot
+from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.hub import from_hf_dataset, load_hub
 from transformers_glipv2.data.masks import decode_mask
 from transformers_glipv2.data.mixture import IndexedStream, MixtureDataset

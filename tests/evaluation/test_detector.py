@@ -16,7 +16,7 @@ from transformers_glipv2.evaluation.detector import (
     open_annotated_picture,
     vote_boxes,
 )
-from transformers_glipv2.inference import detect_labels, encode_labels
+from transformers_glipv2.inference.detector import detect_labels, encode_labels
 from transformers_glipv2.prompts import label_prompt
 
 LABELS = ["cat", "dog", "teddy bear"]

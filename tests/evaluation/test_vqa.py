@@ -3,7 +3,8 @@
 import pytest
 
 from tests.evaluation.helpers import read
-from transformers_glipv2.evaluation.vqa import answer_accuracy, evaluate_vqa, normalize_answer
+from transformers_glipv2.data.answer_text import normalize_answer
+from transformers_glipv2.evaluation.vqa import answer_accuracy, evaluate_vqa
 
 
 def test_equals_the_official_evaluator(metrics_dir):

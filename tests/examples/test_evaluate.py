@@ -1,6 +1,5 @@
 """Evaluation scripts on a tiny random model: one process or two, killed or not, the numbers are the same."""
 
-import importlib.util
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from transformers import set_seed
 
 from tests.data.stub_processor import tiny_tokenizer
 from tests.evaluation.helpers import read
+from tests.scripts import load_script
 from tests.tiny import tiny_config
 from tests.tiny_training import drawn_coco
 from transformers_glipv2 import GLIPv2Config, GLIPv2ImageProcessor, GLIPv2Processor
@@ -29,28 +29,19 @@ from transformers_glipv2.evaluation.flickr30k import flickr30k_annotations
 from transformers_glipv2.evaluation.odinw import ODINW_35
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
-from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PICTURES = 24  # eight files of predictions
 MAX_LENGTH = 192
 
 
-def load_example(name: str):
-    """The module of an example script."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-evaluate_detection = load_example("evaluate_detection")
-evaluate_flickr30k = load_example("evaluate_flickr30k")
-evaluate_phrasecut = load_example("evaluate_phrasecut")
-evaluate_vqa = load_example("evaluate_vqa")
-evaluate_captions = load_example("evaluate_captions")
-predict_folder = load_example("predict_folder")
+evaluate_detection = load_script("examples/evaluate_detection.py")
+evaluate_flickr30k = load_script("examples/evaluate_flickr30k.py")
+evaluate_phrasecut = load_script("examples/evaluate_phrasecut.py")
+evaluate_vqa = load_script("examples/evaluate_vqa.py")
+evaluate_captions = load_script("examples/evaluate_captions.py")
+predict_folder = load_script("examples/predict_folder.py")
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +71,7 @@ def test_the_documented_commands_are_ones_that_the_scripts_take():
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("    python examples/")]
     assert len(commands) > 10
     for _, script, *given in commands:
-        load_example(Path(script).stem).parse_args(given)
+        load_script(script).parse_args(given)
 
 
 def arguments(folder: Path, output: str, *more) -> list[str]:

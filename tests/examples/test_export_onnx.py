@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_config
 from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation
-from transformers_glipv2.fixed_graphs import DetectorGraph, encode_vocabulary, fit, in_picture
+from transformers_glipv2.inference.onnx_export import DetectorGraph, encode_vocabulary, fit, in_picture
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="export needs onnxruntime")
 pytest.importorskip("onnxscript", reason="export needs onnxscript")

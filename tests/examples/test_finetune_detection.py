@@ -8,12 +8,12 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from tests.examples.test_pretrain import load_example
+from tests.scripts import load_script
 from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
 from transformers_glipv2.training import load_tuned
 
-finetune = load_example("finetune_detection")
+finetune = load_script("examples/finetune_detection.py")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.data.scene_assets_folder import make_assets
-from tests.examples.test_pretrain import load_example
+from tests.scripts import load_script
 from tests.tiny_training import read_log, tiny_checkpoint
 from transformers_glipv2 import (
     GLIPv2ForInstanceSegmentation,
@@ -20,16 +20,16 @@ from transformers_glipv2 import (
     GLIPv2Processor,
 )
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
-from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
 
-finetune_vqa = load_example("finetune_vqa")
-finetune_captioning = load_example("finetune_captioning")
-evaluate_understanding = load_example("evaluate_understanding")
-benchmark_captions = load_example("benchmark_captions")
-ablation = load_example("ablation")
-pretrain = load_example("pretrain")
-ask = load_example("ask")
-caption = load_example("caption")
+finetune_vqa = load_script("examples/finetune_vqa.py")
+finetune_captioning = load_script("examples/finetune_captioning.py")
+evaluate_understanding = load_script("examples/evaluate_understanding.py")
+benchmark_captions = load_script("benchmarks/captions.py")
+ablation = load_script("benchmarks/ablation.py")
+pretrain = load_script("examples/pretrain.py")
+ask = load_script("examples/ask.py")
+caption = load_script("examples/caption.py")
 
 
 @pytest.fixture(autouse=True)

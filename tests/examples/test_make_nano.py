@@ -7,11 +7,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from tests.examples.test_pretrain import load_example
+from tests.scripts import load_script
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
 from transformers_glipv2.configuration_glipv2 import SIZES
 
-make_nano = load_example("make_nano")
+make_nano = load_script("examples/make_nano.py")
 WORDS = [
     "[PAD]",
     "[unused0]",

@@ -1,6 +1,5 @@
 """examples/pretrain.py on drawn pictures: goes on exactly, stops in good order, does the same on two processes."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from tests.scripts import load_script
 from tests.tiny import tiny_config
 from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
@@ -24,15 +24,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LOSSES = ("loss", "loss_box", "loss_centerness", "loss_intra", "loss_inter", "loss_mlm")
 
 
-def load_example(name: str):
-    """The module of an example script."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pretrain = load_example("pretrain")
+pretrain = load_script("examples/pretrain.py")
 
 
 @pytest.fixture(autouse=True)

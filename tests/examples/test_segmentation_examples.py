@@ -1,6 +1,5 @@
 """Scripts that train, draw, score and time masks, on drawn pictures."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,20 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.data.scene_assets_folder import make_assets
+from tests.scripts import load_script
 from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
 from transformers_glipv2 import GLIPv2ForPreTraining
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
 pytest.importorskip("pycocotools")
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def load_example(name: str, folder: str = "examples"):
-    """The module of a script."""
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +54,7 @@ def trained(folder) -> Path:
     AcceleratorState._reset_state(True)
     arguments = ["--model", folder / "model", "--data", folder / "coco", "--output", folder / "masks"]
     arguments += ["--num_steps", 4, "--batch_size", 2, "--eval_steps", 2, "--test_split", "val"]
-    load_example("finetune_segmentation").main([str(argument) for argument in arguments])
+    load_script("examples/finetune_segmentation.py").main([str(argument) for argument in arguments])
     return folder / "masks"
 
 
@@ -95,7 +87,7 @@ def test_everything_learns_from_a_data_file(folder, trained):
     (folder / "data.yaml").write_text("\n".join(lines))
     arguments = ["--model", trained, "--data", folder / "data.yaml", "--output", folder / "all", "--train", "all"]
     arguments += ["--num_steps", 1, "--batch_size", 2]
-    load_example("finetune_segmentation").main([str(argument) for argument in arguments])
+    load_script("examples/finetune_segmentation.py").main([str(argument) for argument in arguments])
     before, after = (load_file(path / "model.safetensors") for path in (trained, folder / "all"))
     assert not torch.equal(before["detection_head.text_bias"], after["detection_head.text_bias"])
     assert not torch.equal(before["mask_head.text_bias"], after["mask_head.text_bias"])
@@ -109,7 +101,7 @@ def test_without_pictures_to_evaluate_on_the_last_weights_stay(folder, trained, 
         add_masks(tmp_path / "nuts", split)
     arguments = ["--model", trained, "--data", tmp_path / "nuts", "--output", tmp_path / "out"]
     arguments = [str(value) for value in [*arguments, "--num_steps", 1, "--batch_size", 2, "--test_split", "test"]]
-    module = load_example("finetune_segmentation")
+    module = load_script("examples/finetune_segmentation.py")
     metrics = module.main(arguments)
     assert "evaluation" not in metrics and 0 <= metrics["test"]["AP"] <= 100
     GLIPv2ForInstanceSegmentation.from_pretrained(tmp_path / "out")
@@ -121,7 +113,7 @@ def test_without_pictures_to_evaluate_on_the_last_weights_stay(folder, trained, 
 def test_resuming_goes_on_exactly(folder, trained):
     common = ["--model", folder / "model", "--data", folder / "coco", "--output", folder / "resumed"]
     common += ["--num_steps", 4, "--batch_size", 2, "--eval_steps", 2]
-    module = load_example("finetune_segmentation")
+    module = load_script("examples/finetune_segmentation.py")
     real = module.train
 
     def interrupted(accelerator, model, optimizer, make_loader, plan, **options):
@@ -149,7 +141,7 @@ def test_segment_draws_instances(folder, trained, capsys):
     arguments = ["--model", trained, "--image", folder / "coco/train/0.png", "--labels", "cat", "dog"]
     arguments += ["--threshold", 0.0, "--mask_threshold", 0.2, "--output", folder / "out/drawn.png"]
     arguments += ["--json", folder / "results.json", "--device", "cpu"]
-    found = load_example("segment").main([str(argument) for argument in arguments])
+    found = load_script("examples/segment.py").main([str(argument) for argument in arguments])
     drawn = Image.open(folder / "out/drawn.png")
     assert drawn.size == (96, 64)
     assert not np.array_equal(np.asarray(drawn), np.asarray(Image.open(folder / "coco/train/0.png")))
@@ -160,7 +152,7 @@ def test_segment_draws_instances(folder, trained, capsys):
 
 
 def test_segment_draws_a_phrase_or_says_that_there_is_nothing(folder, trained, capsys):
-    segment = load_example("segment")
+    segment = load_script("examples/segment.py")
     common = ["--model", trained, "--image", folder / "coco/train/0.png", "--phrase", "the red cat"]
     common += ["--output", folder / "phrase.png", "--device", "cpu"]
     (found,) = segment.main([str(argument) for argument in [*common, "--threshold", 0.0]])
@@ -170,7 +162,7 @@ def test_segment_draws_a_phrase_or_says_that_there_is_nothing(folder, trained, c
 
 
 def test_the_head_of_a_phrase_or_all_of_it():
-    head_span = load_example("evaluate_referring").head_span
+    head_span = load_script("examples/evaluate_referring.py").head_span
     assert head_span("the red cup left of the bottle") == (0, len("the red cup"))
     assert head_span("above") == (0, len("above"))
 
@@ -179,7 +171,7 @@ def test_referring_phrases_are_scored(folder, trained, tmp_path):
     make_assets(tmp_path / "assets", cutouts=3)
     arguments = ["--model", trained, "--assets", tmp_path / "assets", "--count", 3, "--device", "cpu"]
     arguments = [str(argument) for argument in [*arguments, "--output", tmp_path / "referring.json"]]
-    evaluate = load_example("evaluate_referring")
+    evaluate = load_script("examples/evaluate_referring.py")
     results = evaluate.main(arguments)
     assert json.loads((tmp_path / "referring.json").read_text())["results"] == {"referring": results}
     assert results["phrases"] == 3
@@ -190,7 +182,7 @@ def test_referring_phrases_are_scored(folder, trained, tmp_path):
 
 def test_a_sheet_of_masks_is_drawn(trained, folder, tmp_path):
     make_assets(tmp_path / "assets", cutouts=3)
-    draw_segments = load_example("draw_segments", "docs")
+    draw_segments = load_script("docs/draw_segments.py")
     arguments = ["--model", trained, "--assets", tmp_path / "assets", "--coco", folder / "coco", "--pictures", 2]
     draw_segments.main([str(value) for value in [*arguments, "--output", tmp_path / "out" / "sheet.jpg"]])
     sheet = Image.open(tmp_path / "out" / "sheet.jpg")
@@ -203,7 +195,7 @@ def test_a_sheet_of_masks_is_drawn(trained, folder, tmp_path):
 
 
 def test_masks_are_timed_beside_boxes(trained):
-    benchmark = load_example("benchmark_masks")
+    benchmark = load_script("benchmarks/masks.py")
     arguments = ["--model", trained, "--labels", "cat", "dog", "--masks", 5, "--runs", 1, "--threads", 1]
     args = benchmark.parse_args([str(value) for value in [*arguments, "--large", 400, 300, "--large_masks", 7]])
     threads = torch.get_num_threads()

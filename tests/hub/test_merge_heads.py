@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.hub.scripts import load_script
+from tests.scripts import load_script
 from tests.tiny_detector import tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2ForMaskedLM, GLIPv2ForObjectDetection
 
-merge_heads = load_script("merge_heads.py")
+merge_heads = load_script("hub_upload/merge_heads.py")
 
 
 @pytest.fixture

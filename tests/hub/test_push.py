@@ -15,15 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from tests.hub.hub_server import HubServer
-from tests.hub.scripts import HUB_UPLOAD, load_script
+from tests.scripts import REPOSITORY, load_script
 from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
-from transformers_glipv2 import (
-    GLIPv2ForConditionalGeneration,
-    GLIPv2ForObjectDetection,
-    GLIPv2Model,
-    GLIPv2Processor,
-)
-from transformers_glipv2.hub import code_files, model_auto_map
+from transformers_glipv2 import GLIPv2ForConditionalGeneration, GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2Processor
+from transformers_glipv2.conversion.remote_code import code_files, model_auto_map
 
 REPO = "someone/glipv2-test"
 
@@ -62,7 +57,7 @@ print("RESULT" + json.dumps({
 
 @pytest.fixture(scope="module")
 def push():
-    return load_script("push.py")
+    return load_script("hub_upload/push.py")
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +179,7 @@ def test_without_a_token_nothing_is_made(push, folder, server, monkeypatch):
     assert server.repos == {}
 
 
-SHIPPED = HUB_UPLOAD / "glipv2-nano"
+SHIPPED = REPOSITORY / "hub_upload" / "glipv2-nano"
 
 
 @pytest.mark.parametrize("name", ["tiny", "glipv2-nano"])
@@ -233,7 +228,7 @@ def test_a_fresh_process_loads_by_name(push, folder, server, tmp_path, name):
 
 
 def test_a_space_gets_its_model_and_the_drawing_code(push, server):
-    space = HUB_UPLOAD / "space"
+    space = REPOSITORY / "hub_upload" / "space"
     before = contents(space)
     run(push, space, "--model", "someone/other", "--push", repo_id="someone/demo")
     repo = server.repos["spaces/someone/demo"]
@@ -383,10 +378,10 @@ def test_results_are_read_and_never_invented(push, tmp_path):
 
 @pytest.mark.parametrize("card", ["glipv2-nano", "glip-converted"])
 def test_every_card_tells_what_users_must_know(push, card):
-    text = (HUB_UPLOAD / "cards" / f"{card}.md").read_text()
+    text = (REPOSITORY / "hub_upload" / "cards" / f"{card}.md").read_text()
     for heading in ("Use", "Intended use", "Limits", "Results", "Training data and licences", "Citation"):
         assert f"\n## {heading}\n" in text
-    description = json.loads((HUB_UPLOAD / "cards" / f"{card}.json").read_text())
+    description = json.loads((REPOSITORY / "hub_upload" / "cards" / f"{card}.json").read_text())
     assert {"license", "library_name", "pipeline_tag", "tags", "results"} <= description.keys()
     assert not [entry for entry in description["results"] if "metric_value" in entry]
 
@@ -396,7 +391,7 @@ def test_the_card_shows_code_for_the_heads_that_are_there(push, folder, tmp_path
     config = json.loads((folder / "config.json").read_text())
     size = json.loads((folder / "processor_config.json").read_text())["image_processor"]["size"]
     parts = {"model": 1_000_000, "detection_head": 1000, **dict.fromkeys(heads, 2000)}
-    template = HUB_UPLOAD / "cards" / "glipv2-nano.md"
+    template = REPOSITORY / "hub_upload" / "cards" / "glipv2-nano.md"
     card, _ = sys.modules["model_card"].make_card(template, tmp_path, REPO, parts, config, size)
     text = str(card)
     examples = {

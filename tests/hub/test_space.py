@@ -14,14 +14,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.hub.scripts import HUB_UPLOAD, load_script
 from tests.hub.webdriver import Browser, find_browser, wait_for
+from tests.scripts import REPOSITORY, load_script
 from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2Config, detect_labels
-from transformers_glipv2.hub import model_auto_map, save_remote_code
+from transformers_glipv2.conversion.remote_code import model_auto_map, save_remote_code
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
-from transformers_glipv2.modeling_glipv2_understanding import GLIPv2ForVisualQuestionAnswering, answer_config
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 
 pytest.importorskip("gradio", reason="the Space needs gradio (the extra `demo`)")
 pytest.importorskip("skimage", reason="the Space shows pictures of scikit-image (the extra `demo`)")
@@ -49,7 +49,7 @@ HEADS = {
 
 @pytest.fixture(scope="module")
 def app():
-    return load_script("space/app.py")
+    return load_script("hub_upload/space/app.py")
 
 
 def save_checkpoint(folder: Path, heads: list[str]) -> Path:
@@ -177,7 +177,7 @@ def test_page_in_a_browser(plain, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("PYTHONPATH", None)
-    with load_script("push.py").space_folder(HUB_UPLOAD / "space", None) as folder:
+    with load_script("hub_upload/push.py").space_folder(REPOSITORY / "hub_upload" / "space", None) as folder:
         shutil.copytree(folder, tmp_path / "space")
     log = (tmp_path / "log.txt").open("w")
     server = subprocess.Popen(

@@ -30,7 +30,7 @@ _MODULES = {
     ),
     "augment": ("Compose", "CopyPaste", "HorizontalFlip", "PhotometricDistortion"),
     "captions": ("load_coco_captions", "load_karpathy_captions"),
-    "coco": ("load_coco",),
+    "formats.coco": ("load_coco",),
     "collate": ("GroundingCollator",),
     "dataset": ("PictureDataset", "PictureStream"),
     "flickr30k": ("load_flickr30k",),

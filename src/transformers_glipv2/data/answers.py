@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from transformers_glipv2.evaluation.vqa import normalize_answer
+from transformers_glipv2.data.answer_text import normalize_answer
 
 # Target by the number of annotators (of ten) who gave the answer; more than four count as four.
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)

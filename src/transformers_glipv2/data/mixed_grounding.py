@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_glipv2.data.coco import PictureFinder, by_picture, read_coco_json
 from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
+from transformers_glipv2.data.formats.coco import PictureFinder, by_picture, read_coco_json
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 

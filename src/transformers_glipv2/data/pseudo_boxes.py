@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from transformers_glipv2.data.coco import PictureFinder
 from transformers_glipv2.data.dataset import PictureDataset, PictureStream, make_dataset
+from transformers_glipv2.data.formats.coco import PictureFinder
 from transformers_glipv2.data.schema import BoxReport, checked_objects, xyxy_to_xywh
 
 _FORMATS = ("xyxy", "xywh")

@@ -12,11 +12,16 @@ from torchvision.ops import box_iou
 
 from transformers_glipv2.boxes import batched_nms_inclusive
 from transformers_glipv2.data.dataset import open_picture
-from transformers_glipv2.detections import cut_at, merge_detections
-from transformers_glipv2.inference import EncodedPrompt, detect_prompts, features_of_picture, max_prompt_tokens
+from transformers_glipv2.inference.detector import (
+    EncodedPrompt,
+    detect_prompts,
+    features_of_picture,
+    max_prompt_tokens,
+)
+from transformers_glipv2.inference.segmentation import segment_prompts
+from transformers_glipv2.layers.paste_masks import instance_masks
+from transformers_glipv2.post_processing import cut_at, merge_detections
 from transformers_glipv2.prompts import spans_to_tokens
-from transformers_glipv2.segmentation_pipeline import segment_prompts
-from transformers_glipv2.segmentation_post_processing import instance_masks
 
 # Boxes of the same label that overlap a kept one by so much have a say in its place.
 VOTE_THRESHOLD = 0.66

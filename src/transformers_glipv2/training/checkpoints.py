@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.utils import logging
 
-from transformers_glipv2.prompt_tuning import has_prompt_tuning, save_prompt_tuning
+from transformers_glipv2.layers.prompt_tuning import has_prompt_tuning, save_prompt_tuning
 from transformers_glipv2.training.averaging import WeightAverage
 
 logger = logging.get_logger(__name__)

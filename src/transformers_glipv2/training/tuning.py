@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from transformers_glipv2.prompt_tuning import PROMPT_FILE, add_prompt_tuning, load_prompt_tuning
+from transformers_glipv2.layers.prompt_tuning import PROMPT_FILE, add_prompt_tuning, load_prompt_tuning
 
 FREEZABLE = ("text-encoder", "backbone", "lower-backbone")
 TUNING_WAYS = ("full", "frozen-backbone", "linear-probe", "prompt", "lora")

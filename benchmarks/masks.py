@@ -1,0 +1,114 @@
+"""
+Measures what masks cost: seconds for a picture's boxes alone and with their masks, and the most memory that hundreds
+of masks of a large picture take.
+
+    python benchmarks/masks.py --model hub_upload/glipv2-nano
+    python benchmarks/masks.py --model hub_upload/glipv2-nano --device cuda
+
+The picture is noise, or the one given, and every box counts whatever its score. Both ways are timed in turns in one
+process, from the picture object to boxes in its pixels and run lengths of its size, and the fastest turn of each
+counts. Memory is that of a process of its own.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, detect_labels, segment_labels
+from transformers_glipv2.image_processing_glipv2 import open_picture
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
+    add("--image", type=Path, help="picture to time with (default: noise of 640 x 480 pixels)")
+    add("--labels", nargs="+", default=["person", "dog", "car", "chair", "bottle"], help="names to look for")
+    add("--masks", type=int, default=100, help="boxes, each with a mask, that are timed (default: 100)")
+    add("--large", type=int, nargs=2, default=(4000, 3000), help="width and height, memory (default: 4000 3000)")
+    add("--large_masks", type=int, default=300, help="masks of the large picture (default: 300)")
+    add("--runs", type=int, default=5, help="turns of each way after one that warms up (default: 5)")
+    add("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return parser.parse_args(arguments)
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    torch.set_num_threads(args.threads)
+    model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).to(args.device).eval()
+    return model, GLIPv2Processor.from_pretrained(args.model)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """Noise that is coarse enough to survive resizing."""
+    pixels = np.random.default_rng(0).integers(0, 255, (height // 20, width // 20, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def time_both(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of "boxes" and of "masks", and how many masks there were."""
+    model, processor = load(args)
+    picture = open_picture(args.image).convert("RGB") if args.image else noise(640, 480)
+    options = {"threshold": 0.0, "max_detections": args.masks}
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "boxes": lambda: detect_labels(model, processor, picture, args.labels, **options)[0],
+        "masks": lambda: next(segment_labels(model, processor, picture, args.labels, **options)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, Any] = {}
+    for turn in tqdm(range(args.runs + 1), "turns"):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            found = way()  # its results are on the CPU, so a GPU is done as well
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {**{name: min(seconds) for name, seconds in times.items()}, "count": len(found["masks"])}
+
+
+def most_memory(args: argparse.Namespace) -> dict[str, Any]:
+    """GB held at most, "total" and by then "loaded" (code and weights, before there is a picture)."""
+    model, processor = load(args)
+    on_gpu = args.device != "cpu"
+    loaded = held(on_gpu)
+    picture = noise(*args.large)
+    options = {"threshold": 0.0, "max_detections": args.large_masks}
+    found = next(segment_labels(model, processor, picture, args.labels, **options))
+    return {"total": held(on_gpu), "loaded": loaded, "count": len(found["masks"])}
+
+
+def held(on_gpu: bool) -> float:
+    """The most memory so far in GB: of the GPU, or of the process, which Linux counts in KiB."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    args = parse_args(arguments)
+    results = {}
+    for name, measure in (("time", time_both), ("memory", most_memory)):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            results[name] = fresh.submit(measure, args).result()
+    seconds, memory = results["time"], results["memory"]
+    print(
+        f"boxes alone: {seconds['boxes']:.3f} s a picture\n"
+        f"boxes with {seconds['count']} masks: {seconds['masks']:.3f} s a picture, "
+        f"{seconds['masks'] / seconds['boxes']:.2f} times as long\n"
+        f"{memory['count']} masks of {args.large[0]} x {args.large[1]} pixels: {memory['total']:.2f} GB at most, "
+        f"{memory['loaded']:.2f} GB of it before the picture"
+    )
+    return results
+
+
+if __name__ == "__main__":
+    main()

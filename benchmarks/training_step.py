@@ -1,0 +1,160 @@
+"""
+Measures a step of pre-training: seconds and peak memory, and how they grow with batch, picture and prompt.
+
+    python benchmarks/training_step.py --output training_benchmark.md       # two CPU threads, float32
+    python benchmarks/training_step.py --scales nano --batches 1 2 4 8 16 --device cuda
+
+A step is forward, all four losses, backward, and AdamW over all parameters, of random weights, which cost the same as
+trained ones. One thing at a time differs from the first row of its model. Every row is measured in a process of its
+own, as a process remembers its highest memory only; the fastest of several steps counts.
+"""
+
+import argparse
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from benchmark import TOKENS, clock, label_map, machine_name, process_memory, row
+from tqdm import tqdm
+
+from transformers_glipv2 import GLIPv2Config, GLIPv2ForPreTraining
+from transformers_glipv2.training import parameter_groups
+
+BOXES = 7  # of a picture of COCO, on average
+HIDDEN = 0.15
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: a picture's height and width in pixels, and how many labels a prompt has."""
+
+    scale: str
+    batch: int
+    size: tuple[int, int]
+    labels: int
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    add("--scales", nargs="+", choices=("nano", "tiny"), default=["nano", "tiny"], help="default: both")
+    add("--batches", nargs="+", type=int, default=[1, 2, 4, 8], help="pictures of a step (default: 1 2 4 8)")
+    add("--sizes", nargs="+", type=int, default=[192, 256, 320, 384], help="shortest edges in px; the longest is 4/3")
+    add("--labels", nargs="+", type=int, choices=list(TOKENS), default=list(TOKENS), help="of a prompt")
+    add("--runs", type=int, default=3, choices=range(1, 100), metavar="N", help="steps after the first (default: 3)")
+    add("--output", type=Path, help="file to write the table to as well")
+    return parser.parse_args(arguments)
+
+
+def settings(args: argparse.Namespace) -> list[Setting]:
+    """Of each model the first of everything, then what differs from it in one thing."""
+    found = []
+    for scale in args.scales:
+        base = Setting(scale, args.batches[0], picture_size(args.sizes[0]), args.labels[0])
+        found.append(base)
+        found += [replace(base, batch=batch) for batch in args.batches[1:]]
+        found += [replace(base, size=picture_size(size)) for size in args.sizes[1:]]
+        found += [replace(base, labels=labels) for labels in args.labels[1:]]
+    return found
+
+
+def picture_size(shortest_edge: int) -> tuple[int, int]:
+    """Height and width of a picture of 4 to 3, in multiples of 32 as the processor pads."""
+    return tuple(-(-edge // 32) * 32 for edge in (shortest_edge, round(shortest_edge * 4 / 3)))
+
+
+def build(scale: str) -> GLIPv2ForPreTraining:
+    return GLIPv2ForPreTraining(GLIPv2Config.from_size(scale))
+
+
+def drawn_batch(setting: Setting, vocabulary: int, device: torch.device) -> dict:
+    """Random pictures, words and boxes; a few words are hidden."""
+    tokens, names = TOKENS[setting.labels], [f"label {index}" for index in range(setting.labels)]
+    input_ids = torch.randint(0, vocabulary, (setting.batch, tokens))
+    words = label_map(setting.labels, tokens).float()
+    labels = []
+    for _ in range(setting.batch):
+        classes = torch.randint(0, setting.labels, (BOXES,))
+        boxes = torch.cat([torch.rand(BOXES, 2) * 0.5 + 0.25, torch.rand(BOXES, 2) * 0.4 + 0.1], dim=-1)
+        one = {
+            "boxes": boxes,
+            "positive_map": words[classes] / words[classes].sum(-1, keepdim=True),
+            "prompt_map": words,
+        }
+        one = {name: value.to(device) for name, value in one.items()}
+        labels.append({**one, "class_names": [names[index] for index in classes], "prompt_labels": names})
+    hidden = torch.rand(input_ids.shape) < HIDDEN
+    hidden[:, 1] = True
+    tensors = {
+        "pixel_values": torch.randn(setting.batch, 3, *setting.size),
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "mlm_labels": input_ids.masked_fill(~hidden, -100),
+    }
+    return {**{name: tensor.to(device) for name, tensor in tensors.items()}, "labels": labels}
+
+
+def measure(setting: Setting, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the fastest step, and the most memory held, in GB; of a fresh process."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    with torch.device("meta"):
+        build(setting.scale)  # imports what building imports
+    imports = process_memory()
+    model = build(setting.scale).to(device).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4))
+    batch = drawn_batch(setting, model.config.text_config.vocab_size, device)
+    seconds = []
+    for _ in range(args.runs + 1):
+        start = clock(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(clock(device) - start)
+    on_gpu = device.type != "cpu"
+    memory = torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else process_memory() - imports
+    # Without the first step, which warms up.
+    return {"seconds": min(seconds[1:]), "memory": memory}
+
+
+def report(found: dict[Setting, dict[str, float]], args: argparse.Namespace) -> str:
+    columns = ("model", "batch", "picture", "labels", "tokens", "s", "time", "s a picture", "GB", "memory")
+    lines = [machine_name(args), "", row(*columns), row(*["---"] * 3, *["---:"] * (len(columns) - 3))]
+    base: dict[str, dict[str, float]] = {}
+    for setting, values in found.items():
+        first = base.setdefault(setting.scale, values)
+        seconds, memory = values["seconds"], values["memory"]
+        numbers = (f"{seconds:.2f}", f"{seconds / first['seconds']:.2f}x", f"{seconds / setting.batch:.2f}")
+        numbers += (f"{memory:.2f}", f"{memory / first['memory']:.2f}x")
+        size = f"{setting.size[0]}x{setting.size[1]}"
+        lines.append(row(setting.scale, setting.batch, size, setting.labels, TOKENS[setting.labels], *numbers))
+    lines += [
+        "",
+        "Ratios are to the first row of a model. Memory is the most held, with weights, gradients and AdamW's",
+    ]
+    lines.append(f"two moments, {'on the GPU' if args.device != 'cpu' else 'without imports'}.")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> dict[Setting, dict[str, float]]:
+    args = parse_args(arguments)
+    found = {}
+    # One at a time, each in a process that has done nothing else.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for setting in tqdm(settings(args)):
+            found[setting] = pool.submit(measure, setting, args).result()
+    print(text := report(found, args))
+    if args.output:
+        args.output.write_text(text + "\n")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Encoders that transformers does not have, or not fast enough."""

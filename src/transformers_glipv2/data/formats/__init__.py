@@ -1,0 +1,1 @@
+"""Loaders of the formats in which people keep their own data."""

@@ -1,0 +1,185 @@
+"""Captions word by word: what each word may see, and its way and the picture's through the tower."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .feature_maps import FeatureMaps, flatten_levels, map_shapes, split_levels
+from .region_attention import GLIPv2Places
+
+
+@dataclass
+class GLIPv2VisualStates:
+    """
+    What the words of captions attend to, made once a picture by `get_visual_states`.
+
+    Args:
+        groups (`list` of `tuple` of `torch.FloatTensor` of shape `(pictures, locations, d_model)`):
+            For each group of pictures, in order, the normalised maps before each fusion of the tower, as one sequence
+            each, P3 first. All pictures are one group, unless `config.mask_padded_pixels`, where each is a group by
+            itself.
+        places (`list` of `GLIPv2Places`, *optional*):
+            For each group what the caption head attends to, with `config.caption_naming`.
+        fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`, *optional*):
+            P3..P7 after the tower, where they were asked for.
+    """
+
+    groups: list[tuple[torch.Tensor, ...]]
+    places: list[GLIPv2Places] | None = None
+    fused_feature_maps: FeatureMaps | None = None
+
+    @property
+    def num_pictures(self) -> int:
+        return sum(self.group_sizes)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        return [len(group[0]) for group in self.groups]
+
+
+def rows_to_pictures(text: torch.Tensor, group_sizes: list[int]) -> list[torch.Tensor]:
+    """
+    Texts by groups of pictures; what a word sees depends on the picture and itself alone, so all words of a picture
+    are one text.
+
+    Args:
+        text: `(rows, tokens, dim)`; each picture has equally many rows, side by side.
+        group_sizes: pictures of each group.
+
+    Returns:
+        For each group `(pictures, rows of a picture * tokens, dim)`.
+    """
+    return list(text.unflatten(0, (sum(group_sizes), -1)).flatten(1, 2).split(group_sizes))
+
+
+def pictures_to_rows(texts: list[torch.Tensor], rows: int) -> torch.Tensor:
+    """The inverse of [`rows_to_pictures`], for any `dim`."""
+    text = torch.cat(texts)
+    return text.unflatten(1, (rows // len(text), -1)).flatten(0, 1)
+
+
+# Texts ---------------------------------------------------------------------------------------------------------------
+
+
+def causal_mask(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Which words each new word may see, and its position: padding, on whatever side, neither counts nor is seen.
+
+    Args:
+        attention_mask: `(batch, earlier + tokens)`, 1 for words and 0 for padding.
+        tokens: how many of them are new.
+
+    Returns:
+        boolean `(batch, 1, tokens, earlier + tokens)`, and positions `(batch, tokens)`. Padding sees itself, since a
+        softmax over nothing is not a number.
+    """
+    keys = attention_mask.shape[1]
+    places = torch.arange(keys, device=attention_mask.device)
+    queries = places[keys - tokens :, None]
+    allowed = (places <= queries) & attention_mask[:, None, :].bool() | (places == queries)
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    return allowed[:, None], positions[:, keys - tokens :]
+
+
+def prefixes(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    bos_token_id: int,
+    eos_token_ids: set[int],
+    pad_token_id: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Texts as the beginnings of captions: the mark of the end goes, that of the beginning stands, and padding is on the
+    left, where generation needs it.
+
+    Args:
+        input_ids: `(batch, tokens)`, with or without special tokens.
+        attention_mask: `(batch, tokens)`, 1 for words and 0 for padding; `None` when nothing is padded.
+        bos_token_id, eos_token_ids, pad_token_id: what captions begin and end with, and what pads.
+
+    Returns:
+        `input_ids` and `attention_mask`, `(batch, longest)`.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    rows = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
+    rows = [row[:-1] if row and row[-1] in eos_token_ids else row for row in rows]
+    rows = [row if row and row[0] == bos_token_id else [bos_token_id, *row] for row in rows]
+    longest = max(len(row) for row in rows)
+    padding = [longest - len(row) for row in rows]
+    ids = [[pad_token_id] * missing + row for missing, row in zip(padding, rows, strict=True)]
+    kept = [[0] * missing + [1] * (longest - missing) for missing in padding]
+    return torch.tensor(ids, device=input_ids.device), torch.tensor(kept, device=input_ids.device)
+
+
+# Tower ---------------------------------------------------------------------------------------------------------------
+
+
+def maps_without_words(
+    layers: nn.ModuleList, feature_maps: FeatureMaps, final_maps: bool
+) -> tuple[tuple[torch.Tensor, ...], FeatureMaps | None]:
+    """
+    The picture's way through the tower when it sees no words.
+
+    Args:
+        layers: the tower's blocks.
+        feature_maps: P3..P7 before the tower.
+        final_maps: also compute the maps after the last block, which no word attends to.
+
+    Returns:
+        The normalised maps before each fusion as one sequence, `(pictures, locations, d_model)`, and the final maps or
+        `None`.
+    """
+    shapes, sequences = map_shapes(feature_maps), []
+    for index, layer in enumerate(layers):
+        # The residual of a fusion is the normalised tensor: without words it is all that the block adds to.
+        vision = layer.fusion.vision_norm(flatten_levels(feature_maps))
+        sequences.append(vision)
+        if index + 1 == len(layers) and not final_maps:
+            return tuple(sequences), None
+        feature_maps = checkpointed(layer, layer.dyconv, split_levels(vision, shapes))
+    return tuple(sequences), feature_maps
+
+
+def words_through_layer(
+    layer: GradientCheckpointingLayer,
+    text: torch.Tensor,
+    groups: list[torch.Tensor],
+    mask: torch.Tensor,
+    cache: Cache | None = None,
+    cache_layer: int = 0,
+) -> torch.Tensor:
+    """
+    The words' way through a block of the tower.
+
+    Args:
+        layer: the block, with a `fusion` and a `text_layer`.
+        text: `(rows, tokens, text_dim)`; each picture has equally many rows, side by side.
+        groups: the normalised maps before the block, as in `GLIPv2VisualStates`.
+        mask: boolean, as `causal_mask` gives it.
+        cache: takes the keys and values of the text layer, as its layer `cache_layer`.
+    """
+    pictures = rows_to_pictures(text, [len(vision) for vision in groups])
+    updated = [
+        checkpointed(layer, lambda *inputs: layer.fusion.attend(*inputs, vision_sees_text=False)[1], vision, words)
+        for vision, words in zip(groups, pictures, strict=True)
+    ]
+    text = pictures_to_rows(updated, len(text))
+    if cache is None:
+        return checkpointed(layer, layer.text_layer, text, mask)
+    layers = cache.layers
+    known = len(layers) > cache_layer and layers[cache_layer].is_initialized
+    past = (layers[cache_layer].keys, layers[cache_layer].values) if known else ()
+    text, present = layer.text_layer(text, mask, past)
+    cache.update(*(states[:, :, -text.shape[1] :] for states in present), cache_layer)
+    return text
+
+
+def checkpointed(layer: GradientCheckpointingLayer, function: Any, *args: Any) -> Any:
+    """`function(*args)`, a part of a block, whose activations are computed twice if those of the block are to be."""
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(function, *args)
+    return function(*args)

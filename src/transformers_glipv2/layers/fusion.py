@@ -1,0 +1,409 @@
+"""
+Deep fusion of words and locations: bidirectional attention, and the text layer that follows it.
+
+From "Grounded Language-Image Pre-training" (Li et al., CVPR 2022), section 3.2, equations 4 to 6.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from ..configuration_glipv2 import GLIPv2Config
+
+# The original bounds its scores and activations so that half precision survives.
+BOUND = 50000.0
+# Locations whose scores are computed at a time on the CPU: they should stay in the cache until they are used.
+LOCATIONS_PER_CHUNK = 512
+
+
+class GLIPv2Projection(nn.Linear):
+    """A linear layer that also hands out its parameters, in a call, so that hooks which place weights see it."""
+
+    def forward(self, states: torch.Tensor | None = None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """`(..., in_features)` to `(..., out_features)`; without `states`, the weight and the bias."""
+        return (self.weight, self.bias) if states is None else super().forward(states)
+
+
+class GLIPv2BiAttention(nn.Module):
+    """
+    Attention of every location to every word and of every word to every location, over one matrix of scores.
+
+    With few words the projections of the locations are absorbed into the words: per head h,
+
+        scores_h = q k_h^T = v (W_q,h^T k_h^T) + b_q,h k_h^T
+        vision   = sum_h softmax_words(scores_h) (value_h W_out,h^T) + b_out
+        text_h   = (softmax_locations(scores_h)^T v) W_value,h^T + b_value,h
+
+    so that nothing as wide as `fusion_embed_dim` is ever computed per location. Three forms give the same numbers:
+
+    - a head at a time, absorbed or direct, whichever needs fewer multiplications: what `attn_implementation="eager"`
+      always does, and the only form that can return probabilities;
+    - absorbed, over chunks of locations that stay in the cache, all heads at once: on the CPU, when nothing is
+      differentiated or compiled;
+    - direct, with `F.scaled_dot_product_attention` in both directions: on other devices and when compiled. Without
+      the bound on scores, which it does not need, as it adds in float32.
+
+    Args:
+        config: sizes and options.
+    """
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.config = config
+        vision_dim, text_dim = config.d_model, config.text_config.hidden_size
+        embed_dim = config.fusion_embed_dim
+        self.num_heads = config.fusion_num_heads
+        self.head_dim = embed_dim // self.num_heads
+        self.dropout = config.fusion_dropout
+        self.vision_norm = nn.LayerNorm(vision_dim, eps=config.layer_norm_eps)
+        self.text_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
+        self.vision_query = GLIPv2Projection(vision_dim, embed_dim)
+        self.text_key = nn.Linear(text_dim, embed_dim)
+        self.vision_value = GLIPv2Projection(vision_dim, embed_dim)
+        self.text_value = nn.Linear(text_dim, embed_dim)
+        self.vision_out = GLIPv2Projection(embed_dim, vision_dim)
+        self.text_out = nn.Linear(embed_dim, text_dim)
+        self.vision_gamma = nn.Parameter(torch.full((vision_dim,), 1 / config.num_fusion_layers))
+        self.text_gamma = nn.Parameter(torch.full((text_dim,), 1 / config.num_fusion_layers))
+
+    def forward(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        vision_sees_text: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """
+        Args:
+            vision: `(batch, locations, d_model)`, all levels, P3 first.
+            text: `(batch, tokens, text_dim)`.
+            text_mask: boolean `(batch, tokens)`, `False` at words that no location may attend to.
+            output_attentions: also return the probabilities.
+            vision_sees_text: `False` keeps the locations independent of the words (captioning); the words still
+                attend to the locations.
+
+        Returns:
+            The new vision and text in the shapes of the old, and `None` or the probabilities: what each location
+            attends to, `(batch, heads, locations, tokens)`, and what each word does, `(batch, heads, tokens,
+            locations)`.
+        """
+        return self.attend(self.vision_norm(vision), text, text_mask, output_attentions, vision_sees_text)
+
+    def attend(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        vision_sees_text: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """As `forward`, for a `vision` that is normalised already, as that of many steps of a caption is."""
+        text = self.text_norm(text)
+        inputs = (vision, text, text_mask, vision_sees_text)
+        attentions = None
+        if output_attentions or self.config._attn_implementation == "eager":
+            vision_update, text_update, attentions = self.attend_by_head(*inputs, output_attentions)
+        elif vision.device.type != "cpu" or torch.compiler.is_compiling():
+            vision_update, text_update = self.attend_by_sdpa(*inputs)
+        elif torch.is_grad_enabled() or self.training:
+            vision_update, text_update, _ = self.attend_by_head(*inputs)
+        else:
+            vision_update, text_update = self.attend_by_chunk(*inputs)
+        # The residual is the normalised tensor, in the original too.
+        if vision_sees_text:
+            vision = torch.addcmul(vision, self.vision_gamma, vision_update)
+        text = text + self.text_gamma * self.text_out(text_update)
+        return vision, text, attentions
+
+    def absorbs(self, num_tokens: int) -> bool:
+        """Whether the absorbed form needs fewer multiplications for texts of `num_tokens` tokens."""
+        vision_dim, embed_dim = self.vision_query.in_features, self.vision_query.out_features
+        return self.num_heads * vision_dim * num_tokens <= embed_dim * (vision_dim + num_tokens)
+
+    def attend_by_head(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        vision_sees_text: bool = True,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor | None, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """
+        Args:
+            vision, text: normalised, the rest as in `forward`.
+
+        Returns:
+            The update of vision (`None` unless `vision_sees_text`), the update of text before its output projection,
+            and `None` or the probabilities.
+        """
+        absorbed = self.absorbs(text.shape[1])
+        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight, out_bias = (
+            self._split_projections(text)
+        )
+
+        vision_update, text_updates, to_text, to_vision = None, [], [], []
+        # One head at a time: the scores of all heads would take gigabytes.
+        for head in range(self.num_heads):
+            key, value = keys[:, head], values[:, head]
+            if absorbed:
+                scores = vision @ (key @ query_weight[head]).transpose(1, 2) + (key @ query_bias[head])[:, None, :]
+            else:
+                query = F.linear(vision, query_weight[head], query_bias[head])
+                scores = query @ key.transpose(1, 2)
+            scores = at_least_float32(scores).clamp(-BOUND, BOUND)
+
+            if vision_sees_text or output_attentions:
+                probabilities = masked_softmax(scores, text_mask, dim=-1)
+                if output_attentions:
+                    to_text.append(probabilities)
+                if vision_sees_text:
+                    probabilities = self._drop(probabilities).to(value.dtype)
+                    if absorbed:
+                        update = probabilities @ F.linear(value, out_weight[:, head])
+                    else:
+                        update = F.linear(probabilities @ value, out_weight[:, head])
+                    vision_update = update + out_bias if vision_update is None else vision_update + update
+
+            probabilities = scores.transpose(1, 2).softmax(-1)
+            if output_attentions:
+                to_vision.append(probabilities)
+            probabilities = self._drop(probabilities).to(vision.dtype)
+            if absorbed:
+                # Dropout leaves sums other than 1, and the bias is weighted by them.
+                bias = probabilities.sum(-1, keepdim=True) * value_bias[head]
+                text_updates.append(F.linear(probabilities @ vision, value_weight[head]) + bias)
+            else:
+                text_updates.append(probabilities @ F.linear(vision, value_weight[head], value_bias[head]))
+        attentions = (torch.stack(to_text, 1), torch.stack(to_vision, 1)) if output_attentions else None
+        return vision_update, torch.cat(text_updates, dim=-1), attentions
+
+    def attend_by_chunk(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        vision_sees_text: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """As `attend_by_head`, in float32 inside; no gradients, no dropout."""
+        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight, out_bias = (
+            self._split_projections(text)
+        )
+        # All heads side by side: (batch, heads * tokens, d_model), and one bias for each.
+        absorbed_keys = at_least_float32(keys @ query_weight).flatten(1, 2)
+        biases = at_least_float32(keys @ query_bias.unsqueeze(-1)).flatten(1)
+        absorbed_values = at_least_float32(values @ out_weight.permute(1, 2, 0)).flatten(1, 2)
+        updates, sums = [], []
+        for picture in range(vision.shape[0]):
+            # Autocast would mix half precision into the running sums.
+            with torch.autocast(vision.device.type, enabled=False):
+                update, text_sums = attend_in_chunks(
+                    vision[picture],
+                    absorbed_keys[picture],
+                    biases[picture],
+                    absorbed_values[picture] if vision_sees_text else None,
+                    None if text_mask is None else text_mask[picture],
+                    self.num_heads,
+                )
+            updates.append(None if update is None else update.add_(out_bias))
+            sums.append(text_sums)
+        text_update = torch.stack(sums).unflatten(1, (self.num_heads, -1)).to(text.dtype) @ value_weight.mT
+        text_update = (text_update + value_bias.unsqueeze(1)).transpose(1, 2).flatten(2)
+        return (torch.stack(updates) if vision_sees_text else None), text_update
+
+    def attend_by_sdpa(
+        self,
+        vision: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        vision_sees_text: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """As `attend_by_head`."""
+        dropout = self.dropout if self.training else 0.0
+        query, key = self._split_heads(self.vision_query(vision)), self._split_heads(self.text_key(text))
+        value, update = self._split_heads(self.vision_value(vision)), None
+        if vision_sees_text:
+            mask = None if text_mask is None else text_mask[:, None, None, :]
+            update = F.scaled_dot_product_attention(
+                query, key, self._split_heads(self.text_value(text)), attn_mask=mask, dropout_p=dropout
+            )
+            update = self.vision_out(update.transpose(1, 2).flatten(2))
+        text_update = F.scaled_dot_product_attention(key, query, value, dropout_p=dropout)
+        return update, text_update.transpose(1, 2).flatten(2)
+
+    def _split_projections(self, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Scaled keys and values of the words, `(batch, heads, tokens, head_dim)`, and by head the weight and bias of
+        queries and of values, `(heads, head_dim, d_model)` and `(heads, head_dim)`, and the weight of the output,
+        `(d_model, heads, head_dim)`, with its bias, `(d_model,)`.
+        """
+        split = (self.num_heads, self.head_dim)
+        query_weight, query_bias = self.vision_query()
+        value_weight, value_bias = self.vision_value()
+        out_weight, out_bias = self.vision_out()
+        return (
+            self._split_heads(self.text_key(text) * self.head_dim**-0.5),
+            self._split_heads(self.text_value(text)),
+            query_weight.unflatten(0, split),
+            query_bias.unflatten(0, split),
+            value_weight.unflatten(0, split),
+            value_bias.unflatten(0, split),
+            out_weight.unflatten(1, split),
+            out_bias,
+        )
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _drop(self, probabilities: torch.Tensor) -> torch.Tensor:
+        return F.dropout(probabilities, self.dropout, self.training)
+
+
+def attend_in_chunks(
+    vision: torch.Tensor,
+    keys: torch.Tensor,
+    biases: torch.Tensor,
+    values: torch.Tensor | None,
+    text_mask: torch.Tensor | None,
+    num_heads: int,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """
+    Both directions of one picture's attention over chunks of its locations, so that a score is made, used twice and
+    forgotten while it is in the cache. The softmax over all locations is kept as a running maximum, sum and weighted
+    sum.
+
+    Args:
+        vision: `(locations, d_model)`.
+        keys, values: absorbed projections of the words, at least float32 `(heads * tokens, d_model)`.
+        biases: of the scores, at least float32 `(heads * tokens,)`.
+        text_mask: boolean `(tokens,)`.
+        num_heads: heads in `keys`.
+
+    Returns:
+        `(locations, d_model)`, values by the softmax over words, or `None` without `values`; and `(heads * tokens,
+        d_model)`, float32, locations by the softmax over locations.
+    """
+    updates = None if values is None else torch.empty_like(vision)
+    maxima = torch.full_like(biases, -BOUND)
+    totals = torch.zeros_like(biases)
+    sums = torch.zeros_like(keys)
+    for start in range(0, vision.shape[0], LOCATIONS_PER_CHUNK):
+        chunk = slice(start, start + LOCATIONS_PER_CHUNK)
+        rows = vision[chunk].to(keys.dtype)
+        scores = torch.addmm(biases, rows, keys.T).clamp_(-BOUND, BOUND)
+        if updates is not None:
+            probabilities = masked_softmax(scores.unflatten(1, (num_heads, -1)), text_mask, dim=-1)
+            updates[chunk] = probabilities.flatten(1) @ values
+        new_maxima = torch.maximum(maxima, scores.amax(0))
+        weights = scores.sub_(new_maxima).exp_()
+        shrink = (maxima - new_maxima).exp_()
+        totals.mul_(shrink).add_(weights.sum(0))
+        sums.mul_(shrink[:, None]).addmm_(weights.T, rows)
+        maxima = new_maxima
+    return updates, sums.div_(totals[:, None])
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision to float32; wider types stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def masked_softmax(scores: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """Softmax of `(..., queries, keys)` that leaves out the keys where `mask`, `(..., keys)`, is `False`."""
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(-2), torch.finfo(scores.dtype).min)
+    return scores.softmax(dim)
+
+
+class GLIPv2TextSelfAttention(nn.Module):
+    """Self-attention of a BERT layer."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        dim = config.text_config.hidden_size
+        self.num_heads = config.text_config.num_attention_heads
+        self.dropout = config.text_config.attention_probs_dropout_prob
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(
+        self, text: torch.Tensor, mask: torch.Tensor | None, past: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """As `GLIPv2FusedTextLayer.forward`, of the attention alone; `past` may be empty."""
+        query, key, value = (
+            projection(text).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        if past:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self.output(attended.transpose(1, 2).flatten(2)), (key, value)
+
+
+class GLIPv2FusedTextLayer(nn.Module):
+    """
+    The BERT layer between two fusions: post-norm, exact GELU, activations bounded.
+
+    Args:
+        config: sizes and options.
+    """
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        dim, intermediate_dim = config.text_config.hidden_size, config.text_config.intermediate_size
+        # Fixed by the released weights, whatever the text encoder uses.
+        eps = 1e-12
+        self.dropout = config.text_config.hidden_dropout_prob
+        self.attention = GLIPv2TextSelfAttention(config)
+        self.attention_norm = nn.LayerNorm(dim, eps=eps)
+        self.intermediate = nn.Linear(dim, intermediate_dim)
+        self.output = nn.Linear(intermediate_dim, dim)
+        self.output_norm = nn.LayerNorm(dim, eps=eps)
+
+    def forward(
+        self, text: torch.Tensor, mask: torch.Tensor | None = None, past: tuple[torch.Tensor, ...] | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """
+        Args:
+            text: `(batch, tokens, text_dim)`.
+            mask: boolean, `(batch, 1, 1, keys)` or `(batch, 1, tokens, keys)`, `False` at what may not be attended
+                to; keys are those of `past` and then the tokens. `None` lets every token attend to every key.
+            past: for decoding step by step. Keys and values of earlier tokens, each `(batch, heads, earlier,
+                head_dim)`, or an empty tuple at the first step. `None` when nothing need be kept.
+
+        Returns:
+            The new text, `(batch, tokens, text_dim)`; where `past` is given also the keys and values up to now,
+            which the next step takes as `past`.
+        """
+        attended, present = self.attention(text, mask, () if past is None else past)
+        text = self.attention_norm(text + self._drop(attended))
+        hidden = F.gelu(self.intermediate(text).clamp(-BOUND, BOUND)).clamp(-BOUND, BOUND)
+        output = self._drop(self.output(hidden)).clamp(-BOUND, BOUND)
+        text = self.output_norm(text + output).clamp(-BOUND, BOUND)
+        return text if past is None else (text, present)
+
+    def _drop(self, states: torch.Tensor) -> torch.Tensor:
+        return F.dropout(states, self.dropout, self.training)
+
+
+def init_bi_attention(module: GLIPv2BiAttention, config: GLIPv2Config):
+    """
+    Sets the initial weights of a fusion as the original does; weights already loaded are left alone.
+
+    Args:
+        module: the fusion.
+        config: its configuration; each update starts at 1 / `num_fusion_layers` of its strength.
+    """
+    for linear in module.children():
+        if isinstance(linear, nn.Linear):
+            init.xavier_uniform_(linear.weight)
+            init.zeros_(linear.bias)
+    for norm in (module.vision_norm, module.text_norm):
+        init.ones_(norm.weight)
+        init.zeros_(norm.bias)
+    for gamma in (module.vision_gamma, module.text_gamma):
+        init.constant_(gamma, 1 / config.num_fusion_layers)

@@ -1,0 +1,321 @@
+"""
+The mask head: regions of the pyramid, pooled by RoIAlign, meet the words of their label pixel by pixel (section 3.2 of
+the GLIPv2 paper).
+
+    boxes -> `pool_regions` -> extractor (convolutions or hourglasses) -> 2x upsampling -> pixels times words
+
+The classifier is the box head's, without its prior bias: similarity of a pixel f and a word p is
+f . Linear(p / 2) / exp(log_scale) + p . text_bias. A mask has the mean logit over the words of its label, which is the
+dot product with the mean word, so no tensor over all tokens is ever made.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+from transformers import initialization as init
+
+from ..boxes import box_iou_inclusive, check_boxes_shape
+from ..configuration_glipv2 import GLIPv2Config
+
+# A box of this side in pixels pools from the level of this stride, as in FPN; others from coarser or finer ones.
+CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
+# Samples of RoIAlign along each side of a cell.
+SAMPLING_RATIO = 2
+# Dilation of the middle convolution of the hourglasses' residual blocks.
+HOURGLASS_DILATION = 3
+# Regions that pass through the head at once at inference; bounds its memory at about 100 MB for 256 channels.
+REGIONS_PER_CHUNK = 64
+# A predicted box learns the mask of the object that it overlaps by this much.
+MATCH_IOU = 0.5
+# Predicted boxes that learn the mask of one object, and regions of a picture in one training step: objects are seen in
+# the boxes that inference will find, at a bounded cost.
+PREDICTED_BOXES_PER_OBJECT = 3
+REGIONS_PER_PICTURE = 64
+
+
+# Regions -------------------------------------------------------------------------------------------------------------
+
+
+def roi_levels(boxes_xyxy: Tensor, strides: Sequence[int]) -> Tensor:
+    """
+    The level of the pyramid that each box is pooled from: floor(4 + log2(side / 224 + 1e-6)), stride 2^level.
+
+    Args:
+        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the resized picture; the side is the root of the area,
+            which counts `+ 1` in width and height.
+        strides: of the levels in pixels, each twice the one before.
+
+    Returns:
+        `(n,)` long, index into `strides`.
+    """
+    sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] + 1).clamp(min=0)
+    finest = math.log2(CANONICAL_STRIDE) - math.log2(strides[0])
+    levels = torch.floor(finest + torch.log2(sizes.prod(1).sqrt() / CANONICAL_SIDE + 1e-6))
+    return levels.clamp(0, len(strides) - 1).long()
+
+
+def pool_regions(
+    feature_maps: Sequence[Tensor], boxes_xyxy: Sequence[Tensor], strides: Sequence[int], output_size: int
+) -> Tensor:
+    """
+    RoIAlign of each box on the level that fits its size.
+
+    Args:
+        feature_maps: one `(batch, channels, H_l, W_l)` a level.
+        boxes_xyxy: for each picture `(n_i, 4)` corners in pixels of the resized picture.
+        strides: of the levels, in pixels.
+        output_size: side of the pooled maps.
+
+    Returns:
+        `(sum of n_i, channels, output_size, output_size)`, picture after picture, in the maps' dtype.
+    """
+    counts = [len(boxes) for boxes in boxes_xyxy]
+    # Coordinates do not fit half precision.
+    boxes = torch.cat([boxes.float() for boxes in boxes_xyxy])
+    pictures = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
+    rois = torch.cat([pictures[:, None].to(boxes.dtype), boxes], dim=1)
+    levels = roi_levels(boxes, strides)
+    pooled = [
+        roi_align(feature_map.float(), rois[levels == level], output_size, 1 / stride, SAMPLING_RATIO, aligned=False)
+        for level, (feature_map, stride) in enumerate(zip(feature_maps, strides, strict=True))
+    ]
+    by_level = torch.argsort(levels, stable=True)
+    return torch.cat(pooled)[torch.argsort(by_level)].to(feature_maps[0].dtype)
+
+
+def mask_targets(masks: Tensor, boxes_xyxy: Tensor, image_size: Tensor, output_size: int) -> Tensor:
+    """
+    What the head should give inside each box: the mask's part there at the head's resolution.
+
+    The original rasterises the polygon again inside the box; masks come here as pixels, so each cell takes the mean of
+    the pixels that it covers and is in when that is at least a half. The cells divide the box's pixels
+    [x1, x2 + 1) x [y1, y2 + 1), which is where `segmentation_post_processing.py` puts masks.
+
+    Args:
+        masks: `(n, H, W)` bool or numbers in [0, 1], at whatever resolution, of the whole picture.
+        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the resized picture.
+        image_size: `(2,)` height and width in pixels of the resized picture.
+        output_size: side of the targets.
+
+    Returns:
+        `(n, output_size, output_size)` float, 0 or 1.
+    """
+    height, width = (float(side) for side in image_size)
+    scale = boxes_xyxy.new_tensor((masks.shape[2] / width, masks.shape[1] / height)).repeat(2)
+    corners = (boxes_xyxy + boxes_xyxy.new_tensor((0, 0, 1, 1))) * scale
+    # One at a time: as many full masks in floating point would not fit beside a model.
+    cells = [
+        roi_align(mask[None, None].float(), [box[None]], output_size, aligned=True)[0, 0]
+        for mask, box in zip(masks.to(boxes_xyxy.device), corners.float(), strict=True)
+    ]
+    if not cells:
+        return boxes_xyxy.new_zeros((0, output_size, output_size), dtype=torch.float32)
+    return (torch.stack(cells) >= 0.5).float()
+
+
+def training_regions(
+    gt_boxes: Tensor, pred_boxes: Tensor, scores: Tensor, limit: int = REGIONS_PER_PICTURE
+) -> tuple[Tensor, Tensor]:
+    """
+    The boxes in which a picture's masks are learnt: the objects' own, and the best predicted ones that match them.
+
+    Args:
+        gt_boxes: `(n, 4)` boxes_xyxy of the objects.
+        pred_boxes: `(anchors, 4)` boxes_xyxy of the detector.
+        scores: `(anchors, n)`, how sure the detector is that each box is each object; the highest are taken.
+        limit: regions at most; with more objects than that, some are chosen at random.
+
+    Returns:
+        `(regions, 4)` boxes_xyxy and `(regions,)` long, the object of each.
+    """
+    objects = torch.randperm(len(gt_boxes), device=gt_boxes.device)[:limit]
+    if len(objects) == 0:
+        return gt_boxes, objects
+    overlap, best = box_iou_inclusive(pred_boxes, gt_boxes).max(dim=1)
+    matched = (overlap >= MATCH_IOU)[:, None] & (best[:, None] == objects)
+    # Rows of the ranking are the first, second, ... choice of every object, so a cut takes from all alike.
+    ranks = torch.where(matched, scores[:, objects], -1.0)
+    ranks, anchors = ranks.topk(min(PREDICTED_BOXES_PER_OBJECT, len(ranks)), dim=0)
+    chosen = ranks >= 0
+    boxes = torch.cat([gt_boxes[objects], pred_boxes[anchors[chosen]]])
+    owners = torch.cat([objects, objects.expand_as(chosen)[chosen]])
+    return boxes[:limit], owners[:limit]
+
+
+# Extractors ----------------------------------------------------------------------------------------------------------
+
+
+def _conv3x3(in_channels: int, out_channels: int, dilation: int, groups: int | None) -> nn.Module:
+    """A 3x3 convolution; with a number of groups, without bias and followed by group normalisation."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=groups is None)
+    return conv if groups is None else nn.Sequential(conv, nn.GroupNorm(groups, out_channels))
+
+
+class GLIPv2MaskResidual(nn.Module):
+    """Three convolutions through half the channels, each after a ReLU, added to the input."""
+
+    def __init__(self, channels: int, groups: int | None):
+        super().__init__()
+        self.conv1 = _conv3x3(channels, channels // 2, 1, groups)
+        self.conv2 = _conv3x3(channels // 2, channels // 2, HOURGLASS_DILATION, groups)
+        self.conv3 = _conv3x3(channels // 2, channels, 1, groups)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """`(regions, channels, side, side)` to the same shape."""
+        hidden = self.conv1(F.relu(regions))
+        hidden = self.conv2(F.relu(hidden))
+        return regions + self.conv3(F.relu(hidden))
+
+
+class GLIPv2MaskHourglass(nn.Module):
+    """One scale of an hourglass: a residual block beside three at half the resolution, then ReLU."""
+
+    def __init__(self, config: GLIPv2Config, in_channels: int):
+        super().__init__()
+        if in_channels != config.mask_dim:
+            raise ValueError(
+                f"Hourglasses keep their channels: `mask_dim`={config.mask_dim} must equal `d_model`={in_channels}."
+            )
+        groups = config.group_norm_groups
+        # The released extractor normalises these two only.
+        self.up1 = GLIPv2MaskResidual(in_channels, None)
+        self.low1 = GLIPv2MaskResidual(in_channels, None)
+        self.low2 = GLIPv2MaskResidual(in_channels, groups)
+        self.low3 = GLIPv2MaskResidual(in_channels, groups)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """`(regions, mask_dim, side, side)` to the same shape."""
+        low = self.low3(self.low2(self.low1(F.max_pool2d(regions, 2))))
+        return F.relu(self.up1(regions) + F.interpolate(low, size=regions.shape[-2:], mode="nearest"))
+
+
+class GLIPv2MaskConv(nn.Conv2d):
+    """A 3x3 convolution and ReLU."""
+
+    def __init__(self, config: GLIPv2Config, in_channels: int):
+        super().__init__(in_channels, config.mask_dim, 3, padding=1)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """`(regions, in_channels, side, side)` to `(regions, mask_dim, side, side)`."""
+        return F.relu(super().forward(regions))
+
+
+# Head ----------------------------------------------------------------------------------------------------------------
+
+
+class GLIPv2MaskHead(nn.Module):
+    """Masks of regions named by words; see the module's docstring."""
+
+    def __init__(self, config: GLIPv2Config):
+        super().__init__()
+        self.strides = tuple(config.anchor_strides)
+        self.pool_size = config.mask_pool_size
+        block = {"fcn": GLIPv2MaskConv, "hourglass": GLIPv2MaskHourglass}[config.mask_extractor]
+        widths = [config.d_model] + [config.mask_dim] * (config.mask_num_convs - 1)
+        self.extractor = nn.Sequential(*(block(config, width) for width in widths))
+        text_dim = config.text_config.hidden_size
+        self.upsample = nn.ConvTranspose2d(config.mask_dim, config.mask_dim, 2, stride=2)
+        self.token_projection = nn.Linear(text_dim, config.mask_dim)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.text_bias = nn.Parameter(torch.zeros(text_dim))
+
+    @property
+    def output_size(self) -> int:
+        """Side of the masks that the head gives."""
+        return 2 * self.pool_size
+
+    def forward(
+        self,
+        feature_maps: Sequence[Tensor],
+        boxes_xyxy: Sequence[Tensor],
+        text: Tensor,
+        positive_maps: Sequence[Tensor],
+    ) -> Tensor:
+        """
+        Args:
+            feature_maps: one `(batch, d_model, H_l, W_l)` a level, before or after fusion.
+            boxes_xyxy: for each picture `(n_i, 4)` corners in pixels of the resized picture.
+            text: fused words `(batch, tokens, text_dim)`.
+            positive_maps: for each picture `(n_i, tokens)`, above 0 at the words of each box's label.
+
+        Returns:
+            `(sum of n_i, 2 pool_size, 2 pool_size)`, the mean logit over the label's words; float32.
+        """
+        words, bias = self.words(text)
+        weights = [mean_weights(positive_map) for positive_map in positive_maps]
+        words = torch.cat([weight @ word.float() for weight, word in zip(weights, words, strict=True)])
+        bias = torch.cat([weight @ one for weight, one in zip(weights, bias, strict=True)])
+        pixels = self.pixels(pool_regions(feature_maps, boxes_xyxy, self.strides, self.pool_size))
+        logits = torch.einsum("rchw,rc->rhw", pixels.float(), words) + bias[:, None, None]
+        return logits.float()  # autocast multiplies in half precision
+
+    def pixels(self, pooled: Tensor) -> Tensor:
+        """Pooled regions `(regions, d_model, side, side)` to pixel features `(regions, mask_dim, 2 side, 2 side)`."""
+        return F.relu(self.upsample(self.extractor(pooled)))
+
+    def words(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Fused words `(batch, tokens, text_dim)` to what pixels are multiplied with `(batch, tokens, mask_dim)` and the
+        bias of each word `(batch, tokens)` in float32.
+        """
+        words = F.normalize(text, dim=-1)
+        return self.token_projection(words / 2) / self.log_scale.exp(), words.float() @ self.text_bias.float()
+
+
+def mean_weights(positive_map: Tensor) -> Tensor:
+    """Rows of a positive map `(n, tokens)`, above 0 at a label's words, as weights of a mean; float32."""
+    is_word = (positive_map > 0).float()
+    return is_word / is_word.sum(1, keepdim=True).clamp(min=1)
+
+
+def init_mask_head(head: GLIPv2MaskHead) -> None:
+    """Sets the initial weights as the original does; weights already loaded are left alone."""
+    for module in head.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+    init.zeros_(head.log_scale)
+    init.zeros_(head.text_bias)
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """
+    Binary cross entropy, mean over pixels and regions; 0 without regions.
+
+    Args:
+        logits: `(regions, side, side)`, mean logits over the label's words.
+        targets: `(regions, side, side)` in [0, 1].
+    """
+    if len(logits) == 0:
+        return logits.sum()
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+def check_regions(boxes: Sequence[Tensor], positive_maps: Sequence[Tensor], batch: int, tokens: int) -> None:
+    """
+    Raises:
+        ValueError, TypeError: unless there are boxes and words for each picture, and every box has a word.
+    """
+    if not len(boxes) == len(positive_maps) == batch:
+        raise ValueError(
+            f"`boxes` has {len(boxes)} and `positive_maps` {len(positive_maps)} entries for {batch} pictures; pass "
+            "one each."
+        )
+    for index, (picture_boxes, positive_map) in enumerate(zip(boxes, positive_maps, strict=True)):
+        check_boxes_shape(picture_boxes, f"boxes[{index}]")
+        if tuple(positive_map.shape) != (len(picture_boxes), tokens):
+            raise ValueError(
+                f"`positive_maps[{index}]` has shape {tuple(positive_map.shape)}; expected "
+                f"{(len(picture_boxes), tokens)}, a row a box and a column a token."
+            )
+        wordless = (~(positive_map > 0).any(1)).nonzero().flatten().tolist()
+        if wordless:
+            raise ValueError(
+                f"`positive_maps[{index}]` has no word for the boxes {wordless[:8]}; give each box the tokens of its "
+                "label (labels beyond the end of a text have none: split them over several prompts)."
+            )
