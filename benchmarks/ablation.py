@@ -4,8 +4,8 @@ Pre-trains from one start with a part of the losses, the same number of steps ea
     python benchmarks/ablation.py --model outputs/nano-init --data data.yaml --assets scene-assets --coco coco-mini \\
         --output outputs/ablation -- --num_steps 1000 --batch_size 8 --learning_rate 8e-4
 
-Boxes and words of the same picture (L_loc + L_intra) are always learned; masked words (L_mlm) and the contrast over
-pictures (L_inter) come on top, one and both. What stands after `--` goes to pretrain.py. Every row is scored on the
+Boxes and words of the same image (L_loc + L_intra) are always learned; masked words (L_mlm) and the contrast over
+images (L_inter) come on top, one and both. What stands after `--` goes to pretrain.py. Every row is scored on the
 composite test (evaluate_scenes.py) and, with `--coco`, on the `val` split of a COCO-format folder.
 
 `--rows` chooses rows, and has one more: all these losses with answers and captions beside them (`pretrain.py

@@ -4,7 +4,7 @@ Measures how fast captions are generated, with kept keys and values and without:
     python benchmarks/captions.py --model hub_upload/glipv2-nano --output captions.md
 
 All run in one process, in turns, and the fastest turn counts. Every caption is of `--words` words (tokens), so that
-what the model says does not matter; the picture is encoded beforehand, as it is encoded once either way.
+what the model says does not matter; the image is encoded beforehand, as it is encoded once either way.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=2, help="CPU threads (default: 2)")
     add("--words", type=int, default=20, help="of each caption (default: 20)")
     add("--runs", type=int, default=3, choices=range(1, 100), metavar="N", help="turns (default: 3)")
-    add("--size", type=int, nargs=2, help="height and width of the picture (default: the processor's)")
+    add("--size", type=int, nargs=2, help="height and width of the image (default: the processor's)")
     add("--output", type=Path, help="file to write the table to as well")
     return parser.parse_args(arguments)
 
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     }
     columns = list(results["greedy"])
     lines = [
-        f"Captions of {args.words} words, a picture of {height}x{width}, {args.device}"
+        f"Captions of {args.words} words, an image of {height}x{width}, {args.device}"
         + (f" with {args.threads} threads" if args.device == "cpu" else "")
         + f", torch {torch.__version__}, transformers {transformers.__version__}.",
         "",

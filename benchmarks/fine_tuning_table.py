@@ -30,9 +30,9 @@ SCRIPT = Path(__file__).with_name("finetune_detection.py")
 RESULT = "metrics.json"
 KEPT = (RESULT, "training_args.json", "training_log.jsonl")
 ZERO_SHOT, BASELINE = "zero-shot", "baseline, full"
-# Few pictures are learned, and learned by heart, in few steps.
+# Few images are learned, and learned by heart, in few steps.
 STEPS = {"1": 20, "3": 30, "5": 40, "10": 60, "all": 130}
-# What is pre-trained is soon forgotten over few pictures; what is not has everything to learn.
+# What is pre-trained is soon forgotten over few images; what is not has everything to learn.
 RATES = {"full": 5e-5, "full:1": 3e-5, "full:10": 1e-4, "full:all": 3e-4, "baseline": 1e-3}
 
 
@@ -56,7 +56,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output", required=True, type=Path, help="folder for the tables and a folder for each cell")
     add("--ways", nargs="+", choices=TUNING_WAYS, default=["full", "linear-probe", "prompt"], help="rows")
     add("--shots", nargs="+", type=shots, default=list(STEPS), help="numbers or all (default: 1 3 5 10 all)")
-    add("--seeds", nargs="+", type=int, default=[3], help="of the draws of pictures, and all else (default: 3)")
+    add("--seeds", nargs="+", type=int, default=[3], help="of the draws of images, and all else (default: 3)")
     add(
         "--num_steps",
         nargs="+",

@@ -1,12 +1,12 @@
 """
-Measures what masks cost: seconds for a picture's boxes alone and with their masks, and the most memory that hundreds
-of masks of a large picture take.
+Measures what masks cost: seconds for an image's boxes alone and with their masks, and the most memory that hundreds
+of masks of a large image take.
 
     python benchmarks/masks.py --model hub_upload/glipv2-nano
     python benchmarks/masks.py --model hub_upload/glipv2-nano --device cuda
 
-The picture is noise, or the one given, and every box counts whatever its score. Both ways are timed in turns in one
-process, from the picture object to boxes in its pixels and run lengths of its size, and the fastest turn of each
+The image is noise, or the one given, and every box counts whatever its score. Both ways are timed in turns in one
+process, from the image object to boxes in its pixels and run lengths of its size, and the fastest turn of each
 counts. Memory is that of a process of its own.
 """
 
@@ -25,18 +25,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, detect_labels, segment_labels
-from transformers_glipv2.image_processing_glipv2 import open_picture
+from transformers_glipv2.image_processing_glipv2 import open_image
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
-    add("--image", type=Path, help="picture to time with (default: noise of 640 x 480 pixels)")
+    add("--image", type=Path, help="image to time with (default: noise of 640 x 480 pixels)")
     add("--labels", nargs="+", default=["person", "dog", "car", "chair", "bottle"], help="names to look for")
     add("--masks", type=int, default=100, help="boxes, each with a mask, that are timed (default: 100)")
     add("--large", type=int, nargs=2, default=(4000, 3000), help="width and height, memory (default: 4000 3000)")
-    add("--large_masks", type=int, default=300, help="masks of the large picture (default: 300)")
+    add("--large_masks", type=int, default=300, help="masks of the large image (default: 300)")
     add("--runs", type=int, default=5, help="turns of each way after one that warms up (default: 5)")
     add("--threads", type=int, default=2, help="CPU threads (default: 2)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -58,11 +58,11 @@ def noise(width: int, height: int) -> Image.Image:
 def time_both(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of "boxes" and of "masks", and how many masks there were."""
     model, processor = load(args)
-    picture = open_picture(args.image).convert("RGB") if args.image else noise(640, 480)
+    image = open_image(args.image).convert("RGB") if args.image else noise(640, 480)
     options = {"threshold": 0.0, "max_detections": args.masks}
     ways: dict[str, Callable[[], dict[str, Any]]] = {
-        "boxes": lambda: detect_labels(model, processor, picture, args.labels, **options)[0],
-        "masks": lambda: next(segment_labels(model, processor, picture, args.labels, **options)),
+        "boxes": lambda: detect_labels(model, processor, image, args.labels, **options)[0],
+        "masks": lambda: next(segment_labels(model, processor, image, args.labels, **options)),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, Any] = {}
@@ -76,13 +76,13 @@ def time_both(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def most_memory(args: argparse.Namespace) -> dict[str, Any]:
-    """GB held at most, "total" and by then "loaded" (code and weights, before there is a picture)."""
+    """GB held at most, "total" and by then "loaded" (code and weights, before there is an image)."""
     model, processor = load(args)
     on_gpu = args.device != "cpu"
     loaded = held(on_gpu)
-    picture = noise(*args.large)
+    image = noise(*args.large)
     options = {"threshold": 0.0, "max_detections": args.large_masks}
-    found = next(segment_labels(model, processor, picture, args.labels, **options))
+    found = next(segment_labels(model, processor, image, args.labels, **options))
     return {"total": held(on_gpu), "loaded": loaded, "count": len(found["masks"])}
 
 
@@ -101,11 +101,11 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
             results[name] = fresh.submit(measure, args).result()
     seconds, memory = results["time"], results["memory"]
     print(
-        f"boxes alone: {seconds['boxes']:.3f} s a picture\n"
-        f"boxes with {seconds['count']} masks: {seconds['masks']:.3f} s a picture, "
+        f"boxes alone: {seconds['boxes']:.3f} s an image\n"
+        f"boxes with {seconds['count']} masks: {seconds['masks']:.3f} s an image, "
         f"{seconds['masks'] / seconds['boxes']:.2f} times as long\n"
         f"{memory['count']} masks of {args.large[0]} x {args.large[1]} pixels: {memory['total']:.2f} GB at most, "
-        f"{memory['loaded']:.2f} GB of it before the picture"
+        f"{memory['loaded']:.2f} GB of it before the image"
     )
     return results
 

@@ -4,7 +4,7 @@ Measures GLIPv2-tiny beside transformers' Grounding DINO tiny: seconds, peak mem
     python benchmarks/speed.py --output benchmark.md          # two CPU threads, float32, some ten minutes
     python benchmarks/speed.py --device cuda                  # bfloat16, eager and compiled
 
-Both have random weights, which cost the same as trained ones, and see one picture. Each runs in a process of its own
+Both have random weights, which cost the same as trained ones, and see one image. Each runs in a process of its own
 while the other waits, in turns, and the fastest turn counts. Prompts are random tokens, as many as the labels of COCO
 and LVIS have in BERT's vocabulary.
 """
@@ -29,7 +29,7 @@ from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection
 from transformers_glipv2.inference.detector import EncodedPrompt, detect_prompts
-from transformers_glipv2.post_processing import picture_detections
+from transformers_glipv2.post_processing import image_detections
 
 # Labels of a prompt and their tokens, ascending, as a process remembers its highest memory only.
 TOKENS = {10: 22, 39: 112, 80: 195}
@@ -52,7 +52,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--threads", type=int, default=2, help="CPU threads (default: 2)")
     add("--runs", type=int, default=3, choices=range(1, 100), metavar="N", help="turns of each model (default: 3)")
-    add("--size", type=int, nargs=2, default=(800, 1066), help="height and width of the picture (default: 800 1066)")
+    add("--size", type=int, nargs=2, default=(800, 1066), help="height and width of the image (default: 800 1066)")
     add("--scale", choices=("tiny", "nano"), default="tiny", help="size of GLIPv2 (default: tiny)")
     add("--output", type=Path, help="file to write the tables to as well")
     return parser.parse_args(arguments)
@@ -83,14 +83,14 @@ class Worker:
         self.parts[part] += seconds
 
     def forward(self, labels: int) -> dict:
-        """One picture and one prompt, from pixels to boxes (of the peer: to its outputs)."""
+        """One image and one prompt, from pixels to boxes (of the peer: to its outputs)."""
         input_ids = torch.randint(2000, 20000, (1, TOKENS[labels]), device=self.device)
         self.parts.clear()
         start = self.now()
         output = self.call(self.pixel_values, input_ids, attention_mask=torch.ones_like(input_ids))
         if self.kind != "peer":
             before = self.now()
-            picture_detections(output, 0, label_map(labels, TOKENS[labels]), threshold=0.0)  # the worst case
+            image_detections(output, 0, label_map(labels, TOKENS[labels]), threshold=0.0)  # the worst case
             self.parts["post-processing"] = self.now() - before
         return {"seconds": self.now() - start, "memory": self.peak_memory(), "parts": dict(self.parts)}
 

@@ -1,5 +1,5 @@
 """
-Measures a step of pre-training: seconds and peak memory, and how they grow with batch, picture and prompt.
+Measures a step of pre-training: seconds and peak memory, and how they grow with batch, image and prompt.
 
     python benchmarks/training_step.py --output training_benchmark.md       # two CPU threads, float32
     python benchmarks/training_step.py --scales nano --batches 1 2 4 8 16 --device cuda
@@ -22,13 +22,13 @@ from tqdm import tqdm
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForPreTraining
 from transformers_glipv2.training import parameter_groups
 
-BOXES = 7  # of a picture of COCO, on average
+BOXES = 7  # of an image of COCO, on average
 HIDDEN = 0.15
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: a picture's height and width in pixels, and how many labels a prompt has."""
+    """One row: an image's height and width in pixels, and how many labels a prompt has."""
 
     scale: str
     batch: int
@@ -42,7 +42,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--threads", type=int, default=2, help="CPU threads (default: 2)")
     add("--scales", nargs="+", choices=("nano", "tiny"), default=["nano", "tiny"], help="default: both")
-    add("--batches", nargs="+", type=int, default=[1, 2, 4, 8], help="pictures of a step (default: 1 2 4 8)")
+    add("--batches", nargs="+", type=int, default=[1, 2, 4, 8], help="images of a step (default: 1 2 4 8)")
     add("--sizes", nargs="+", type=int, default=[192, 256, 320, 384], help="shortest edges in px; the longest is 4/3")
     add("--labels", nargs="+", type=int, choices=list(TOKENS), default=list(TOKENS), help="of a prompt")
     add("--runs", type=int, default=3, choices=range(1, 100), metavar="N", help="steps after the first (default: 3)")
@@ -54,16 +54,16 @@ def settings(args: argparse.Namespace) -> list[Setting]:
     """Of each model the first of everything, then what differs from it in one thing."""
     found = []
     for scale in args.scales:
-        base = Setting(scale, args.batches[0], picture_size(args.sizes[0]), args.labels[0])
+        base = Setting(scale, args.batches[0], get_image_size(args.sizes[0]), args.labels[0])
         found.append(base)
         found += [replace(base, batch=batch) for batch in args.batches[1:]]
-        found += [replace(base, size=picture_size(size)) for size in args.sizes[1:]]
+        found += [replace(base, size=get_image_size(size)) for size in args.sizes[1:]]
         found += [replace(base, labels=labels) for labels in args.labels[1:]]
     return found
 
 
-def picture_size(shortest_edge: int) -> tuple[int, int]:
-    """Height and width of a picture of 4 to 3, in multiples of 32 as the processor pads."""
+def get_image_size(shortest_edge: int) -> tuple[int, int]:
+    """Height and width of an image of 4 to 3, in multiples of 32 as the processor pads."""
     return tuple(-(-edge // 32) * 32 for edge in (shortest_edge, round(shortest_edge * 4 / 3)))
 
 
@@ -72,7 +72,7 @@ def build(scale: str) -> GLIPv2ForPreTraining:
 
 
 def drawn_batch(setting: Setting, vocabulary: int, device: torch.device) -> dict:
-    """Random pictures, words and boxes; a few words are hidden."""
+    """Random images, words and boxes; a few words are hidden."""
     tokens, names = TOKENS[setting.labels], [f"label {index}" for index in range(setting.labels)]
     input_ids = torch.randint(0, vocabulary, (setting.batch, tokens))
     words = label_map(setting.labels, tokens).float()
@@ -125,7 +125,7 @@ def measure(setting: Setting, args: argparse.Namespace) -> dict[str, float]:
 
 
 def report(found: dict[Setting, dict[str, float]], args: argparse.Namespace) -> str:
-    columns = ("model", "batch", "picture", "labels", "tokens", "s", "time", "s a picture", "GB", "memory")
+    columns = ("model", "batch", "image", "labels", "tokens", "s", "time", "s an image", "GB", "memory")
     lines = [machine_name(args), "", row(*columns), row(*["---"] * 3, *["---:"] * (len(columns) - 3))]
     base: dict[str, dict[str, float]] = {}
     for setting, values in found.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 OUTPUT = Path(__file__).parent / "figures" / "model.svg"
 WIDTH, HEIGHT = 1120, 560
 FONT = "font-family='Helvetica, Arial, sans-serif'"
-# Fill and border: pictures, words, both, tasks, losses.
+# Fill and border: images, words, both, tasks, losses.
 COLORS = {
     "vision": ("#dbeafe", "#1d4ed8"),
     "text": ("#fef3c7", "#b45309"),
@@ -63,7 +63,7 @@ def draw_model() -> str:
         "orient='auto-start-reverse'><path d='M0,0 L10,5 L0,10 z' fill='#475569'/></marker></defs>",
         f"<rect width='{WIDTH}' height='{HEIGHT}' fill='white'/>",
         # Encoders.
-        box(16, 82, 134, 70, "input", "picture", "any size"),
+        box(16, 82, 134, 70, "input", "image", "any size"),
         box(16, 298, 134, 70, "input", "text", "labels, a sentence,", "or a question"),
         box(190, 72, 190, 90, "vision", "Enc_V", "backbone, pyramid P3..P7", "get_image_features"),
         box(190, 288, 190, 90, "text", "Enc_L", "BERT-like encoder", "get_text_features"),
@@ -116,7 +116,7 @@ def draw_model() -> str:
             72,
             "task",
             "captions",
-            "word by word; the picture sees no words,",
+            "word by word; the image sees no words,",
             "so it runs once (caption_steps.py)",
         ),
         arrow((660, 117), (725, 117), (725, 66), (758, 66)),
@@ -127,9 +127,9 @@ def draw_model() -> str:
         arrow((742, 327), (758, 327)),
         arrow((742, 333), (742, 414), (758, 414)),
         # Losses.
-        box(190, 452, 190, 84, "loss", "L_inter", "before fusion: regions, words", "of all pictures of the batch"),
+        box(190, 452, 190, 84, "loss", "L_inter", "before fusion: regions, words", "of all images of the batch"),
         box(440, 452, 240, 84, "loss", "L_loc + L_intra", "boxes, centerness, and S", "against what is annotated"),
-        box(760, 474, 340, 62, "loss", "L_mlm", "hidden words, guessed from picture and text"),
+        box(760, 474, 340, 62, "loss", "L_mlm", "hidden words, guessed from image and text"),
         text(20, 480, "Training adds", 14, anchor="start", weight="bold"),
         text(20, 500, "three tasks", 14, anchor="start", weight="bold"),
         text(20, 520, "(losses.py)", 12, anchor="start"),

@@ -1,12 +1,12 @@
 """
-Draws a sheet of twelve pictures with the masks that a model finds in them.
+Draws a sheet of twelve images with the masks that a model finds in them.
 
     python docs/draw_segments.py --model hub_upload/glipv2-nano --assets scene-assets --photographs \\
         --output docs/figures/segments.jpg
 
 Scenes are the first ones of the composite test, none picked: by turns one that is asked for its labels and 20 absent
 ones, with a mask for each object found, and one that is asked for a phrase, with one mask. Photographs (those of
-scikit-image that are CC0, `--photographs`) or pictures of a COCO-format folder (`--coco`) come first. Under each tile
+scikit-image that are CC0, `--photographs`) or images of a COCO-format folder (`--coco`) come first. Under each tile
 stands what the model was asked for.
 """
 
@@ -30,7 +30,7 @@ from transformers_glipv2.noun_phrases import chunk_noun_phrases
 
 OUTPUT = Path(__file__).parent / "figures" / "segments.jpg"
 COLUMNS, ROWS = 3, 4
-# Width and height of a picture on the sheet, and the height of the line under it, in pixels.
+# Width and height of an image on the sheet, and the height of the line under it, in pixels.
 TILE, LINE = (384, 288), 22
 MAX_BYTES = 250_000
 NEGATIVES = 20
@@ -48,19 +48,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
     add("--assets", type=Path, help="folder that fetch_scene_assets.py wrote")
     add("--photographs", action="store_true", help=f"begin with photographs of scikit-image: {', '.join(PHOTOGRAPHS)}")
-    add("--coco", type=Path, help="COCO-format folder; begin with pictures of it, asked for what is in them")
+    add("--coco", type=Path, help="COCO-format folder; begin with images of it, asked for what is in them")
     add("--split", default="val", help="of that folder (default: val)")
-    add("--pictures", type=int, default=COLUMNS * ROWS, help="of that folder at most (default: 12)")
+    add("--images", type=int, default=COLUMNS * ROWS, help="of that folder at most (default: 12)")
     add("--seed", type=int, default=0, help="of the scenes (default: 0)")
     add("--threshold", type=float, default=0.3, help="on the scores of labels' boxes (default: 0.3)")
     add("--output", type=Path, default=OUTPUT, help="jpg to write (default: docs/figures/segments.jpg)")
     args = parser.parse_args(arguments)
     if not (args.assets or args.coco):
-        parser.error("twelve pictures need --assets or --coco")
+        parser.error("twelve images need --assets or --coco")
     return args
 
 
-def pictures(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def images(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Each with "image" and either "labels" and "asked", how they are written down, or "phrase"."""
     if args.photographs:
         from skimage import data
@@ -70,7 +70,7 @@ def pictures(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"image": image, "labels": labels, "asked": ", ".join(labels)}
     if args.coco:
         rows = load_coco(args.coco, split=args.split)
-        for index in range(min(args.pictures, len(rows))):
+        for index in range(min(args.images, len(rows))):
             row = rows[index]
             labels = sorted(set(row["objects"]["category"]))
             if labels:
@@ -87,14 +87,14 @@ def pictures(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"image": referring[index]["image"], "phrase": referring[index]["text"]}
 
 
-def draw_tile(model: Any, processor: Any, picture: dict[str, Any], threshold: float) -> Image.Image:
-    """The picture with masks, names and what was asked for."""
-    image = picture["image"].convert("RGB")
+def draw_tile(model: Any, processor: Any, example: dict[str, Any], threshold: float) -> Image.Image:
+    """The image with masks, names and what was asked for."""
+    image = example["image"].convert("RGB")
     image.thumbnail(TILE)  # before drawing, so that names stay readable
-    if "phrase" in picture:
-        asked, things = f"“{picture['phrase']}”", drawn_phrase(model, processor, image, picture["phrase"])
+    if "phrase" in example:
+        asked, things = f"“{example['phrase']}”", drawn_phrase(model, processor, image, example["phrase"])
     else:
-        asked, things = picture["asked"], drawn_objects(model, processor, image, picture["labels"], threshold)
+        asked, things = example["asked"], drawn_objects(model, processor, image, example["labels"], threshold)
     tile = Image.new("RGB", (TILE[0], TILE[1] + LINE), "white")
     tile.paste(draw(image, things), ((TILE[0] - image.width) // 2, (TILE[1] - image.height) // 2))
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(13)
@@ -118,7 +118,7 @@ def drawn_phrase(model, processor, image: Image.Image, phrase: str) -> list[Draw
 
 
 def as_jpeg(image: Image.Image) -> bytes:
-    """The picture in as good a quality as `MAX_BYTES` allow."""
+    """The image in as good a quality as `MAX_BYTES` allow."""
     content = b""
     for quality in range(90, 20, -5):
         buffer = io.BytesIO()
@@ -134,10 +134,10 @@ def main(arguments: list[str] | None = None) -> None:
     processor = GLIPv2Processor.from_pretrained(args.model)
     model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).eval()
     sheet = Image.new("RGB", (COLUMNS * TILE[0], ROWS * (TILE[1] + LINE)), "white")
-    chosen = itertools.islice(pictures(args), COLUMNS * ROWS)
-    for place, picture in enumerate(tqdm(chosen, total=COLUMNS * ROWS, unit="picture")):
+    chosen = itertools.islice(images(args), COLUMNS * ROWS)
+    for place, image in enumerate(tqdm(chosen, total=COLUMNS * ROWS, unit="image")):
         row, column = divmod(place, COLUMNS)
-        tile = draw_tile(model, processor, picture, args.threshold)
+        tile = draw_tile(model, processor, image, args.threshold)
         sheet.paste(tile, (column * TILE[0], row * (TILE[1] + LINE)))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_name(f".{args.output.name}.partial")

@@ -1,5 +1,5 @@
 """
-Answers a question about a picture, prints the answers, and draws the boxes of what the question names.
+Answers a question about an image, prints the answers, and draws the boxes of what the question names.
 
     python examples/ask.py --model hub_upload/glipv2-nano --image street.jpg --question "what color is the car?"
 
@@ -21,7 +21,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="hub_upload/glipv2-nano", help="folder or Hub id (default: the nano of this repository)")
-    add("--image", type=Path, required=True, help="picture to look at")
+    add("--image", type=Path, required=True, help="image to look at")
     add("--question", required=True, help="what to ask")
     add("--top_k", type=int, default=5, help="answers to print (default: 5)")
     add("--threshold", type=float, default=0.3, help="on scores of boxes (default: 0.3)")

@@ -1,9 +1,9 @@
 """
-Describes a picture, prints the caption, and draws the boxes of what its phrases name.
+Describes an image, prints the caption, and draws the boxes of what its phrases name.
 
-    python examples/caption.py --model hub_upload/glipv2-nano --image street.jpg --prefix "a picture of"
+    python examples/caption.py --model hub_upload/glipv2-nano --image street.jpg --prefix "an image of"
 
-The picture is encoded once, for the caption and for the boxes.
+The image is encoded once, for the caption and for the boxes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="hub_upload/glipv2-nano", help="folder or Hub id (default: the nano of this repository)")
-    add("--image", type=Path, required=True, help="picture to describe")
+    add("--image", type=Path, required=True, help="image to describe")
     add("--prefix", default="", help="how the caption begins (default: nothing)")
     add("--num_beams", type=int, default=5, help="of beam search; 1 is greedy (default: 5)")
     add("--max_new_tokens", type=int, default=40, help="words of the caption at most (default: 40)")

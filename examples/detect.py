@@ -22,7 +22,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="hub_upload/glipv2-nano", help="folder or Hub id (default: the nano of this repository)")
-    add("--image", type=Path, help="picture to look at")
+    add("--image", type=Path, help="image to look at")
     add("--sample", choices=SAMPLES, default="chelsea", help="photograph that is taken without --image")
     add("--labels", nargs="+", required=True, help="names to look for")
     add("--threshold", type=float, default=0.3, help="on scores (default: 0.3)")
@@ -32,7 +32,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> list[dict]:
     args = parse_args(arguments)
-    image = load_picture(args.image, args.sample)
+    image = load_image(args.image, args.sample)
     detector = pipeline("zero-shot-object-detection", model=args.model)
     found = detector(image, candidate_labels=args.labels, threshold=args.threshold)
 
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     return found
 
 
-def load_picture(path: Path | None, sample: str) -> Image.Image:
-    """A picture file, turned upright, or a photograph of scikit-image."""
+def load_image(path: Path | None, sample: str) -> Image.Image:
+    """An image file, turned upright, or a photograph of scikit-image."""
     if path is not None:
         return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     from skimage import data

@@ -17,7 +17,7 @@ import torch
 
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.captions import load_coco_captions, load_karpathy_captions
-from transformers_glipv2.data.dataset import open_picture
+from transformers_glipv2.data.dataset import open_image
 from transformers_glipv2.evaluation.captions import DEFAULT_METRICS, METRICS, evaluate_captions
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
@@ -35,16 +35,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", required=True, help="folder or Hub id")
     add("--annotations", required=True, type=Path, help="json of captions")
     add("--split", choices=("train", "restval", "val", "test"), help="of Karpathy's splits (default: COCO's own file)")
-    add("--images", required=True, type=Path, help="folder of COCO's pictures")
+    add("--images", required=True, type=Path, help="folder of COCO's images")
     add("--output", required=True, type=Path, help="folder for predictions and scores")
     add("--prefix", default="", help="how captions begin; it is part of them (default: nothing)")
     add("--num_beams", type=int, default=5, help="of beam search; 1 is greedy (default: 5)")
     add("--max_new_tokens", type=int, default=30, help="(default: 30)")
     add("--metrics", nargs="+", choices=METRICS, default=DEFAULT_METRICS, help="(default: all but SPICE)")
-    add("--limit", type=int, help="only the first so many pictures")
-    add("--batch_size", type=int, default=1, help="pictures of a process at once (default: 1)")
-    add("--num_workers", type=int, default=0, help="processes that read pictures, for each process (default: 0)")
-    add("--pictures_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
+    add("--limit", type=int, help="only the first so many images")
+    add("--batch_size", type=int, default=1, help="images of a process at once (default: 1)")
+    add("--num_workers", type=int, default=0, help="processes that read images, for each process (default: 0)")
+    add("--images_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     return parser.parse_args(arguments)
 
@@ -56,25 +56,25 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     model = GLIPv2ForConditionalGeneration.from_pretrained(args.model).to(accelerator.device).eval()
 
     if args.split:
-        dataset = load_karpathy_captions(args.annotations, args.images, args.split, per_picture=True)
+        dataset = load_karpathy_captions(args.annotations, args.images, args.split, per_image=True)
     else:
-        dataset = load_coco_captions(args.annotations, args.images, per_picture=True)
+        dataset = load_coco_captions(args.annotations, args.images, per_image=True)
     records = [dataset.records[index] for index in range(min(len(dataset), args.limit or len(dataset)))]
     settings = {name: getattr(args, name) for name in ("split", "prefix", "num_beams", "max_new_tokens", "batch_size")}
     settings |= {"weights": weights_id(args.model), "mixed_precision": accelerator.mixed_precision}
     image_ids = [record["image_id"] for record in records]
-    shards = PredictionShards(args.output / "predictions", image_ids, settings, args.pictures_per_file)
+    shards = PredictionShards(args.output / "predictions", image_ids, settings, args.images_per_file)
 
     def load(position: int):
-        return image_ids[position], open_picture(records[position]["image_path"])
+        return image_ids[position], open_image(records[position]["image_path"])
 
     @torch.no_grad()
     def caption(items):
-        own_ids, pictures = zip(*items, strict=True)
-        inputs = processor.image_processor(list(pictures), return_tensors="pt").to(accelerator.device)
+        own_ids, images = zip(*items, strict=True)
+        inputs = processor.image_processor(list(images), return_tensors="pt").to(accelerator.device)
         text = {}
         if args.prefix:
-            text = processor(text=[args.prefix] * len(pictures), return_tensors="pt").to(accelerator.device)
+            text = processor(text=[args.prefix] * len(images), return_tensors="pt").to(accelerator.device)
         with accelerator.autocast():
             tokens = model.generate(
                 pixel_values=inputs["pixel_values"],
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         write_json(args.output / "predictions.json", predictions)
         if failures:
             write_json(args.output / "failures.json", failures)
-            print(f"{len(failures)} pictures could not be read and are left out; see failures.json")
+            print(f"{len(failures)} images could not be read and are left out; see failures.json")
         references = [
             {"image_id": record["image_id"], "caption": text} for record in records for text in record["captions"]
         ]

@@ -26,14 +26,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
-from transformers_glipv2.data.formats.coco import PictureFinder, used_categories
+from transformers_glipv2.data.formats.coco import ImageFinder, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detector import (
     Detector,
     coco_entries,
     detect_augmented,
     encode_sentence,
-    open_annotated_picture,
+    open_annotated_image,
 )
 from transformers_glipv2.evaluation.lvis import LABELS_PER_PROMPT, evaluate_lvis, evaluate_lvis_fixed
 from transformers_glipv2.evaluation.odinw import odinw_sets, odinw_table, summarize_odinw
@@ -56,7 +56,7 @@ LONGEST_EDGE_RATIO = 1333 / 800
 
 @dataclass
 class Job:
-    """One data set: its file's content, its pictures, and what to ask for."""
+    """One data set: its file's content, its images, and what to ask for."""
 
     name: str
     content: dict[str, Any]
@@ -73,19 +73,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output", required=True, type=Path, help="folder for predictions and scores")
     add("--benchmark", choices=("coco", "lvis", "odinw"), default="coco", help="how to score (default: coco)")
     add("--annotations", type=Path, help="coco, lvis: the json file")
-    add("--images", required=True, type=Path, help="folder of pictures; odinw: the folder of all data sets")
+    add("--images", required=True, type=Path, help="folder of images; odinw: the folder of all data sets")
     add("--sets", nargs="+", default=["13"], help="odinw: 13, 35 or names (default: 13)")
     add("--split", choices=("train", "val", "test"), default="test", help="odinw (default: test)")
     add("--masks", action="store_true", help="predict masks and score them too")
     add("--tta", action="store_true", help="detect at several scales and mirrored, and merge boxes")
     add("--tta_sizes", type=int, nargs="+", default=TTA_SIZES, help=f"shortest edges in px (default: {TTA_SIZES})")
-    add("--limit", type=int, help="only the first so many pictures of each set")
-    add("--batch_size", type=int, default=1, help="pictures of a process at once (default: 1)")
-    add("--num_workers", type=int, default=0, help="processes that read pictures, for each process (default: 0)")
+    add("--limit", type=int, help="only the first so many images of each set")
+    add("--batch_size", type=int, default=1, help="images of a process at once (default: 1)")
+    add("--num_workers", type=int, default=0, help="processes that read images, for each process (default: 0)")
     add("--labels_per_prompt", type=int, help=f"default: as many as fit; lvis: {LABELS_PER_PROMPT}")
-    add("--max_detections", type=int, help="boxes of a picture (default: 100; lvis: 300 of each prompt)")
+    add("--max_detections", type=int, help="boxes of an image (default: 100; lvis: 300 of each prompt)")
     add("--threshold", type=float, default=0.05, help="on scores, before centerness (default: 0.05)")
-    add("--pictures_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
+    add("--images_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     args = parser.parse_args(arguments)
     if args.benchmark != "odinw" and args.annotations is None:
@@ -118,7 +118,7 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
 
 
 def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> PredictionShards:
-    """Predictions of all pictures of a data set, by all processes."""
+    """Predictions of all images of a data set, by all processes."""
     source = args.model.replace("{set}", job.name)
     processor = GLIPv2Processor.from_pretrained(source)
     model_class = GLIPv2ForInstanceSegmentation if args.masks else GLIPv2ForObjectDetection
@@ -133,7 +133,7 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         model, processor, prompts, args.threshold, max_detections=args.max_detections, masks=args.masks
     )
     images = job.content["images"][: args.limit]
-    find = PictureFinder(job.image_folder)
+    find = ImageFinder(job.image_folder)
     # LVIS v1 gives addresses, whose end names the file.
     names = [image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:]) for image in images]
     keep = ("benchmark", "split", "masks", "labels_per_prompt", "max_detections", "threshold", "batch_size")
@@ -144,24 +144,24 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         "mixed_precision": accelerator.mixed_precision,
     }
     shards = PredictionShards(
-        output_of(job, args) / "predictions", [image["id"] for image in images], settings, args.pictures_per_file
+        output_of(job, args) / "predictions", [image["id"] for image in images], settings, args.images_per_file
     )
 
     def load(position: int):
         image = images[position]
-        return image, open_annotated_picture(find(names[position]), (image["width"], image["height"]))
+        return image, open_annotated_image(find(names[position]), (image["width"], image["height"]))
 
     def detect(items):
-        told, pictures = zip(*items, strict=True)
-        target_sizes = [(image["height"], image["width"]) for image in told]
+        entries, images = zip(*items, strict=True)
+        target_sizes = [(image["height"], image["width"]) for image in entries]
         with accelerator.autocast():
             if args.tta:
                 sizes = [{"shortest_edge": s, "longest_edge": round(s * LONGEST_EDGE_RATIO)} for s in args.tta_sizes]
-                results = detect_augmented(detector, pictures, sizes, target_sizes=target_sizes)
+                results = detect_augmented(detector, images, sizes, target_sizes=target_sizes)
             else:
-                results = detector(pictures, target_sizes=target_sizes)
+                results = detector(images, target_sizes=target_sizes)
         return [
-            coco_entries(image["id"], result, job.category_ids) for image, result in zip(told, results, strict=True)
+            coco_entries(image["id"], result, job.category_ids) for image, result in zip(entries, results, strict=True)
         ]
 
     predict_in_shards(shards, load, detect, accelerator, args.batch_size, args.num_workers, job.name)
@@ -174,7 +174,7 @@ def score(job: Job, args: argparse.Namespace, shards: PredictionShards) -> dict[
     failures = shards.failures()
     if failures:
         write_json(output_of(job, args) / "failures.json", failures)
-        print(f"{len(failures)} pictures could not be read and count as empty; see failures.json")
+        print(f"{len(failures)} images could not be read and count as empty; see failures.json")
     if "annotations" not in job.content:
         print(f"{job.name}: no annotations to score with; predictions.json is ready for an evaluation server")
         return {}

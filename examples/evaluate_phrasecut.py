@@ -4,7 +4,7 @@ Evaluates masks of phrases on PhraseCut: mean and cumulative IoU, precision at I
     python examples/evaluate_phrasecut.py --model MODEL --data VGPhraseCut_v0 --images VG_100K \\
         --output outputs/phrasecut
 
-`--data` holds `refer_SPLIT.json`, `image_data_split.json` and `name_att_rel_count.json`. A picture is encoded once for
+`--data` holds `refer_SPLIT.json`, `image_data_split.json` and `name_att_rel_count.json`. An image is encoded once for
 all its phrases. Runs on many processes with `accelerate launch`; after an interruption the same command goes on.
 """
 
@@ -17,7 +17,7 @@ from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.boxes import inclusive_xyxy_to_coco
 from transformers_glipv2.data.masks import encode_mask
 from transformers_glipv2.evaluation.detections import read_json
-from transformers_glipv2.evaluation.detector import open_annotated_picture
+from transformers_glipv2.evaluation.detector import open_annotated_image
 from transformers_glipv2.evaluation.phrasecut import evaluate_phrasecut
 from transformers_glipv2.evaluation.referring import segment_phrases
 from transformers_glipv2.evaluation.shards import (
@@ -37,13 +37,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", required=True, help="folder or Hub id")
     add("--data", required=True, type=Path, help="folder of VGPhraseCut_v0")
     add("--images", required=True, type=Path, help="folder of ID.jpg (Visual Genome)")
-    add("--file_names", type=Path, help="json of {image id: file name}, where pictures are not named ID.jpg")
+    add("--file_names", type=Path, help="json of {image id: file name}, where images are not named ID.jpg")
     add("--output", required=True, type=Path, help="folder for predictions and scores")
     add("--split", choices=("train", "val", "test", "miniv"), default="test", help="(default: test)")
     add("--threshold", type=float, default=0.25, help="on the score of a box to count as the phrase (default: 0.25)")
-    add("--limit", type=int, help="only the first so many pictures")
-    add("--num_workers", type=int, default=0, help="processes that read pictures, for each process (default: 0)")
-    add("--pictures_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
+    add("--limit", type=int, help="only the first so many images")
+    add("--num_workers", type=int, default=0, help="processes that read images, for each process (default: 0)")
+    add("--images_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     return parser.parse_args(arguments)
 
@@ -58,27 +58,27 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     images = read_json(args.data / "image_data_split.json")
     sizes = {image["image_id"]: (image["width"], image["height"]) for image in images}
     names = read_json(args.file_names) if args.file_names else {}
-    by_picture = defaultdict(list)
+    by_image = defaultdict(list)
     for task in tasks:
-        by_picture[task["image_id"]].append(task)
-    image_ids = list(by_picture)[: args.limit]
+        by_image[task["image_id"]].append(task)
+    image_ids = list(by_image)[: args.limit]
     settings = {"split": args.split, "threshold": args.threshold, "weights": weights_id(args.model)}
     settings |= {"mixed_precision": accelerator.mixed_precision}
-    shards = PredictionShards(args.output / "predictions", image_ids, settings, args.pictures_per_file)
+    shards = PredictionShards(args.output / "predictions", image_ids, settings, args.images_per_file)
 
     def load(position: int):
         image_id = image_ids[position]
         path = args.images / names.get(str(image_id), f"{image_id}.jpg")
-        return by_picture[image_id], open_annotated_picture(path, sizes[image_id])
+        return by_image[image_id], open_annotated_image(path, sizes[image_id])
 
     def segment(items):
-        return [segment_picture(tasks, picture) for tasks, picture in items]
+        return [segment_image(tasks, image) for tasks, image in items]
 
-    def segment_picture(tasks, picture):
+    def segment_image(tasks, image):
         width, height = sizes[tasks[0]["image_id"]]
         phrases = [task["phrase"] for task in tasks]
         with accelerator.autocast():
-            results = segment_phrases(model, processor, picture, phrases, (height, width), args.threshold)
+            results = segment_phrases(model, processor, image, phrases, (height, width), args.threshold)
         return [
             {
                 "task_id": task["task_id"],
@@ -95,14 +95,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         failures = shards.failures()
         if failures:
             write_json(args.output / "failures.json", failures)
-            print(f"{len(failures)} pictures could not be read and are left out; see failures.json")
+            print(f"{len(failures)} images could not be read and are left out; see failures.json")
         counts = args.data / "name_att_rel_count.json"
         metrics = evaluate_phrasecut(
             tasks,
             images,
             shards.predictions(),
             name_counts=counts if counts.is_file() else None,
-            task_ids=[task["task_id"] for image_id in image_ids for task in by_picture[image_id]],
+            task_ids=[task["task_id"] for image_id in image_ids for task in by_image[image_id]],
         )
         write_json(args.output / "metrics.json", metrics)
         print({name: metrics["all"][name] for name in ("count", "mean_mask_iou", "cum_mask_iou", "mask_precision")})

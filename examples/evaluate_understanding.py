@@ -1,5 +1,5 @@
 """
-Scores answers and captions on composite scenes that training does not show, beside what needs no picture.
+Scores answers and captions on composite scenes that training does not show, beside what needs no image.
 
     python examples/fetch_scene_assets.py scene-assets
     python examples/evaluate_understanding.py --model hub_upload/glipv2-nano --assets scene-assets \\
@@ -45,8 +45,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="COCO-format folder with train.json that gave training further backgrounds; a quarter is for the test",
     )
     add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: both")
-    add("--blind_answers", help="folder of a model trained without pictures")
-    add("--blind_captions", help="folder of a model trained without pictures")
+    add("--blind_answers", help="folder of a model trained without images")
+    add("--blind_captions", help="folder of a model trained without images")
     add("--questions", type=int, default=1000, help="scenes with a question each (default: 1000)")
     add("--captions", type=int, default=300, help="scenes to describe (default: 300)")
     add("--num_beams", type=int, default=5, help="of beam search (default: 5)")
@@ -81,23 +81,23 @@ def load(accelerator: Accelerator, model_class: type, folder: str) -> tuple[GLIP
 
 
 def score_answers(args: argparse.Namespace, accelerator: Accelerator, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracies in percent, over all and by type, of the model and of what sees no picture."""
+    """Accuracies in percent, over all and by type, of the model and of what sees no image."""
     counts = Counter(row["question_type"] for row in rows)
     scores: dict[str, Any] = {"questions": {"all": len(rows), **dict(sorted(counts.items()))}}
     for name, folder in (("model", args.model), ("blind model", args.blind_answers)):
         if folder is not None:
             processor, model = load(accelerator, GLIPv2ForVisualQuestionAnswering, folder)
-            scores[name] = AnswerEvaluator(accelerator, processor, rows, with_pictures=name == "model")(model)
+            scores[name] = AnswerEvaluator(accelerator, processor, rows, with_images=name == "model")(model)
     scores["most frequent answer"] = best_constant_answers(rows)
     return rounded(scores)
 
 
 def score_captions(args: argparse.Namespace, accelerator: Accelerator, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """CIDEr and BLEU times 100 of the model and of what sees no picture; phrases and boxes in percent."""
+    """CIDEr and BLEU times 100 of the model and of what sees no image; phrases and boxes in percent."""
     processor, model = load(accelerator, GLIPv2ForConditionalGeneration, args.model)
     beams = CaptionEvaluator(accelerator, processor, rows, num_beams=args.num_beams)
     scores: dict[str, Any] = {
-        "pictures": len(rows),
+        "images": len(rows),
         "greedy": CaptionEvaluator(accelerator, processor, rows)(model),
         f"{args.num_beams} beams": beams(model),
     }
@@ -111,7 +111,7 @@ def score_captions(args: argparse.Namespace, accelerator: Accelerator, rows: lis
             GLIPv2Processor.from_pretrained(args.blind_captions),
             rows,
             num_beams=args.num_beams,
-            with_pictures=False,
+            with_images=False,
         )
         scores["blind model"] = blind(load(accelerator, GLIPv2ForConditionalGeneration, args.blind_captions)[1])
     grounded = caption_and_ground(

@@ -4,7 +4,7 @@ Evaluates answers on VQA v2, or on questions in its format.
     python examples/evaluate_vqa.py --model MODEL --questions v2_OpenEnded_mscoco_val2014_questions.json \\
         --annotations v2_mscoco_val2014_annotations.json --images coco --output outputs/vqa
 
-The model answers from the vocabulary in its configuration. A picture is encoded once for all its questions. Without
+The model answers from the vocabulary in its configuration. An image is encoded once for all its questions. Without
 `--annotations` (test-dev, test-std) `predictions.json` is ready for the evaluation server, and nothing is scored. Runs
 on many processes with `accelerate launch`; after an interruption the same command goes on where it was.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from transformers_glipv2 import GLIPv2Processor
-from transformers_glipv2.data.dataset import open_picture
+from transformers_glipv2.data.dataset import open_image
 from transformers_glipv2.data.vqa import load_vqa
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
@@ -36,11 +36,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", required=True, help="folder or Hub id")
     add("--questions", required=True, type=Path, help="json of questions")
     add("--annotations", type=Path, help="json of answers (default: none, nothing is scored)")
-    add("--images", required=True, type=Path, help="folder of COCO's pictures")
+    add("--images", required=True, type=Path, help="folder of COCO's images")
     add("--output", required=True, type=Path, help="folder for predictions and scores")
-    add("--limit", type=int, help="only the questions of the first so many pictures")
-    add("--num_workers", type=int, default=0, help="processes that read pictures, for each process (default: 0)")
-    add("--pictures_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
+    add("--limit", type=int, help="only the questions of the first so many images")
+    add("--num_workers", type=int, default=0, help="processes that read images, for each process (default: 0)")
+    add("--images_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     return parser.parse_args(arguments)
 
@@ -52,23 +52,23 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     model = GLIPv2ForVisualQuestionAnswering.from_pretrained(args.model).to(accelerator.device).eval()
 
     # Every question must be answered, so a broken entry is no reason to leave one out.
-    by_picture: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for record in load_vqa(args.questions, args.annotations, args.images, policy="refuse").records:
-        by_picture[record["image_id"]].append(record)
-    image_ids = list(by_picture)[: args.limit]
+        by_image[record["image_id"]].append(record)
+    image_ids = list(by_image)[: args.limit]
     settings = {"weights": weights_id(args.model), "mixed_precision": accelerator.mixed_precision}
-    shards = PredictionShards(args.output / "predictions", image_ids, settings, args.pictures_per_file)
+    shards = PredictionShards(args.output / "predictions", image_ids, settings, args.images_per_file)
 
     def load(position: int):
-        questions = by_picture[image_ids[position]]
-        return questions, open_picture(questions[0]["image_path"])
+        questions = by_image[image_ids[position]]
+        return questions, open_image(questions[0]["image_path"])
 
     @torch.no_grad()
     def answer(items):
-        return [answer_picture(questions, picture) for questions, picture in items]
+        return [answer_image(questions, image) for questions, image in items]
 
-    def answer_picture(questions, picture):
-        inputs = processor.image_processor([picture], return_tensors="pt").to(accelerator.device)
+    def answer_image(questions, image):
+        inputs = processor.image_processor([image], return_tensors="pt").to(accelerator.device)
         entries = []
         with accelerator.autocast():
             features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
@@ -84,8 +84,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         predictions, failures = list(shards.predictions()), shards.failures()
         if failures:
             write_json(args.output / "failures.json", failures)
-            print(f"{len(failures)} pictures could not be read; their answers are empty; see failures.json")
-            unanswered = (record for image_id in failures for record in by_picture[image_id])
+            print(f"{len(failures)} images could not be read; their answers are empty; see failures.json")
+            unanswered = (record for image_id in failures for record in by_image[image_id])
             predictions += [{"question_id": record["question_id"], "answer": ""} for record in unanswered]
         write_json(args.output / "predictions.json", predictions)
         if args.annotations is None:

@@ -1,14 +1,14 @@
 """
-Exports a detector to ONNX for a fixed size of pictures and number of labels, and checks it in onnxruntime.
+Exports a detector to ONNX for a fixed size of images and number of labels, and checks it in onnxruntime.
 
     python examples/export_onnx.py --model hub_upload/glipv2-nano --output outputs/onnx --labels cat cup spoon person
     python examples/export_onnx.py --model hub_upload/glipv2-nano --output outputs/onnx --labels cat cup --masks --int8
 
 Needs `pip install onnx onnxruntime onnxscript`. The folder gets
 
-    detector.onnx             picture, text features and label map to scores, centerness, boxes, and what masks need
+    detector.onnx             image, text features and label map to scores, centerness, boxes, and what masks need
     masks.onnx                (with --masks) boxes and their words to the logits of masks
-    vocabulary.safetensors    the labels, encoded once: what the graphs take beside the picture
+    vocabulary.safetensors    the labels, encoded once: what the graphs take beside the image
     export.json               sizes, and what was measured: differences, sizes of files, speed beside PyTorch's
 
 Another vocabulary of at most --max_labels labels and --max_tokens tokens needs no new export: encode it with
@@ -39,7 +39,7 @@ from transformers_glipv2.inference.onnx_export import (
     Vocabulary,
     encode_vocabulary,
     fit,
-    in_picture,
+    in_image,
 )
 from transformers_glipv2.layers.mask_head import GLIPv2MaskHead
 from transformers_glipv2.post_processing import select_detections
@@ -56,9 +56,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", default="hub_upload/glipv2-nano", help="folder or Hub id (default: the nano of this repository)")
     add("--output", type=Path, required=True, help="folder for the graphs")
     add("--labels", nargs="+", required=True, help="names to look for")
-    add("--image", type=Path, help="picture to check with (default: scikit-image's cup of coffee)")
-    add("--height", type=int, default=384, help="of the graph's pictures, a multiple of 32 (default: 384)")
-    add("--width", type=int, default=576, help="of the graph's pictures, a multiple of 32 (default: 576)")
+    add("--image", type=Path, help="image to check with (default: scikit-image's cup of coffee)")
+    add("--height", type=int, default=384, help="of the graph's images, a multiple of 32 (default: 384)")
+    add("--width", type=int, default=576, help="of the graph's images, a multiple of 32 (default: 576)")
     add("--max_labels", type=int, help="labels that the graph takes (default: as many as given)")
     add("--max_tokens", type=int, help="tokens that the graph takes (default: as many as the labels have)")
     add("--masks", action="store_true", help="also export the mask head")
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     vocabulary = encode_vocabulary(model, processor, args.labels, args.max_labels, args.max_tokens)
     save_file(vars(vocabulary), partial(args.output / "vocabulary.safetensors"))
     finish(args.output / "vocabulary.safetensors")
-    image = load_picture(args.image)
+    image = load_image(args.image)
     pixels, scale = fit(processor, image, args.height, args.width)
     inputs = (pixels, vocabulary.text_features, vocabulary.attention_mask, vocabulary.label_map)
 
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.int8:
         report["int8"] = quantize(file, feeds, found, lambda: graph(*inputs), args)
 
-    for score, label, box in zip(boxes[0], boxes[1], in_picture(boxes[2], scale, image), strict=True):
+    for score, label, box in zip(boxes[0], boxes[1], in_image(boxes[2], scale, image), strict=True):
         print(f"{score:.3f}  {args.labels[label]:<24} {box.round().int().tolist()}")
     partial(args.output / "export.json").write_text(json.dumps({**settings, "measured": report}, indent=2) + "\n")
     finish(args.output / "export.json")
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return {**settings, "measured": report}
 
 
-def load_picture(path: Path | None) -> Image.Image:
+def load_image(path: Path | None) -> Image.Image:
     if path is not None:
         return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     from skimage import data
@@ -224,7 +224,7 @@ def quantize(
 def differences(
     found: dict[str, np.ndarray], expected: dict[str, Tensor], args: argparse.Namespace
 ) -> dict[str, float]:
-    """The largest of each output; boxes as a part of the picture's longer side."""
+    """The largest of each output; boxes as a part of the image's longer side."""
     sides = {"boxes": max(args.height, args.width)}
     return {
         name: float((torch.from_numpy(found[name]) - expected[name]).abs().max()) / sides.get(name, 1)

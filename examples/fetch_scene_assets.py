@@ -4,7 +4,7 @@ Fetches the cut-outs and backgrounds that composite scenes are made of, from Deb
     python examples/fetch_scene_assets.py scene_assets
     python examples/fetch_scene_assets.py scene_assets --with-gpl     # also Tux Paint's stamps and MATE's backgrounds
 
-The folder gets `index.jsonl` (one line a picture: file, noun, attributes, package, licence), `cutouts/` (RGBA PNG,
+The folder gets `index.jsonl` (one line an image: file, noun, attributes, package, licence), `cutouts/` (RGBA PNG,
 transparent borders trimmed, at most 256 px) and `backgrounds/` (JPEG, at most 800 px). Needs `apt-get` and `dpkg-deb`
 (Debian and its kin) and `npm`; a package that was fetched, or a source that was finished, is not done again.
 """
@@ -36,8 +36,8 @@ SKIN_TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 
 
 @dataclass
-class Picture:
-    """One picture of a package: how it is opened, what it shows, and what may be done with it."""
+class Asset:
+    """One image of a package: how it is opened, what it shows, and what may be done with it."""
 
     name: str
     open: Callable[[], Image.Image]
@@ -48,14 +48,14 @@ class Picture:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the pictures go; keep it out of the repository")
+    parser.add_argument("folder", type=Path, help="where the images go; keep it out of the repository")
     parser.add_argument("--with-gpl", action="store_true", help="also take sources under the GPL (say so in a card)")
     parser.add_argument("--without-drawings", action="store_true", help="leave out openclipart-png (131 MB, drawings)")
     options = parser.parse_args()
     packages = options.folder / "packages"
     packages.mkdir(parents=True, exist_ok=True)
 
-    sources: dict[str, Callable[[], Iterable[Picture]]] = {
+    sources: dict[str, Callable[[], Iterable[Asset]]] = {
         "fluent-emoji-3d": lambda: fluent_emoji(packages),
         "noto-color-emoji": lambda: noto_emoji(packages),
         "twemoji": lambda: twemoji(packages),
@@ -68,8 +68,8 @@ def main() -> None:
     if options.with_gpl:
         sources["tuxpaint-stamps-default"] = lambda: stamps(packages, known_nouns(options.folder))
         sources["mate-backgrounds"] = lambda: backgrounds(packages, "mate-backgrounds", "GPL-2.0-or-later", "nature/")
-    for name, pictures in sources.items():
-        take(options.folder, name, pictures)
+    for name, images in sources.items():
+        take(options.folder, name, images)
     entries = [entry for name in sources for entry in read_index(part_file(options.folder, name))]
     write_index(options.folder / "index.jsonl", entries)
     cutouts = [entry for entry in entries if entry["kind"] == "cutout"]
@@ -79,22 +79,22 @@ def main() -> None:
     )
 
 
-def take(folder: Path, source: str, pictures: Callable[[], Iterable[Picture]]) -> None:
-    """Clean and store the pictures of one source and write its part of the index; done once."""
+def take(folder: Path, source: str, assets: Callable[[], Iterable[Asset]]) -> None:
+    """Clean and store the images of one source and write its part of the index; done once."""
     if part_file(folder, source).exists():
         return
     entries, unreadable = [], []
-    for picture in tqdm(list(pictures()), desc=source):
+    for asset in tqdm(list(assets()), desc=source):
         try:
-            image = picture.open()
+            image = asset.open()
         except (OSError, ValueError) as error:
-            unreadable.append(f"{picture.name}: {error}")
+            unreadable.append(f"{asset.name}: {error}")
             continue
-        entry = {"source": source, "licence": picture.licence}
-        if picture.noun is None:
+        entry = {"source": source, "licence": asset.licence}
+        if asset.noun is None:
             image = image.convert("RGB")
             image.thumbnail((MAX_BACKGROUND, MAX_BACKGROUND))
-            entry |= {"kind": "background", "file": f"backgrounds/{source}/{picture.name}.jpg"}
+            entry |= {"kind": "background", "file": f"backgrounds/{source}/{asset.name}.jpg"}
         else:
             image = trimmed(image)
             if image is None or (source == "openclipart-png" and not is_clean_drawing(image)):
@@ -102,9 +102,9 @@ def take(folder: Path, source: str, pictures: Callable[[], Iterable[Picture]]) -
             way, hue = recolour_way(image)
             entry |= {
                 "kind": "cutout",
-                "file": f"cutouts/{source}/{picture.name}.png",
-                "noun": picture.noun,
-                "attributes": picture.attributes,
+                "file": f"cutouts/{source}/{asset.name}.png",
+                "noun": asset.noun,
+                "attributes": asset.attributes,
                 "colour": named_colour(image),
                 "recolour": way,
                 "hue": hue,
@@ -112,7 +112,7 @@ def take(folder: Path, source: str, pictures: Callable[[], Iterable[Picture]]) -
         save(image, folder / entry["file"])
         entries.append(entry)
     if unreadable:
-        print(f"{source}: {len(unreadable)} unreadable pictures left out; the first: {unreadable[0]}")
+        print(f"{source}: {len(unreadable)} unreadable images left out; the first: {unreadable[0]}")
     write_index(part_file(folder, source), entries)
 
 
@@ -239,44 +239,44 @@ def emoji_nouns(packages: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
                 yield noun, record["skin_variations"][tone]["unified"], record
 
 
-def fluent_emoji(packages: Path) -> Iterator[Picture]:
+def fluent_emoji(packages: Path) -> Iterator[Asset]:
     folder = npm_package(packages, "@lobehub/fluent-emoji-3d") / "assets"
     for noun, code, _ in emoji_nouns(packages):
         plain = code.lower()
         for name in dict.fromkeys((plain, plain.replace("-fe0f", ""))):
             path = folder / f"{name}.webp"
             if path.exists():
-                yield Picture(plain, lambda path=path: Image.open(path), "MIT", noun)
+                yield Asset(plain, lambda path=path: Image.open(path), "MIT", noun)
                 break
 
 
-def noto_emoji(packages: Path) -> Iterator[Picture]:
+def noto_emoji(packages: Path) -> Iterator[Asset]:
     files = debian_package(packages, "fonts-noto-color-emoji")
     # The font holds bitmaps of one size only: 109 pixels an em.
     font = ImageFont.truetype(str(next(files.rglob("NotoColorEmoji.ttf"))), 109)
     for noun, code, _ in emoji_nouns(packages):
         text = "".join(chr(int(point, 16)) for point in code.split("-"))
-        yield Picture(code.lower(), lambda text=text: drawn(text, font), "OFL-1.1", noun)
+        yield Asset(code.lower(), lambda text=text: drawn(text, font), "OFL-1.1", noun)
 
 
 def drawn(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     """One glyph of a colour font; several mean that the font does not know the sequence."""
     if font.getlength(text) > 150:
-        raise ValueError(f"the font has no picture for {text!r}")
+        raise ValueError(f"the font has no image for {text!r}")
     image = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(image).text((8, 8), text, font=font, embedded_color=True)
     return image
 
 
-def twemoji(packages: Path) -> Iterator[Picture]:
+def twemoji(packages: Path) -> Iterator[Asset]:
     folder = npm_package(packages, "emoji-datasource-twitter") / "img" / "twitter" / "64"
     for noun, code, _ in emoji_nouns(packages):
         path = folder / f"{code.lower()}.png"
         if path.exists():
-            yield Picture(path.stem, lambda path=path: Image.open(path), "CC-BY-4.0", noun)
+            yield Asset(path.stem, lambda path=path: Image.open(path), "CC-BY-4.0", noun)
 
 
-def furniture(packages: Path) -> Iterator[Picture]:
+def furniture(packages: Path) -> Iterator[Asset]:
     """Renders of 3D models, named in the catalogue inside each .sh3f (a zip)."""
     names = NAMES["furniture"]
     renamed = {old: noun for noun, olds in names["rename"].items() for old in olds}
@@ -296,7 +296,7 @@ def furniture(packages: Path) -> Iterator[Picture]:
             attributes = [word for word in MATERIALS if word in words and word not in noun]
             attributes += ["wooden"] if {"oak", "wood", "teck", "teak"} & set(words) and "wooden" not in words else []
             member = icon.lstrip("/")
-            yield Picture(
+            yield Asset(
                 f"{catalogue.stem}_{Path(member).stem}",
                 lambda archive=archive, member=member: Image.open(archive.open(member)),
                 licence,
@@ -305,7 +305,7 @@ def furniture(packages: Path) -> Iterator[Picture]:
             )
 
 
-def drawings(packages: Path, nouns: set[str]) -> Iterator[Picture]:
+def drawings(packages: Path, nouns: set[str]) -> Iterator[Asset]:
     """Drawings whose file name begins with a known noun; the others have names of authors, languages and jokes."""
     root = debian_package(packages, "openclipart-png") / "usr/share/openclipart/png"
     unwanted = re.compile(
@@ -320,10 +320,10 @@ def drawings(packages: Path, nouns: set[str]) -> Iterator[Picture]:
             noun = next((" ".join(words[:n]) for n in (3, 2, 1) if " ".join(words[:n]) in nouns), None)
             if noun is not None and noun not in NAMES["drawings_drop"] and not unwanted.search(path.stem.lower()):
                 name = "_".join(path.relative_to(root).with_suffix("").parts)
-                yield Picture(name, lambda path=path: Image.open(path), "public domain", noun)
+                yield Asset(name, lambda path=path: Image.open(path), "public domain", noun)
 
 
-def stamps(packages: Path, nouns: set[str]) -> Iterator[Picture]:
+def stamps(packages: Path, nouns: set[str]) -> Iterator[Asset]:
     """Stamps whose sentence ("A red kangaroo.") is a known noun, alone or behind one adjective, or a single word."""
     root = debian_package(packages, "tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
     for path in sorted(root.rglob("*.png")):
@@ -338,17 +338,17 @@ def stamps(packages: Path, nouns: set[str]) -> Iterator[Picture]:
             noun = NAMES["synonyms"].get(words[0], words[0])
         if noun and noun not in NAMES["stamps_drop"]:
             name = "_".join(path.relative_to(root).with_suffix("").parts)
-            yield Picture(name, lambda path=path: Image.open(path), "GPL-2.0-or-later", noun)
+            yield Asset(name, lambda path=path: Image.open(path), "GPL-2.0-or-later", noun)
 
 
-def backgrounds(packages: Path, package: str, licence: str, part: str = "") -> Iterator[Picture]:
+def backgrounds(packages: Path, package: str, licence: str, part: str = "") -> Iterator[Asset]:
     """Photographs, less those that show a thing which scenes ask for, each under the licence that Debian states."""
     files = debian_package(packages, package)
     copyright_file = (files / "usr/share/doc" / package / "copyright").read_text(encoding="utf-8")
     for path in sorted(files.rglob("*.jpg")):
         if part in path.as_posix() and not any(name in path.stem for name in NAMES["backgrounds_drop"]):
             stated = re.search(rf"^Files:[^\n]*{re.escape(path.name)}.*?^License: *(\S+)", copyright_file, re.M | re.S)
-            yield Picture(path.stem, lambda path=path: Image.open(path), stated[1] if stated else licence)
+            yield Asset(path.stem, lambda path=path: Image.open(path), stated[1] if stated else licence)
 
 
 if __name__ == "__main__":

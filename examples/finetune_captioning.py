@@ -1,5 +1,5 @@
 """
-Fine-tunes a GLIPv2 checkpoint to describe pictures, all of it or a new head over frozen weights.
+Fine-tunes a GLIPv2 checkpoint to describe images, all of it or a new head over frozen weights.
 
     python examples/finetune_captioning.py --model MODEL --data captions.yaml --output outputs/captions
     python examples/finetune_captioning.py --model MODEL --data scenes.yaml --output outputs/captions \\
@@ -9,16 +9,16 @@ The data file (YAML, see `transformers_glipv2/training/data_file.py`) lists capt
 of captions that chooses the best weights:
 
     sources: [{kind: karpathy_captions, path: dataset_coco.json, image_folder: coco, split: train}]
-    evaluation: {kind: karpathy_captions, path: dataset_coco.json, image_folder: coco, split: val, per_picture: true,
+    evaluation: {kind: karpathy_captions, path: dataset_coco.json, image_folder: coco, split: val, per_image: true,
                  max_images: 500}
 
 or composite scenes, `{kind: scenes, path: assets, kinds: {caption: 1.0}}`, with `split: test` to evaluate on. Defaults
-are the paper's: ten epochs, learning rate 5e-5, 10 % warm-up, decay 0.01; there pictures have 576 px (`--size 576`).
+are the paper's: ten epochs, learning rate 5e-5, 10 % warm-up, decay 0.01; there images have 576 px (`--size 576`).
 
 The best weights by CIDEr of greedy captions are kept; `metrics.json` has the scores of `--num_beams` beams on the same
-pictures and `captions.json` the captions. Where objects have phrases, it also says how many phrases of the captions
+images and `captions.json` the captions. Where objects have phrases, it also says how many phrases of the captions
 are true and how many of their boxes are right. With `--freeze_shared` the head alone learns, and the output keeps the
-checkpoint's other heads; such a head has to look at the picture itself (`--naming`). `--blind` blanks the pictures:
+checkpoint's other heads; such a head has to look at the image itself (`--naming`). `--blind` blanks the images:
 what words alone can tell. Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many
 processes with `accelerate launch`.
 """
@@ -55,7 +55,7 @@ from transformers_glipv2.training.vqa import (
     contrastive_head_of,
     evaluation_rows,
     head_groups,
-    set_picture_size,
+    set_shortest_edge,
     steps_of_epochs,
 )
 
@@ -69,12 +69,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, type=Path, help="data file (YAML)")
     add("--output", required=True, type=Path, help="folder for weights, checkpoints and logs")
     add("--freeze_shared", action="store_true", help="train the head alone and keep the checkpoint's other heads")
-    add("--naming", action="store_true", help="a head that looks at the picture itself and names what it sees")
-    add("--blind", action="store_true", help="blank all pictures, for a baseline of words alone")
+    add("--naming", action="store_true", help="a head that looks at the image itself and names what it sees")
+    add("--blind", action="store_true", help="blank all images, for a baseline of words alone")
     add("--num_steps", type=int, help=f"optimizer steps (default: {EPOCHS} epochs; endless data needs it)")
     add("--batch_size", type=int, default=16, help="captions of a step, over all processes (default: 16)")
     add("--learning_rate", type=float, default=5e-5, help="(default: 5e-5)")
-    add("--size", type=int, help="short side of pictures in px, also in use later (default: as the model's processor)")
+    add("--size", type=int, help="short side of images in px, also in use later (default: as the model's processor)")
     add("--prefix", default="", help="how captions begin in evaluation (default: nothing)")
     add("--num_beams", type=int, default=5, help="of the final captions (default: 5)")
     add("--eval_steps", type=int, default=500, help="steps between evaluations and checkpoints (default: 500)")
@@ -104,12 +104,12 @@ def main(arguments: list[str] | None = None) -> dict:
     processor = GLIPv2Processor.from_pretrained(args.model)
     if args.size:
         data.sizes = None
-        set_picture_size(processor, args.size)
+        set_shortest_edge(processor, args.size)
     sources, weights = load_sources(data)
     num_steps = args.num_steps or steps_of_epochs(sources, EPOCHS, args.batch_size)
     mixture = MixtureDataset(sources, weights, seed=args.seed, length=num_steps * args.batch_size)
     collate = make_collator(data, processor, mixture, args.batch_size, args.seed)
-    collator = CaptionCollator(collate, with_pictures=not args.blind)
+    collator = CaptionCollator(collate, with_images=not args.blind)
 
     def make_loader(start_step: int):
         place = (accelerator.process_index, accelerator.num_processes)
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> dict:
     rows = evaluation_rows(data, "caption")
     evaluate = None
     if rows is not None:
-        evaluate = CaptionEvaluator(accelerator, processor, rows, args.prefix, with_pictures=not args.blind)
+        evaluate = CaptionEvaluator(accelerator, processor, rows, args.prefix, with_images=not args.blind)
     plan = TrainingPlan(
         args.output,
         num_steps,
@@ -166,9 +166,7 @@ def main(arguments: list[str] | None = None) -> dict:
     # The kept weights, read back from the output folder, with beams and boxes.
     if rows is not None:
         best = GLIPv2ForConditionalGeneration.from_pretrained(args.output).to(accelerator.device).eval()
-        beams = CaptionEvaluator(
-            accelerator, processor, rows, args.prefix, args.num_beams, with_pictures=not args.blind
-        )
+        beams = CaptionEvaluator(accelerator, processor, rows, args.prefix, args.num_beams, with_images=not args.blind)
         metrics |= {"greedy": state.best_metrics, f"{args.num_beams} beams": beams(best)}
         captions = [
             {"image_id": row["image_id"], "caption": text} for row, text in zip(rows, beams.captions, strict=True)
@@ -177,8 +175,8 @@ def main(arguments: list[str] | None = None) -> dict:
         if accelerator.is_main_process:
             write_json(args.output / "captions.json", captions)
             if grounded and not args.blind:
-                pictures = [row["image"] for row in grounded]
-                results = caption_and_ground(best, processor, pictures, args.prefix, beams.generation)
+                images = [row["image"] for row in grounded]
+                results = caption_and_ground(best, processor, images, args.prefix, beams.generation)
                 metrics["grounded"] = grounded_caption_scores(grounded, results)
     if accelerator.is_main_process:
         write_json(args.output / "metrics.json", metrics)

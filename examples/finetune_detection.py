@@ -1,5 +1,5 @@
 """
-Fine-tunes a GLIPv2 checkpoint on a COCO-format folder: all of it or a part, with all pictures or a few.
+Fine-tunes a GLIPv2 checkpoint on a COCO-format folder: all of it or a part, with all images or a few.
 
     python examples/finetune_detection.py --model MODEL --data raccoon --output outputs/raccoon
     python examples/finetune_detection.py --model MODEL --data raccoon --output outputs/few --shots 5 --tune prompt
@@ -7,7 +7,7 @@ Fine-tunes a GLIPv2 checkpoint on a COCO-format folder: all of it or a part, wit
 A folder holds `train.json` beside `train/`, or `train/_annotations.coco.json` (Roboflow, ODinW). `--tune` chooses
 what learns: everything, all but the lower half of the backbone, the detection head, offsets on the words of the prompt
 (a few kilobytes), or low-rank adapters. The weights that are best on the evaluation split are kept; `metrics.json`
-holds their scores there and, with `--test_split`, on pictures that chose nothing. `--keep_vocabulary` mixes in a
+holds their scores there and, with `--test_split`, on images that chose nothing. `--keep_vocabulary` mixes in a
 quarter of rows of other data, so that the model does not forget its other words.
 
 Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many processes with `accelerate launch`.
@@ -59,11 +59,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, type=Path, help="COCO-format folder")
     add("--output", required=True, type=Path, help="folder for weights, checkpoints and logs")
     add("--tune", choices=TUNING_WAYS, default="full", help="what learns (default: full)")
-    add("--shots", type=int, help="pictures of each class, as ODinW draws them (default: all pictures)")
+    add("--shots", type=int, help="images of each class, as ODinW draws them (default: all images)")
     add("--shot_seed", type=int, default=3, help="of the draw: 3, 30 or 300 in ODinW (default: 3)")
-    add("--empty_pictures", type=int, default=0, help="with --shots: pictures without objects to add (default: 0)")
+    add("--empty_images", type=int, default=0, help="with --shots: images without objects to add (default: 0)")
     add(
-        "--max_pictures",
+        "--max_samples",
         type=int,
         help="of each split, the first so many; with --eval_split train one can overfit them",
     )
@@ -72,7 +72,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--eval_split", default="val", help="split that chooses the best weights; none: keep the last (default: val)")
     add("--test_split", help="split that the best weights are scored on at the end (default: none)")
     add("--num_steps", type=int, default=300, help="optimizer steps (default: 300)")
-    add("--batch_size", type=int, default=4, help="pictures of a step, over all processes (default: 4)")
+    add("--batch_size", type=int, default=4, help="images of a step, over all processes (default: 4)")
     add("--learning_rate", type=float, help=f"default: {', '.join(f'{w} {r:g}' for w, r in LEARNING_RATES.items())}")
     add(
         "--sizes",
@@ -103,15 +103,15 @@ def main(arguments: list[str] | None = None) -> dict:
     if accelerator.is_main_process:
         write_json(args.output / "training_args.json", vars(args))
 
-    # Data. Every picture is asked for all classes in the file's order, as it will be in use.
+    # Data. Every image is asked for all classes in the file's order, as it will be in use.
     processor = GLIPv2Processor.from_pretrained(args.model)
     if args.sizes:
         set_shortest_edge(processor, max(args.sizes))
     dataset = load_coco(args.data, split="train")
-    if args.max_pictures is not None:
-        dataset = dataset.select(range(min(args.max_pictures, len(dataset))))
+    if args.max_samples is not None:
+        dataset = dataset.select(range(min(args.max_samples, len(dataset))))
     if args.shots is not None:
-        dataset = few_shot(dataset, args.shots, args.shot_seed, empty_pictures=args.empty_pictures)
+        dataset = few_shot(dataset, args.shots, args.shot_seed, empty_images=args.empty_images)
     rehearsal = read_data_file(args.keep_vocabulary) if args.keep_vocabulary else None
     sources, weights = [dataset], [1.0]
     if rehearsal is not None and args.rehearsal_share:
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
     # Training; the best weights by AP are kept, or the last.
     def make_score(split: str | None) -> DetectionEvaluator | None:
-        return DetectionEvaluator(accelerator, processor, args.data, split, args.max_pictures) if split else None
+        return DetectionEvaluator(accelerator, processor, args.data, split, args.max_samples) if split else None
 
     score = make_score(None if args.eval_split == "none" else args.eval_split)
     test = make_score(args.test_split)
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def set_shortest_edge(processor: GLIPv2Processor, shortest_edge: int) -> None:
-    """Lets a processor make pictures of another size, the longest edge in proportion; it is saved with the model."""
+    """Lets a processor make images of another size, the longest edge in proportion; it is saved with the model."""
     size = processor.image_processor.size
     longest_edge = round(size["longest_edge"] * shortest_edge / size["shortest_edge"])
     processor.image_processor.size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}

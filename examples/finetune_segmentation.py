@@ -55,7 +55,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--eval_split", help="split of a folder that chooses the best weights (default: val, if there is one)")
     add("--test_split", help="split of a folder that the best weights are scored on at the end (default: none)")
     add("--num_steps", type=int, default=1000, help="optimizer steps (default: 1000)")
-    add("--batch_size", type=int, default=4, help="pictures of a step, over all processes (default: 4)")
+    add("--batch_size", type=int, default=4, help="images of a step, over all processes (default: 4)")
     add("--learning_rate", type=float, help=f"default: {', '.join(f'{w} {r:g}' for w, r in LEARNING_RATES.items())}")
     add(
         "--sizes",

@@ -14,10 +14,10 @@ of questions that chooses the best weights:
 
 or composite scenes, `{kind: scenes, path: assets, kinds: {vqa: 1.0}}`, with `split: test` to evaluate on. Rows of
 other kinds may be mixed in: their boxes are learnt beside the answers. Defaults are the paper's: ten epochs, learning
-rate 2e-5 and fifty times that for the head, 10 % warm-up, decay 0.01; there pictures have 576 px (`--size 576`).
+rate 2e-5 and fifty times that for the head, 10 % warm-up, decay 0.01; there images have 576 px (`--size 576`).
 
 With `--freeze_shared` the head alone learns, and the output keeps the checkpoint's other heads. `--blind` blanks the
-pictures: how well the questions alone are answered. `metrics.json` also holds what the best constant answer scores.
+images: how well the questions alone are answered. `metrics.json` also holds what the best constant answer scores.
 Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many processes with `accelerate launch`.
 """
 
@@ -58,7 +58,7 @@ from transformers_glipv2.training.vqa import (
     frozen_batches,
     head_groups,
     repeated,
-    set_picture_size,
+    set_shortest_edge,
     steps_of_epochs,
 )
 
@@ -81,12 +81,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="with --freeze_shared: so many questions pass the frozen part once, and the head goes over them again "
         "and again, which makes a step many times faster (default: new questions each step)",
     )
-    add("--blind", action="store_true", help="blank all pictures, for a baseline of questions alone")
+    add("--blind", action="store_true", help="blank all images, for a baseline of questions alone")
     add("--num_steps", type=int, help=f"optimizer steps (default: {EPOCHS} epochs; endless data needs it)")
     add("--batch_size", type=int, default=16, help="questions of a step, over all processes (default: 16)")
     add("--learning_rate", type=float, default=2e-5, help="of all but the head (default: 2e-5)")
     add("--head_factor", type=float, default=50.0, help="the head's learning rate over that (default: 50)")
-    add("--size", type=int, help="short side of pictures in px, also in use later (default: as the model's processor)")
+    add("--size", type=int, help="short side of images in px, also in use later (default: as the model's processor)")
     add("--eval_steps", type=int, default=500, help="steps between evaluations and checkpoints (default: 500)")
     add("--patience", type=int, default=0, help="end after so many evaluations without a gain; 0: never (default: 0)")
     add("--num_workers", type=int, default=0, help="processes that prepare batches (default: 0)")
@@ -119,14 +119,14 @@ def main(arguments: list[str] | None = None) -> dict:
     processor = GLIPv2Processor.from_pretrained(args.model)
     if args.size:
         data.sizes = None
-        set_picture_size(processor, args.size)
+        set_shortest_edge(processor, args.size)
     sources, weights = load_sources(data)
     answers = load_answer_vocabulary(args.answers) if args.answers else answers_of_sources(sources)
     num_steps = args.num_steps or steps_of_epochs(sources, EPOCHS, args.batch_size)
     questions = args.cached_questions or num_steps * args.batch_size
     mixture = MixtureDataset(sources, weights, seed=args.seed, length=questions)
     collate = make_collator(data, processor, mixture, args.batch_size, args.seed)
-    collator = AnswerCollator(collate, answers, with_pictures=not args.blind)
+    collator = AnswerCollator(collate, answers, with_images=not args.blind)
 
     place = (accelerator.process_index, accelerator.num_processes)
 
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> dict:
     rows = evaluation_rows(data, "vqa")
     evaluate = None
     if rows is not None:
-        evaluate = AnswerEvaluator(accelerator, processor, rows, with_pictures=not args.blind)
+        evaluate = AnswerEvaluator(accelerator, processor, rows, with_images=not args.blind)
     plan = TrainingPlan(
         args.output,
         num_steps,

@@ -22,8 +22,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="hub_upload/glipv2-nano", help="folder or Hub id (default: the nano of this repository)")
-    add("--image", type=Path, required=True, help="picture to look at")
-    add("--text", required=True, help="sentence about the picture")
+    add("--image", type=Path, required=True, help="image to look at")
+    add("--text", required=True, help="sentence about the image")
     add("--phrases", nargs="+", help="parts of the sentence to ground (default: its noun phrases)")
     add("--threshold", type=float, default=0.3, help="on scores (default: 0.3)")
     add("--top_k", type=int, default=1, help="boxes of a phrase at most (default: 1)")

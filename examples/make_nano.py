@@ -48,9 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--words_of", type=Path, nargs="*", default=[], help="text files (JSON too) whose words are kept whole besides"
     )
-    parser.add_argument(
-        "--shortest_edge", type=int, default=384, help="pictures are resized to this (default: 384 px)"
-    )
+    parser.add_argument("--shortest_edge", type=int, default=384, help="images are resized to this (default: 384 px)")
     parser.add_argument("--longest_edge", type=int, default=640, help="but no longer than this (default: 640 px)")
     parser.add_argument("--seed", type=int, default=0, help="of the new layers (default: 0)")
     args = parser.parse_args(arguments)

@@ -1,15 +1,15 @@
 """
-Labels a folder of pictures, or a data set of the Hub, with boxes, masks or captions.
+Labels a folder of images, or a data set of the Hub, with boxes, masks or captions.
 
-    python examples/predict_folder.py --model MODEL --images pictures --labels cat dog --output outputs/labelled
+    python examples/predict_folder.py --model MODEL --images images --labels cat dog --output outputs/labelled
     python examples/predict_folder.py --model MODEL --dataset cppe-5 --split test --labels mask gloves \\
         --task masks --format coco --output outputs/cppe
-    python examples/predict_folder.py --model MODEL --images pictures --task captions --output outputs/captioned
+    python examples/predict_folder.py --model MODEL --images images --task captions --output outputs/captioned
 
 Runs on many processes with `accelerate launch`. Predictions are written as they come (`predictions/`); after an
-interruption the same command goes on where it was. At the end there is `predictions.parquet`, a row a picture with
+interruption the same command goes on where it was. At the end there is `predictions.parquet`, a row an image with
 "image", "width", "height", and "scores", "labels", "boxes" (x1, y1, x2, y2 in pixels) and "masks" (COCO RLE counts) or
-"caption"; or `predictions.json`, a COCO file (with a score for each object). Pictures that cannot be read are left out
+"caption"; or `predictions.json`, a COCO file (with a score for each object). Images that cannot be read are left out
 and listed in `failures.json`.
 """
 
@@ -45,7 +45,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, help="folder or Hub id")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, help="folder of pictures, also in its folders")
+    source.add_argument("--images", type=Path, help="folder of images, also in its folders")
     source.add_argument("--dataset", help="Hub id or folder that `datasets.load_dataset` takes")
     add("--split", default="train", help="of the data set (default: train)")
     add("--image_column", default="image", help="of the data set (default: image)")
@@ -56,13 +56,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--format", choices=("parquet", "coco"), default="parquet", help="(default: parquet)")
     add("--output", required=True, type=Path, help="folder to write to")
     add("--threshold", type=float, default=0.3, help="on final scores (default: 0.3)")
-    add("--max_detections", type=int, default=100, help="boxes of a picture (default: 100)")
+    add("--max_detections", type=int, default=100, help="boxes of an image (default: 100)")
     add("--num_beams", type=int, default=5, help="captions: of beam search (default: 5)")
     add("--max_new_tokens", type=int, default=30, help="captions: (default: 30)")
-    add("--limit", type=int, help="only the first so many pictures")
-    add("--batch_size", type=int, default=1, help="pictures of a process at once (default: 1)")
-    add("--num_workers", type=int, default=0, help="processes that read pictures, for each process (default: 0)")
-    add("--pictures_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
+    add("--limit", type=int, help="only the first so many images")
+    add("--batch_size", type=int, default=1, help="images of a process at once (default: 1)")
+    add("--num_workers", type=int, default=0, help="processes that read images, for each process (default: 0)")
+    add("--images_per_file", type=int, default=32, help="of predictions; a kill loses at most so many (default: 32)")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     args = parser.parse_args(arguments)
     if args.labels_file:
@@ -74,11 +74,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 class Folder:
-    """The pictures under a folder, by their paths in it."""
+    """The images under a folder, by their paths in it."""
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is no folder of pictures.")
+            raise FileNotFoundError(f"{folder} is no folder of images.")
         known = set(Image.registered_extensions())
         self.folder = folder
         self.names = sorted(
@@ -88,17 +88,17 @@ class Folder:
         )
 
     def open(self, position: int) -> Image.Image:
-        with Image.open(self.folder / self.names[position]) as picture:
-            return picture.convert("RGB")
+        with Image.open(self.folder / self.names[position]) as image:
+            return image.convert("RGB")
 
 
 class HubDataset:
-    """The pictures of a data set, by their places in it."""
+    """The images of a data set, by their places in it."""
 
     def __init__(self, name: str, split: str, column: str):
         import datasets
 
-        # Pictures are decoded when they are asked for, so that a broken one is a failure of its own.
+        # Images are decoded when they are asked for, so that a broken one is a failure of its own.
         self.rows = datasets.load_dataset(name, split=split).select_columns([column])
         self.rows = self.rows.cast_column(column, datasets.Image(decode=False))
         self.image = datasets.Image()
@@ -121,14 +121,14 @@ def main(arguments: list[str] | None = None) -> Path:
     settings = {name: getattr(args, name) for name in keep}
     settings |= {"weights": weights_id(args.model), "source": str(args.images or args.dataset)}
     settings |= {"mixed_precision": accelerator.mixed_precision}
-    shards = PredictionShards(args.output / "predictions", names, settings, args.pictures_per_file)
+    shards = PredictionShards(args.output / "predictions", names, settings, args.images_per_file)
 
     def rows(items: list[tuple[str, Image.Image]]) -> list[list[dict[str, Any]]]:
         with accelerator.autocast():
-            found = predict([picture for _, picture in items])
+            found = predict([image for _, image in items])
         return [
-            [{"image": name, "width": picture.width, "height": picture.height, **columns}]
-            for (name, picture), columns in zip(items, found, strict=True)
+            [{"image": name, "width": image.width, "height": image.height, **columns}]
+            for (name, image), columns in zip(items, found, strict=True)
         ]
 
     def load(position: int) -> tuple[str, Image.Image]:
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> Path:
             write_parquet(path, shards.predictions(), args.task)
         failures = shards.failures()
         write_json(args.output / "failures.json", failures)
-        print(f"{len(names) - len(failures)} pictures in {path}; {len(failures)} could not be read (failures.json)")
+        print(f"{len(names) - len(failures)} images in {path}; {len(failures)} could not be read (failures.json)")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return path
@@ -153,7 +153,7 @@ Predict = Callable[[list[Image.Image]], list[dict[str, Any]]]
 
 
 def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
-    """Pictures to columns "scores", "labels", "boxes" and "masks"."""
+    """Images to columns "scores", "labels", "boxes" and "masks"."""
     processor = GLIPv2Processor.from_pretrained(args.model)
     model_class = GLIPv2ForInstanceSegmentation if args.task == "masks" else GLIPv2ForObjectDetection
     model = model_class.from_pretrained(args.model).to(accelerator.device).eval()
@@ -180,16 +180,16 @@ def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
             found["masks"] = [result["masks"][index]["counts"] for index in kept]
         return found
 
-    return lambda pictures: [columns(result) for result in detect(pictures)]
+    return lambda images: [columns(result) for result in detect(images)]
 
 
 def captioner(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
-    """Pictures to the column "caption"."""
+    """Images to the column "caption"."""
     processor = GLIPv2Processor.from_pretrained(args.model)
     model = GLIPv2ForConditionalGeneration.from_pretrained(args.model).to(accelerator.device).eval()
 
-    def caption(pictures: list[Image.Image]) -> list[dict[str, Any]]:
-        inputs = processor.image_processor(pictures, return_tensors="pt").to(accelerator.device)
+    def caption(images: list[Image.Image]) -> list[dict[str, Any]]:
+        inputs = processor.image_processor(images, return_tensors="pt").to(accelerator.device)
         tokens = model.generate(
             pixel_values=inputs["pixel_values"],
             pixel_mask=inputs["pixel_mask"],
@@ -237,7 +237,7 @@ def coco_file(rows: Iterator[dict[str, Any]], labels: list[str]) -> dict[str, An
 
 
 def write_parquet(path: Path, rows: Iterator[dict[str, Any]], task: str) -> None:
-    """A row a picture, a thousand in memory at a time."""
+    """A row an image, a thousand in memory at a time."""
     fields = {"image": pa.string(), "width": pa.int32(), "height": pa.int32()}
     if task == "captions":
         fields["caption"] = pa.string()

@@ -4,7 +4,7 @@ Pre-trains GLIPv2 with its four losses on a mixture of detection, grounding and 
     python examples/make_nano.py --output outputs/nano-init
     python examples/pretrain.py --model outputs/nano-init --data data.yaml --output outputs/nano --num_steps 20000
 
-`data.yaml` lists the data sets with weights, picture sizes and augmentations, and what is evaluated on; see
+`data.yaml` lists the data sets with weights, image sizes and augmentations, and what is evaluated on; see
 `transformers_glipv2/training/data_file.py`. The same command with `--resume_from_checkpoint latest` goes on after an
 interruption: at SIGTERM the step is finished and saved. On several processes the batch stays the same:
 
@@ -69,7 +69,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, type=Path, help="data file (YAML)")
     add("--output", required=True, type=Path, help="folder for weights, checkpoints and logs")
     add("--num_steps", type=int, default=20000, help="optimizer steps (default: 20000)")
-    add("--batch_size", type=int, default=16, help="pictures of a step, over all processes (default: 16)")
+    add("--batch_size", type=int, default=16, help="images of a step, over all processes (default: 16)")
     add(
         "--gradient_accumulation_steps",
         type=int,

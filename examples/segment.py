@@ -1,5 +1,5 @@
 """
-Draws the masks of what words name into a picture.
+Draws the masks of what words name into an image.
 
     python examples/segment.py --model MODEL --image street.jpg --labels person "traffic light" car
     python examples/segment.py --model MODEL --image table.jpg --phrase "the red cup left of the bottle"
@@ -25,7 +25,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
-    add("--image", required=True, type=Path, help="picture to segment")
+    add("--image", required=True, type=Path, help="image to segment")
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument("--labels", nargs="+", help="names to look for; one mask for each object")
     words.add_argument("--phrase", help="what to look for, in words; one mask of all it refers to")

@@ -83,7 +83,7 @@ def make_card(
         repo_id: where it is published.
         parts: parameters of each part, from `check_model`.
         config: content of config.json.
-        size: of the resized pictures, from processor_config.json.
+        size: of the resized images, from processor_config.json.
 
     Returns:
         The card, and a sentence for each result that was not measured.

@@ -29,5 +29,5 @@ def metrics_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Real pictures with annotations."""
-    return _folder_or_skip(SHARED / "data", "the real pictures")
+    """Real images with annotations."""
+    return _folder_or_skip(SHARED / "data", "the real images")

@@ -1,4 +1,4 @@
-"""Box arithmetic: round trips, suppression and pictures without boxes."""
+"""Box arithmetic: round trips, suppression and images without boxes."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_suppression_keeps_other_labels_and_equals_a_loop():
     assert batched_nms_inclusive(boxes, scores, labels, 0.3).tolist() == expected
 
 
-def test_assignment_takes_a_picture_without_boxes():
+def test_assignment_takes_a_image_without_boxes():
     shapes = [(8, 8), (4, 4)]
     anchors = anchor_grid(shapes, (8, 16), (64, 128))
     counts = [64, 16]
@@ -52,17 +52,17 @@ def test_assignment_takes_a_picture_without_boxes():
 
 
 @pytest.mark.parametrize("at_once", [1 << 23, 200])
-def test_pictures_are_assigned_together_as_alone(monkeypatch, at_once):
+def test_images_are_assigned_together_as_alone(monkeypatch, at_once):
     monkeypatch.setattr(boxes_module, "DISTANCES_AT_ONCE", at_once)
     torch.manual_seed(0)
     anchors, counts = anchor_grid([(8, 8), (4, 4)], (8, 16), (64, 128)), [64, 16]
-    picture = torch.tensor([0, 0, 0, 2, 2, 2, 2])
+    image = torch.tensor([0, 0, 0, 2, 2, 2, 2])
     corners = torch.rand(7, 2) * 10
     boxes = torch.cat([corners, corners + 30 + torch.rand(7, 2) * 20], dim=1)
-    matched = assign_atss(anchors, counts, boxes, picture, 3)
+    matched = assign_atss(anchors, counts, boxes, image, 3)
     first = {0: 0, 1: 3, 2: 3}
     for index in range(3):
-        own = boxes[picture == index]
+        own = boxes[image == index]
         alone = assign_atss(anchors, counts, own, torch.zeros(len(own), dtype=torch.long), 1)[0]
         assert matched[index].equal(torch.where(alone < 0, alone, alone + first[index]))
     assert (matched[2] >= 0).any() and (matched[1] == -1).all()

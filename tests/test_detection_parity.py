@@ -19,7 +19,7 @@ from transformers_glipv2.processing_glipv2 import GLIPv2Processor
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 # What the original was run with beside its defaults.
 LOW = {"threshold": 0.0, "pre_nms_top_n": 100, "max_detections": 50}
-# File of tensors, file that describes it, prefix of its detections -> pictures and settings.
+# File of tensors, file that describes it, prefix of its detections -> images and settings.
 CASES = [
     ("forward", "forward", "det.default", 2, {}),
     ("forward", "forward", "det.low", 2, LOW),
@@ -90,16 +90,16 @@ def attention_mask(tensors: dict, name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_detections_of_the_golden_head(processor, tensors, facts, case):
-    name, about, prefix, pictures, settings = case
+    name, about, prefix, images, settings = case
     labels = facts["forward"]["label_list"]
     outputs = golden_outputs(tensors[name], image_sizes(facts[about], name), attention_mask(tensors, name))
     results = processor.post_process_grounded_object_detection(outputs, text_labels=labels, **settings)
-    assert len(results) == pictures
+    assert len(results) == images
     for index, result in enumerate(results):
         assert_same_detections(result, tensors[name], f"{prefix}.{index}", labels)
 
 
-def test_boxes_in_the_raw_picture(processor, tensors, facts):
+def test_boxes_in_the_raw_image(processor, tensors, facts):
     golden = tensors["forward"]
     outputs = golden_outputs(golden, image_sizes(facts["forward"], "forward"), attention_mask(tensors, "forward"))
     results = processor.post_process_grounded_object_detection(
@@ -138,13 +138,13 @@ def models(reference_dir, facts):
 @torch.no_grad()
 def test_detections_of_the_whole_model(processor, models, tensors, facts, case):
     """Without the original's padding of texts to 256 tokens."""
-    name, about, prefix, pictures, settings = case
+    name, about, prefix, images, settings = case
     labels = facts["forward"]["label_list"]
     pixel_values = tensors[name]["input.pixel_values"]
-    pixel_mask = torch.zeros(pictures, *pixel_values.shape[-2:], dtype=torch.long)
+    pixel_mask = torch.zeros(images, *pixel_values.shape[-2:], dtype=torch.long)
     for mask, (height, width) in zip(pixel_mask, image_sizes(facts[about], name).tolist(), strict=True):
         mask[:height, :width] = 1
-    text = processor(text=[labels] * pictures)
+    text = processor(text=[labels] * images)
     assert text["input_ids"].shape[1] == 17
     outputs = models[about](pixel_values=pixel_values, pixel_mask=pixel_mask, **text)
     results = processor.post_process_grounded_object_detection(outputs, text_labels=labels, **settings)
@@ -153,16 +153,16 @@ def test_detections_of_the_whole_model(processor, models, tensors, facts, case):
 
 
 @torch.no_grad()
-def test_detections_from_the_raw_pictures(models, tokenizer, tensors, facts):
-    """Picture and text in, boxes in the picture's pixels out; PIL resizes as the original did."""
+def test_detections_from_the_raw_images(models, tokenizer, tensors, facts):
+    """Image and text in, boxes in the image's pixels out; PIL resizes as the original did."""
     golden = tensors["forward"]
     processor = GLIPv2Processor(GLIPv2ImageProcessorPil(size={"shortest_edge": 256, "longest_edge": 384}), tokenizer)
-    pictures = [golden[f"input.raw_rgb.{index}"].numpy() for index in range(2)]
+    images = [golden[f"input.raw_rgb.{index}"].numpy() for index in range(2)]
     labels = facts["forward"]["label_list"]
-    inputs = processor(images=pictures, text=[labels])
+    inputs = processor(images=images, text=[labels])
     torch.testing.assert_close(inputs["pixel_values"], golden["input.pixel_values"], atol=1e-5, rtol=0)
     results = processor.post_process_grounded_object_detection(
-        models["forward"](**inputs), text_labels=labels, target_sizes=[picture.shape[:2] for picture in pictures]
+        models["forward"](**inputs), text_labels=labels, target_sizes=[image.shape[:2] for image in images]
     )
     for index, result in enumerate(results):
         assert result["labels"].tolist() == (golden[f"det.default.{index}.labels"] - 1).tolist()

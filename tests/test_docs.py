@@ -3,7 +3,7 @@ README.md and docs/ do what they say.
 
 - Every ```python block runs, all blocks of a page in one namespace, in a folder laid out like a checkout in which the
   reader has put some files: tiny random checkpoints lie where the pages load trained ones (`hub_upload/glipv2-nano`,
-  `outputs/...`, also the peers' Hub ids as folders), drawn pictures where they open photographs. So pages need no
+  `outputs/...`, also the peers' Hub ids as folders), drawn images where they open photographs. So pages need no
   marks: what a page shows is what is run.
 - Every command line for Python is read by the parser of its script, every `make` target exists, every data file
   (```yaml with `sources`) is accepted.
@@ -46,7 +46,7 @@ from tests.conftest import REPOSITORY
 from tests.data.stub_processor import tiny_tokenizer
 from tests.test_sizes import PARAMETERS
 from tests.tiny import tiny_config
-from tests.tiny_detector import SIZE, natural_picture
+from tests.tiny_detector import SIZE, natural_image
 from tests.tiny_training import drawn_coco
 from transformers_glipv2 import (
     GLIPv2Config,
@@ -142,7 +142,7 @@ def every_head(folder: Path) -> None:
 
 
 def roboflow_folder(folder: Path) -> None:
-    """`train`, `valid` and `test`, each with its pictures beside `_annotations.coco.json`."""
+    """`train`, `valid` and `test`, each with its images beside `_annotations.coco.json`."""
     drawn_coco(folder, train=4, valid=2, test=2)
     for split in ("train", "valid", "test"):
         file = folder / f"{split}.json"
@@ -210,9 +210,9 @@ def checkout(tmp_path_factory) -> Path:
     shutil.copytree(nano, folder / "glip-tiny")
     tuned_models(folder / "outputs", nano)
     peers(folder)
-    (folder / "pictures").mkdir()
-    for index, name in enumerate(("street.jpg", "table.jpg", "pictures/first.jpg", "pictures/second.jpg")):
-        natural_picture(90 + 8 * index, 130 - 8 * index).save(folder / name)
+    (folder / "images").mkdir()
+    for index, name in enumerate(("street.jpg", "table.jpg", "images/first.jpg", "images/second.jpg")):
+        natural_image(90 + 8 * index, 130 - 8 * index).save(folder / name)
     roboflow_folder(folder / "raccoon")
     drawn_coco(folder / "coco-mini", train=2, val=2)
     (folder / "labels.txt").write_text("person\ndog\n")
@@ -357,6 +357,6 @@ def test_the_figure_is_the_one_that_the_script_draws():
     assert figure.stat().st_size < 200_000
 
 
-def test_pictures_of_pages_are_pictures():
-    for picture in (REPOSITORY / "docs" / "figures").glob("*.png"):
-        Image.open(picture).verify()
+def test_images_of_pages_are_images():
+    for image in (REPOSITORY / "docs" / "figures").glob("*.png"):
+        Image.open(image).verify()

@@ -1,4 +1,4 @@
-"""Pictures become what the original code read, whatever form they come in."""
+"""Images become what the original code read, whatever form they come in."""
 
 import json
 
@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 from transformers.image_utils import SizeDict
 
-from tests.tiny_detector import natural_picture
-from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor, open_picture, padded_size, resized_size
+from tests.tiny_detector import natural_image
+from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor, open_image, padded_size, resized_size
 from transformers_glipv2.image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 
 BACKENDS = [GLIPv2ImageProcessor, GLIPv2ImageProcessorPil]
@@ -40,23 +40,23 @@ def test_resize_rule_of_the_original(reference_dir):
 
 
 def test_pil_backend_equals_the_original(golden):
-    pictures = [PIL.Image.fromarray(golden[f"input.raw_rgb.{index}"].numpy()) for index in (0, 1)]
+    images = [PIL.Image.fromarray(golden[f"input.raw_rgb.{index}"].numpy()) for index in (0, 1)]
     processor = GLIPv2ImageProcessorPil(size={"shortest_edge": 256, "longest_edge": 384})
-    inputs = processor(pictures, return_tensors="pt")
+    inputs = processor(images, return_tensors="pt")
     torch.testing.assert_close(inputs["pixel_values"], golden["input.pixel_values"], atol=1e-6, rtol=0)
     expected = torch.zeros(2, 256, 352, dtype=torch.long)
     expected[0, :, :341] = 1
     expected[1, :, :256] = 1
     assert torch.equal(inputs["pixel_mask"], expected)
-    resized = processor(pictures[0], do_bgr=False, do_normalize=False, do_pad=False)["pixel_values"][0]
+    resized = processor(images[0], do_bgr=False, do_normalize=False, do_pad=False)["pixel_values"][0]
     assert np.array_equal(resized.transpose(1, 2, 0), golden["input.resized_rgb.0"].numpy())
 
 
 def test_torchvision_backend_is_near_the_original(golden):
-    """The pictures are noise, the worst case for rounding: one value of 10^5 is two grey levels off."""
-    pictures = [golden[f"input.raw_rgb.{index}"] for index in (0, 1)]
+    """The images are noise, the worst case for rounding: one value of 10^5 is two grey levels off."""
+    images = [golden[f"input.raw_rgb.{index}"] for index in (0, 1)]
     processor = GLIPv2ImageProcessor(size={"shortest_edge": 256, "longest_edge": 384})
-    inputs = processor(pictures, return_tensors="pt")
+    inputs = processor(images, return_tensors="pt")
     std = torch.tensor(processor.image_std)[:, None, None]
     levels = (inputs["pixel_values"] - golden["input.pixel_values"]).abs() * std
     assert (levels > 0.01).float().mean() < 0.02
@@ -73,8 +73,8 @@ def test_demo_path_of_the_original(reference_dir):
 
 @pytest.mark.parametrize("size", [{"shortest_edge": 61, "longest_edge": 80}, {"height": 50, "width": 200}])
 def test_backends_are_a_grey_level_apart(size):
-    pictures = [natural_picture(), natural_picture(40, 300), natural_picture(90, 130)]
-    torchvision, pil = (backend(size=size)(pictures, do_normalize=False, return_tensors="pt") for backend in BACKENDS)
+    images = [natural_image(), natural_image(40, 300), natural_image(90, 130)]
+    torchvision, pil = (backend(size=size)(images, do_normalize=False, return_tensors="pt") for backend in BACKENDS)
     assert torch.equal(torchvision["pixel_mask"], pil["pixel_mask"])
     difference = (torchvision["pixel_values"].float() - pil["pixel_values"].float()).abs()
     assert difference.max() <= 1
@@ -85,11 +85,11 @@ def test_backends_are_a_grey_level_apart(size):
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [((1, 1), (800, 800)), ((20, 2000), (13, 1300)), ((2000, 20), (1300, 13)), ((1, 3000), (1, 1333))],
 )
-def test_extreme_sizes(picture, expected):
-    assert resized_size(*picture, SizeDict(shortest_edge=800, longest_edge=1333)) == expected
+def test_extreme_sizes(image, expected):
+    assert resized_size(*image, SizeDict(shortest_edge=800, longest_edge=1333)) == expected
 
 
 def test_shortest_edge_alone_never_shrinks_the_long_side():
@@ -100,24 +100,24 @@ def test_sizes_round_up_to_the_divisor():
     assert padded_size([(33, 64), (10, 65)], 32, None) == (64, 96)
     assert padded_size([(33, 64)], None, None) == (33, 64)
     assert padded_size([(33, 64)], 32, SizeDict(height=40, width=70)) == (40, 70)
-    with pytest.raises(ValueError, match="30x70 is smaller than a resized picture"):
+    with pytest.raises(ValueError, match="30x70 is smaller than a resized image"):
         padded_size([(33, 64)], 32, SizeDict(height=30, width=70))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_size_of_one_call(backend):
     processor = backend(size={"shortest_edge": 64, "longest_edge": 100}, size_divisor=8)
-    assert processor(natural_picture(), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 96)
-    inputs = processor(natural_picture(), size={"shortest_edge": 32, "longest_edge": 40}, return_tensors="pt")
+    assert processor(natural_image(), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 96)
+    inputs = processor(natural_image(), size={"shortest_edge": 32, "longest_edge": 40}, return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 32, 40)
-    assert processor(natural_picture(), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 96)
+    assert processor(natural_image(), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 96)
     with pytest.raises(ValueError, match="shortest_edge"):
-        processor(natural_picture(), size={"longest_edge": 40})
+        processor(natural_image(), size={"longest_edge": 40})
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(1, 1), (20, 2000), (2000, 20)])
-def test_extreme_pictures(backend, size):
+def test_extreme_images(backend, size):
     processor = backend(size={"shortest_edge": 80, "longest_edge": 133})
     inputs = processor(PIL.Image.new("RGB", size, (10, 20, 30)), return_tensors="pt")
     assert inputs["pixel_mask"].sum() > 0
@@ -128,12 +128,12 @@ def test_extreme_pictures(backend, size):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_picture_alone_and_in_a_batch(backend):
+def test_a_image_alone_and_in_a_batch(backend):
     processor = backend(size={"shortest_edge": 40, "longest_edge": 66})
-    pictures = [natural_picture(), natural_picture(30, 30), natural_picture(200, 50)]
-    batch = processor(pictures, return_tensors="pt")
-    for index, picture in enumerate(pictures):
-        alone = processor(picture, return_tensors="pt")
+    images = [natural_image(), natural_image(30, 30), natural_image(200, 50)]
+    batch = processor(images, return_tensors="pt")
+    for index, image in enumerate(images):
+        alone = processor(image, return_tensors="pt")
         rows, columns = (int(alone["pixel_mask"][0].any(axis).sum()) for axis in (1, 0))
         assert torch.equal(
             alone["pixel_values"][0, :, :rows, :columns], batch["pixel_values"][index, :, :rows, :columns]
@@ -169,56 +169,56 @@ def test_saved_and_loaded(backend, tmp_path):
     loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=name)
     assert type(loaded) is backend
     assert loaded.to_dict() == processor.to_dict()
-    picture = natural_picture()
+    image = natural_image()
     assert torch.equal(
-        loaded(picture, return_tensors="pt")["pixel_values"], processor(picture, return_tensors="pt")["pixel_values"]
+        loaded(image, return_tensors="pt")["pixel_values"], processor(image, return_tensors="pt")["pixel_values"]
     )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_numpy_tensors(backend):
-    inputs = backend(size={"shortest_edge": 32})(natural_picture(), return_tensors="np")
+    inputs = backend(size={"shortest_edge": 32})(natural_image(), return_tensors="np")
     assert isinstance(inputs["pixel_values"], np.ndarray)
     assert inputs["pixel_values"].shape == (1, 3, 32, 64)
     assert inputs["pixel_values"].dtype == np.float32
 
 
-# Forms of pictures ---------------------------------------------------------------------------------------------------
+# Forms of images ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "1", "YCbCr", "HSV"])
 def test_pil_modes(backend, mode):
-    picture = natural_picture(12, 9).convert(mode)
-    expected = np.array(picture.convert("RGB")).transpose(2, 0, 1)
-    assert np.array_equal(pixels_of(backend(), picture).numpy(), expected)
+    image = natural_image(12, 9).convert(mode)
+    expected = np.array(image.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(pixels_of(backend(), image).numpy(), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_transparency_is_dropped(backend):
-    picture = PIL.Image.new("RGBA", (4, 4), (10, 20, 30, 0))
-    assert pixels_of(backend(), picture)[:, 0, 0].tolist() == [10, 20, 30]
-    assert pixels_of(backend(), np.array(picture))[:, 0, 0].tolist() == [10, 20, 30]
+    image = PIL.Image.new("RGBA", (4, 4), (10, 20, 30, 0))
+    assert pixels_of(backend(), image)[:, 0, 0].tolist() == [10, 20, 30]
+    assert pixels_of(backend(), np.array(image))[:, 0, 0].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_16_bit_pictures(backend, tmp_path):
+def test_16_bit_images(backend, tmp_path):
     """PIL's own conversion to RGB would clip all but the darkest to white."""
     grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    picture = PIL.Image.fromarray(grey * 257)
-    assert picture.mode == "I;16"
-    picture.save(tmp_path / "grey.png")
+    image = PIL.Image.fromarray(grey * 257)
+    assert image.mode == "I;16"
+    image.save(tmp_path / "grey.png")
     expected = torch.from_numpy(grey.astype(np.uint8)).expand(3, -1, -1)
-    for form in (picture, grey * 257, PIL.Image.fromarray((grey * 257).astype(np.int32)), tmp_path / "grey.png"):
+    for form in (image, grey * 257, PIL.Image.fromarray((grey * 257).astype(np.int32)), tmp_path / "grey.png"):
         assert torch.equal(pixels_of(backend(), form).to(torch.uint8), expected)
     assert torch.equal(pixels_of(backend(), PIL.Image.fromarray(grey.astype(np.int32))).to(torch.uint8), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_arrays_and_tensors(backend):
-    picture = natural_picture(12, 9)
-    array = np.array(picture)
-    expected = pixels_of(backend(), picture)
+    image = natural_image(12, 9)
+    array = np.array(image)
+    expected = pixels_of(backend(), image)
     tensor = torch.from_numpy(array)
     read_only = array.copy()
     read_only.setflags(write=False)
@@ -244,8 +244,8 @@ def test_ambiguous_shapes(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_float_pictures_resize_without_rounding(backend):
-    array = np.array(natural_picture())
+def test_float_images_resize_without_rounding(backend):
+    array = np.array(natural_image())
     processor = backend(size={"shortest_edge": 61})
     whole, floating = (
         processor(form, do_normalize=False, return_tensors="pt")["pixel_values"].float()
@@ -255,7 +255,7 @@ def test_float_pictures_resize_without_rounding(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_already_normalised_pictures(backend):
+def test_already_normalised_images(backend):
     values = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(pixels_of(backend(), values, do_rescale=False), values)
     with pytest.raises(ValueError, match="do_rescale=False"):
@@ -264,7 +264,7 @@ def test_already_normalised_pictures(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_files_are_turned_upright_and_objects_taken_as_they_lie(backend, tmp_path):
-    lying = natural_picture(8, 24)
+    lying = natural_image(8, 24)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     lying.save(tmp_path / "turned.png", exif=exif)
@@ -300,34 +300,34 @@ def test_files_are_turned_upright_and_objects_taken_as_they_lie(backend, tmp_pat
         (None, TypeError, "NoneType"),
     ],
 )
-def test_bad_pictures(backend, image, error, message):
+def test_bad_images(backend, image, error, message):
     with pytest.raises(error, match=message):
-        backend()([natural_picture(4, 4), image])
+        backend()([natural_image(4, 4), image])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_pictures(backend):
+def test_no_images(backend):
     with pytest.raises(ValueError, match="empty"):
         backend()([])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_files(backend, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no picture file.*absent\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"no image file.*absent\.jpg"):
         backend()(str(tmp_path / "absent.jpg"))
     with pytest.raises(FileNotFoundError, match=r"absent\.jpg"):
         backend()(tmp_path / "absent.jpg")
     for name in ("whole.jpg", "whole.png"):
-        natural_picture().save(tmp_path / name)
+        natural_image().save(tmp_path / name)
         whole = (tmp_path / name).read_bytes()
         (tmp_path / f"cut_{name}").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ValueError, match=rf"cut_{name}.*truncated or broken"):
             backend()(tmp_path / f"cut_{name}")
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"text\.png.*no picture that PIL can read"):
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.png.*no image that PIL can read"):
         backend()(tmp_path / "text.png")
 
 
-def test_open_picture_refuses_other_types():
+def test_open_image_refuses_other_types():
     with pytest.raises(TypeError, match="ndarray"):
-        open_picture(np.zeros((4, 4, 3), np.uint8))
+        open_image(np.zeros((4, 4, 3), np.uint8))

@@ -25,11 +25,11 @@ from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ForPreTraining
 from transformers_glipv2.modeling_glipv2_vqa import answer_config
 
 
-def targets_of(words: torch.Tensor, anchors: list[int], is_labelled=(True,), pictures=None) -> AnchorTargets:
+def targets_of(words: torch.Tensor, anchors: list[int], is_labelled=(True,), images=None) -> AnchorTargets:
     count = len(anchors)
     return AnchorTargets(
         is_labelled=torch.tensor(is_labelled),
-        picture=torch.tensor(pictures or [0] * count, dtype=torch.long),
+        image=torch.tensor(images or [0] * count, dtype=torch.long),
         anchor=torch.tensor(anchors, dtype=torch.long),
         box=torch.zeros(count, dtype=torch.long),
         boxes_xyxy=torch.zeros(count, 4),
@@ -58,7 +58,7 @@ def test_token_loss_is_the_focal_loss_over_attended_words():
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
-def test_pictures_of_unknown_boxes_take_no_part():
+def test_images_of_unknown_boxes_take_no_part():
     logits = torch.randn(2, 5, 3, requires_grad=True)
     targets = targets_of(torch.zeros(0, 3, dtype=torch.bool), [], is_labelled=(False, True))
     token_loss(logits, targets, None, torch.tensor(1.0)).backward()
@@ -77,7 +77,7 @@ def test_contrast_shares_a_row_between_its_matches():
 
 
 def inter_inputs() -> dict[str, torch.Tensor]:
-    """Two pictures, two regions (the second picture has one), three words (the second text has two)."""
+    """Two images, two regions (the second image has one), three words (the second text has two)."""
     generator = torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize
     dog, person = class_id("dog"), class_id("person")
@@ -106,7 +106,7 @@ def test_inter_image_loss_by_hand():
     torch.testing.assert_close(inter_image_loss(**inputs), (by_region + by_word) / 2 / 3)
 
 
-def test_words_of_captions_match_no_other_picture():
+def test_words_of_captions_match_no_other_image():
     inputs = inter_inputs()
     inputs["word_classes"][1] = 0
     inputs["region_classes"][1] = 0
@@ -166,7 +166,7 @@ def test_masked_word_loss_is_the_mean():
 
 
 def tiny_labels(tokens: int = 9) -> list[dict]:
-    """Labels of two pictures: two boxes and none."""
+    """Labels of two images: two boxes and none."""
     positive_map = torch.zeros(2, tokens)
     positive_map[0, 1] = positive_map[1, 3] = 1
     boxes = torch.tensor([[0.5, 0.5, 0.6, 0.7], [0.3, 0.4, 0.3, 0.3]])
@@ -212,7 +212,7 @@ def test_a_batch_without_any_box_trains():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda labels: labels[:1], "1 entries for 2 pictures"),
+        (lambda labels: labels[:1], "1 entries for 2 images"),
         (lambda labels: [{"boxes": labels[0]["boxes"]}, None], "lacks positive_map"),
         (lambda labels: [{**labels[0], "positive_map": torch.zeros(2, 5)}, None], r"\(2, 5\)"),
         (lambda labels: [{**labels[0], "boxes": torch.full((2, 4), torch.nan)}, None], r"labels\[0\]\['boxes'\]"),
@@ -228,23 +228,23 @@ def test_bad_labels_are_refused(change, message):
 # Processes -----------------------------------------------------------------------------------------------------------
 
 
-def step(pictures: slice) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of one step on some pictures of a batch of two: one asks a question, one has a caption."""
+def step(images: slice) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of one step on some images of a batch of two: one asks a question, one has a caption."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = GLIPv2ForJointTraining(tiny_config(**answer_config(["yes", "no", "red"])))
     # Texts of different lengths meet in the contrast.
-    inputs = {name: value[pictures] for name, value in tiny_inputs().items()}
+    inputs = {name: value[images] for name, value in tiny_inputs().items()}
     labels = tiny_labels()
     labels[1] = {**labels[0], "class_names": ["dog", "bird"], "boxes": labels[0]["boxes"] / 2}
-    answers = torch.tensor([[1.0, 0.0, 0.3], [torch.nan] * 3])[pictures]
+    answers = torch.tensor([[1.0, 0.0, 0.3], [torch.nan] * 3])[images]
     captions = inputs["input_ids"].clone()
     captions[inputs["attention_mask"] == 0] = -100
-    if pictures.start == 0:
+    if images.start == 0:
         captions[0] = -100
     output = model(
         **inputs,
-        labels=labels[pictures],
+        labels=labels[images],
         mlm_labels=tiny_mlm_labels(inputs["input_ids"]),
         answer_labels=answers,
         caption_labels=captions,

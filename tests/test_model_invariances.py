@@ -53,7 +53,7 @@ def at(output, level_shapes: list[list[int]]) -> torch.Tensor:
 
 
 def alone_and_padded(model, height, width, padded_height, padded_width):
-    """A picture alone, and the same beside a larger one."""
+    """An image alone, and the same beside a larger one."""
     generator = torch.Generator().manual_seed(2)
     small = torch.randn(1, 3, height, width, generator=generator)
     pixel_values = torch.randn(2, 3, padded_height, padded_width, generator=generator)
@@ -81,7 +81,7 @@ def test_masked_padding_changes_nothing(mode, size):
 def test_unmasked_padding_takes_part_as_in_the_original(model):
     """
     The cost of the default: with random weights and half of the canvas empty, logits move by half of their spread
-    (0.0075 on average of 0.013) and boxes by 0.0006 of the picture. Normalisation and attention over whole maps,
+    (0.0075 on average of 0.013) and boxes by 0.0006 of the image. Normalisation and attention over whole maps,
     offsets read with other strides and windows across the border all let padding in.
     """
     alone, together, shared = alone_and_padded(model, 64, 96, 96, 128)
@@ -128,24 +128,24 @@ def test_a_batch_equals_its_pairs(model):
 
 
 @torch.no_grad()
-def test_one_text_meets_many_pictures(model, inputs):
+def test_one_text_meets_many_images(model, inputs):
     words = {name: inputs[name][:1] for name in ("input_ids", "attention_mask")}
-    pictures = {name: inputs[name] for name in ("pixel_values", "pixel_mask")}
-    repeated = model(**pictures, **{name: value.repeat(2, 1) for name, value in words.items()})
+    images = {name: inputs[name] for name in ("pixel_values", "pixel_mask")}
+    repeated = model(**images, **{name: value.repeat(2, 1) for name, value in words.items()})
     text_features = model.get_text_features(**words)
-    shared = model(**pictures, text_features=text_features, attention_mask=words["attention_mask"])
+    shared = model(**images, text_features=text_features, attention_mask=words["attention_mask"])
     assert_same(shared, repeated, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_without_a_mask_every_token_counts(model, inputs):
     words = {"input_ids": inputs["input_ids"][:1], "attention_mask": torch.ones_like(inputs["input_ids"][:1])}
-    picture = {"pixel_values": inputs["pixel_values"][:1]}
-    assert_same(model(**picture, input_ids=words["input_ids"]), model(**picture, **words), atol=1e-5, rtol=1e-4)
+    image = {"pixel_values": inputs["pixel_values"][:1]}
+    assert_same(model(**image, input_ids=words["input_ids"]), model(**image, **words), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_a_small_picture_leaves_the_model_as_it_was(inputs):
+def test_a_small_image_leaves_the_model_as_it_was(inputs):
     model = build()
     before = model(**inputs)
     model(**tiny_inputs(batch=1, height=8, width=8))

@@ -18,8 +18,8 @@ CASES = ("forward", "small", "glip_a")
 
 def pixel_mask(pixel_values: torch.Tensor, image_sizes: list[list[int]]) -> torch.Tensor:
     mask = torch.zeros_like(pixel_values[:, 0], dtype=torch.long)
-    for picture, (height, width) in zip(mask, image_sizes, strict=True):
-        picture[:height, :width] = 1
+    for image, (height, width) in zip(mask, image_sizes, strict=True):
+        image[:height, :width] = 1
     return mask
 
 
@@ -194,8 +194,8 @@ def test_eager_attention_and_gradients_give_the_same(results):
             torch.testing.assert_close(other[name].detach(), case.output[name], **TOLERANCE)
 
 
-def test_a_small_picture_leaves_the_model_as_it_was(results):
-    """Maps smaller than a window must not shrink the windows of later pictures."""
+def test_a_small_image_leaves_the_model_as_it_was(results):
+    """Maps smaller than a window must not shrink the windows of later images."""
     forward, small = results["forward"], results["small"]
     with torch.no_grad():
         small.model(**small.inputs)

@@ -32,7 +32,7 @@ GENERATION = {"greedy": {}, "beam": {"num_beams": 5}, "sampling": {"do_sample": 
 
 
 def make_model(**overrides) -> GLIPv2ForConditionalGeneration:
-    """Weights large enough that different pictures and words get different captions."""
+    """Weights large enough that different images and words get different captions."""
     torch.manual_seed(0)
     model = GLIPv2ForConditionalGeneration(tiny_config(initializer_range=0.3, **overrides)).eval()
     model.set_special_tokens(tiny_tokenizer())
@@ -49,7 +49,7 @@ def clip_model() -> GLIPv2ForConditionalGeneration:
     return make_model(text_config=CLIP)
 
 
-def pictures_of(inputs: dict) -> dict:
+def images_of(inputs: dict) -> dict:
     return {name: inputs[name] for name in ("pixel_values", "pixel_mask")}
 
 
@@ -69,7 +69,7 @@ def test_a_later_word_never_changes_earlier_logits(model, clip_model, text_encod
 
 
 @torch.no_grad()
-def test_the_picture_never_sees_the_words_but_every_word_sees_the_picture(model):
+def test_the_image_never_sees_the_words_but_every_word_sees_the_image(model):
     inputs = tiny_inputs()
     other_text = {**inputs, "input_ids": inputs["input_ids"].flip(1), "attention_mask": None}
     one, two = model(**inputs), model(**other_text)
@@ -77,15 +77,15 @@ def test_the_picture_never_sees_the_words_but_every_word_sees_the_picture(model)
         assert torch.equal(before, after)
     for before, after in zip(one.visual_states.groups[0], two.visual_states.groups[0], strict=True):
         assert torch.equal(before, after)
-    other_picture = model(**{**inputs, "pixel_values": inputs["pixel_values"].flip(3)})
-    assert (other_picture.logits - one.logits).abs().amax(2).min() > 1e-3
+    other_image = model(**{**inputs, "pixel_values": inputs["pixel_values"].flip(3)})
+    assert (other_image.logits - one.logits).abs().amax(2).min() > 1e-3
 
 
 @torch.no_grad()
-def test_maps_are_those_of_the_tower_whose_fusions_leave_the_picture_alone(model):
+def test_maps_are_those_of_the_tower_whose_fusions_leave_the_image_alone(model):
     """An independent way to the same maps: the tower's own layers with the update of vision switched off."""
     inputs = tiny_inputs(batch=1)
-    features = model.get_image_features(**pictures_of(inputs))
+    features = model.get_image_features(**images_of(inputs))
     maps, text = features.feature_maps, model.get_text_features(inputs["input_ids"])
     gammas = [layer.fusion.vision_gamma.clone() for layer in model.model.layers]
     try:
@@ -209,7 +209,7 @@ def test_training_reaches_every_part_that_captions_use():
     inputs = tiny_inputs()
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    # Boxes, how the picture attends to words, and the maps after the last block, which no word sees.
+    # Boxes, how the image attends to words, and the maps after the last block, which no word sees.
     unused = ("detection_head.", "vision_gamma", "vision_out", "text_value", "layers.1.dyconv", "swin.layernorm")
     assert {name for name in without if not any(part in name for part in unused)} == set()
     assert model.caption_head.decoder.weight is model.get_input_embeddings().weight
@@ -250,7 +250,7 @@ def test_a_frozen_shared_part_stays_as_it_is(model):
 def test_cached_generation_equals_full_recomputation(model, way, prefix):
     inputs = tiny_inputs()
     if prefix == "without":
-        inputs = pictures_of(inputs)
+        inputs = images_of(inputs)
     results = []
     for use_cache in (True, False):
         torch.manual_seed(3)
@@ -297,7 +297,7 @@ def test_cached_logits_equal_those_of_one_pass(model):
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_batch_of_different_prefixes_equals_single_calls(model, way, masked):
     if masked:
-        # Pictures of different sizes only compare where padding takes no part.
+        # Images of different sizes only compare where padding takes no part.
         model = make_model(mask_padded_pixels=True)
     inputs = tiny_inputs()
     if not masked:
@@ -306,7 +306,7 @@ def test_a_batch_of_different_prefixes_equals_single_calls(model, way, masked):
     for row in range(2):
         length = int(inputs["attention_mask"][row].sum())
         alone = model.generate(
-            **{name: value[row : row + 1] for name, value in pictures_of(inputs).items()},
+            **{name: value[row : row + 1] for name, value in images_of(inputs).items()},
             input_ids=inputs["input_ids"][row : row + 1, :length],
             **GENERATION[way],
             max_new_tokens=8,
@@ -315,7 +315,7 @@ def test_a_batch_of_different_prefixes_equals_single_calls(model, way, masked):
         assert words[0] == words[1]
 
 
-def test_the_tower_runs_once_a_picture(model, monkeypatch):
+def test_the_tower_runs_once_a_image(model, monkeypatch):
     inputs = tiny_inputs()
     calls = {"backbone": 0, "dyconv": 0}
     handles = [
@@ -342,33 +342,33 @@ def test_beginnings_lose_their_end_and_are_padded_on_the_left():
 
 
 def test_an_empty_beginning_is_none(model):
-    pictures = pictures_of(tiny_inputs())
-    nothing = model.generate(**pictures, max_new_tokens=5)
-    special = model.generate(**pictures, input_ids=torch.tensor([[CLS, SEP], [CLS, SEP]]), max_new_tokens=5)
+    images = images_of(tiny_inputs())
+    nothing = model.generate(**images, max_new_tokens=5)
+    special = model.generate(**images, input_ids=torch.tensor([[CLS, SEP], [CLS, SEP]]), max_new_tokens=5)
     assert torch.equal(nothing, special)
     assert (nothing[:, 0] == CLS).all()
-    shared = model.generate(**pictures, input_ids=torch.tensor([[CLS, 9, SEP]]), max_new_tokens=5)
-    repeated = model.generate(**pictures, input_ids=torch.tensor([[CLS, 9, SEP]] * 2), max_new_tokens=5)
+    shared = model.generate(**images, input_ids=torch.tensor([[CLS, 9, SEP]]), max_new_tokens=5)
+    repeated = model.generate(**images, input_ids=torch.tensor([[CLS, 9, SEP]] * 2), max_new_tokens=5)
     assert torch.equal(shared, repeated)
 
 
 def test_generation_stops_at_the_end_mark_and_at_the_longest_text(model):
-    pictures = pictures_of(tiny_inputs())
-    free = model.generate(**pictures, max_new_tokens=8, suppress_tokens=[SEP])
+    images = images_of(tiny_inputs())
+    free = model.generate(**images, max_new_tokens=8, suppress_tokens=[SEP])
     stop = int(free[0, 3])
-    ended = model.generate(**pictures, max_new_tokens=8, suppress_tokens=[SEP], eos_token_id=stop)
+    ended = model.generate(**images, max_new_tokens=8, suppress_tokens=[SEP], eos_token_id=stop)
     place = free[0].tolist().index(stop)
     assert ended[0, : place + 1].tolist() == free[0, : place + 1].tolist()
     assert (ended[0, place + 1 :] == 0).all()
     short = make_model(max_text_length=12)
     for way in ("greedy", "beam"):
-        longest = short.generate(**pictures, **GENERATION[way], max_new_tokens=500, suppress_tokens=[SEP])
+        longest = short.generate(**images, **GENERATION[way], max_new_tokens=500, suppress_tokens=[SEP])
         assert longest.shape[1] == 12
     with pytest.raises(ValueError, match="12 tokens"):
-        short.generate(**pictures, input_ids=torch.full((2, 12), 9).index_fill(1, torch.tensor([0]), CLS))
+        short.generate(**images, input_ids=torch.full((2, 12), 9).index_fill(1, torch.tensor([0]), CLS))
 
 
-def test_one_picture_has_several_captions(model):
+def test_one_image_has_several_captions(model):
     inputs = tiny_inputs()
     features = model.get_image_features(inputs["pixel_values"][:1])
     both = model.generate(
@@ -394,18 +394,18 @@ def test_one_picture_has_several_captions(model):
 def test_bad_calls_are_refused(model):
     inputs = tiny_inputs(batch=3)
     two = {name: inputs[name][:2] for name in ("input_ids", "attention_mask")}
-    with pytest.raises(ValueError, match="2 texts and 3 pictures"):
-        model(**pictures_of(inputs), **two)
+    with pytest.raises(ValueError, match="2 texts and 3 images"):
+        model(**images_of(inputs), **two)
     with pytest.raises(ValueError, match="pixel_values"):
         model(**two)
-    with pytest.raises(ValueError, match="pictures to caption"):
+    with pytest.raises(ValueError, match="images to caption"):
         model.generate(**two)
     with pytest.raises(ValueError, match="attention_mask"):
-        model(**pictures_of(inputs), input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"][:, 1:])
+        model(**images_of(inputs), input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"][:, 1:])
     with pytest.raises(ValueError, match="use_fusion"):
         GLIPv2ForConditionalGeneration(tiny_config(use_fusion=False))
     with pytest.raises(ValueError, match="set_special_tokens"):
-        GLIPv2ForConditionalGeneration(tiny_config()).generate(**pictures_of(inputs))
+        GLIPv2ForConditionalGeneration(tiny_config()).generate(**images_of(inputs))
 
 
 def test_every_head_loads_from_one_folder(tmp_path):
@@ -425,9 +425,9 @@ def test_every_head_loads_from_one_folder(tmp_path):
     detector, info = GLIPv2ForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    pictures = pictures_of(tiny_inputs())
-    expected = model.generate(**pictures, max_new_tokens=6)
-    assert torch.equal(captioner.generate(**pictures, max_new_tokens=6), expected)
+    images = images_of(tiny_inputs())
+    expected = model.generate(**images, max_new_tokens=6)
+    assert torch.equal(captioner.generate(**images, max_new_tokens=6), expected)
     with torch.no_grad():
         inputs = tiny_inputs()
         torch.testing.assert_close(captioner.ground(**inputs).logits, detector(**inputs).logits)
@@ -442,7 +442,7 @@ def test_save_and_load_keeps_words_tied(model, tmp_path):
         torch.testing.assert_close(loaded(**tiny_inputs()).logits, model(**tiny_inputs()).logits)
 
 
-def test_a_head_over_frozen_weights_learns_the_captions_of_two_pictures():
+def test_a_head_over_frozen_weights_learns_the_captions_of_two_images():
     model = make_model(caption_naming=True)
     model.freeze_shared()
     tokenizer = tiny_tokenizer()
@@ -450,7 +450,7 @@ def test_a_head_over_frozen_weights_learns_the_captions_of_two_pictures():
     texts = tokenizer(captions, padding=True, return_tensors="pt", return_token_type_ids=False)
     labels = texts["input_ids"].masked_fill(texts["attention_mask"] == 0, -100)
     with torch.no_grad():
-        features = model.get_image_features(**pictures_of(tiny_inputs()))
+        features = model.get_image_features(**images_of(tiny_inputs()))
     optimizer = torch.optim.AdamW(model.caption_head.parameters(), lr=5e-3)
     model.train()
     for _ in range(40):

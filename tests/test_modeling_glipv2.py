@@ -34,12 +34,12 @@ def test_save_and_load_through_the_auto_class(model, tmp_path):
 
 
 @torch.no_grad()
-def test_one_picture_meets_many_prompts(model):
+def test_one_image_meets_many_prompts(model):
     inputs = tiny_inputs()
-    picture = {name: inputs[name][:1] for name in ("pixel_values", "pixel_mask")}
+    image = {name: inputs[name][:1] for name in ("pixel_values", "pixel_mask")}
     words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    repeated = model(**{name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in picture.items()}, **words)
-    shared = model(image_features=model.get_image_features(**picture), **words)
+    repeated = model(**{name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in image.items()}, **words)
+    shared = model(image_features=model.get_image_features(**image), **words)
     torch.testing.assert_close(shared.logits, repeated.logits, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(shared.pred_boxes, repeated.pred_boxes, atol=1e-5, rtol=1e-4)
 
@@ -76,7 +76,7 @@ def test_integer_pixels_are_refused(model):
 def test_batches_that_do_not_fit_are_refused(model):
     inputs = tiny_inputs(batch=3)
     inputs["input_ids"], inputs["attention_mask"] = inputs["input_ids"][:2], inputs["attention_mask"][:2]
-    with pytest.raises(ValueError, match="3 pictures and 2 texts"):
+    with pytest.raises(ValueError, match="3 images and 2 texts"):
         model(**inputs)
 
 

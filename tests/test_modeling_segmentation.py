@@ -108,7 +108,7 @@ def small_model(**overrides) -> GLIPv2ForInstanceSegmentation:
 
 
 def small_labels() -> list:
-    """Two objects, of which the second's mask is not known, then a picture without objects."""
+    """Two objects, of which the second's mask is not known, then an image without objects."""
     masks = torch.zeros(2, 50, 70, dtype=torch.bool)
     masks[0, 10:40, 20:30] = True  # the left half of its box, which reaches from 20 to 40
     positive_map = torch.zeros(2, 9)
@@ -141,7 +141,7 @@ def some_regions() -> tuple[list, list]:
 def test_a_batch_of_two_equals_two_of_one(extractor, source):
     model = small_model(mask_extractor=extractor, mask_feature_source=source)
     inputs = tiny_inputs()
-    # Pictures of one size; texts of two.
+    # Images of one size; texts of two.
     inputs["pixel_mask"][:] = 1
     boxes, maps = some_regions()
     together = model(**inputs).predict_masks(boxes, maps)
@@ -241,7 +241,7 @@ def test_training_learns_a_mask(extractor):
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-    box = torch.tensor([[27.4, 12.8, 53.4, 49.9]])  # of the picture's 96 x 64
+    box = torch.tensor([[27.4, 12.8, 53.4, 49.9]])  # of the image's 96 x 64
     with torch.no_grad():
         logits = model.eval()(**inputs).predict_masks([box], [labels[0]["positive_map"][:1]])[0]
     pasted = instance_masks(logits, box * box.new_tensor([70 / 96, 50 / 64] * 2), (50, 70))[0]

@@ -33,7 +33,7 @@ def model() -> GLIPv2ForVisualQuestionAnswering:
 
 
 @torch.no_grad()
-def test_answers_depend_on_the_picture_and_the_question_and_on_no_padding(model):
+def test_answers_depend_on_the_image_and_the_question_and_on_no_padding(model):
     inputs = tiny_inputs(batch=1)
     logits = model(**inputs).answer_logits
     assert logits.shape == (1, 4)
@@ -63,7 +63,7 @@ def test_pooling_begins_as_the_mean_of_the_attended_words(model):
 
 
 def detected(**changes) -> GLIPv2ObjectDetectionOutput:
-    """One picture of two words and of six locations: a row of five and one."""
+    """One image of two words and of six locations: a row of five and one."""
     shapes = [(1, 5), (1, 1)]
     fields = {
         "fused_text": torch.randn(1, 2, 32),
@@ -136,7 +136,7 @@ def test_a_look_is_that_before_and_after_fusion_and_large_channels_leave_the_oth
 
 
 @torch.no_grad()
-def test_a_picture_of_a_padded_batch_is_answered_as_alone():
+def test_a_image_of_a_padded_batch_is_answered_as_alone():
     inputs = tiny_inputs()
     model = make_model(mask_padded_pixels=True)
     together = model(**inputs).answer_logits
@@ -241,7 +241,7 @@ def test_losses_add_up_and_a_frozen_shared_part_adds_none():
     assert with_gradient == head
 
 
-def test_what_the_frozen_part_made_stands_for_pictures_and_questions():
+def test_what_the_frozen_part_made_stands_for_images_and_questions():
     model = make_model()
     model.freeze_shared()
     batches = []
@@ -296,7 +296,7 @@ def test_the_auto_class_loads_answers_and_names_a_missing_head(model, tmp_path):
     assert not info["unexpected_keys"]
 
 
-# Masked words without a picture --------------------------------------------------------------------------------------
+# Masked words without an image --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -316,12 +316,12 @@ def test_text_alone_is_the_tower_with_the_update_from_vision_left_out(masked_lm)
     try:
         for layer in masked_lm.model.layers:
             layer.fusion.text_gamma.zero_()
-        with_picture = masked_lm(**inputs)
+        with_image = masked_lm(**inputs)
     finally:
         for layer, gamma in zip(masked_lm.model.layers, gammas, strict=True):
             layer.fusion.text_gamma.copy_(gamma)
     kept = inputs["attention_mask"].bool()
-    torch.testing.assert_close(alone.logits[kept], with_picture.logits[kept], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone.logits[kept], with_image.logits[kept], atol=1e-4, rtol=1e-4)
     assert (masked_lm(**inputs).logits - alone.logits)[kept].abs().max() > 1e-3
 
 

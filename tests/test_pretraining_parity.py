@@ -84,7 +84,7 @@ def step(model, golden, expected, labels, pixel_mask) -> dict[str, torch.Tensor]
 
 def released_inter_image_loss(model, output, golden) -> torch.Tensor:
     """
-    The released form of L_inter: words after fusion, and regions of all boxes but each picture's first.
+    The released form of L_inter: words after fusion, and regions of all boxes but each image's first.
     """
     count = max(len(golden[f"shallow.positive_indices.{index}"]) for index in (0, 1))
     maps = flatten_levels(output.feature_maps)
@@ -120,8 +120,8 @@ def test_assignment_is_identical(golden):
     targets = []
     for index in (0, 1):
         boxes = golden[f"input.boxes.{index}"]
-        picture = torch.zeros(len(boxes), dtype=torch.long)
-        matched = assign_atss(anchors, [len(level) for level in levels], boxes, picture, 1)[0]
+        image = torch.zeros(len(boxes), dtype=torch.long)
+        matched = assign_atss(anchors, [len(level) for level in levels], boxes, image, 1)[0]
         torch.testing.assert_close(matched, golden[f"assign.matched_gt_index.{index}"], rtol=0, atol=0)
         positive = matched >= 0
         targets.append(centerness_targets(boxes[matched[positive]], anchors[positive]))

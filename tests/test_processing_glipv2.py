@@ -1,4 +1,4 @@
-"""The processor: pictures, texts and annotations in; boxes of labels and phrases out."""
+"""The processor: images, texts and annotations in; boxes of labels and phrases out."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ SIZE = {"shortest_edge": 64, "longest_edge": 128}
 LABELS = ["dog", "traffic light", "teddy bear"]
 
 
-def picture(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
+def make_image(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -38,48 +38,48 @@ def model() -> GLIPv2ForObjectDetection:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
-    return [picture(60, 40, seed=1), picture(30, 50, seed=2)]
+def make_images() -> list[Image.Image]:
+    return [make_image(60, 40, seed=1), make_image(30, 50, seed=2)]
 
 
 @pytest.fixture(scope="module")
-def outputs(processor, model, pictures) -> GLIPv2ObjectDetectionOutput:
+def outputs(processor, model, images) -> GLIPv2ObjectDetectionOutput:
     with torch.no_grad():
-        return model(**processor(images=pictures, text=[LABELS]))
+        return model(**processor(images=images, text=[LABELS]))
 
 
 # Inputs --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch(processor, pictures):
-    inputs = processor(images=pictures, text=["a dog left of the cat", "person"])
+def test_a_batch(processor, images):
+    inputs = processor(images=images, text=["a dog left of the cat", "person"])
     assert set(inputs) == {"pixel_values", "pixel_mask", "input_ids", "attention_mask"}
     assert inputs["pixel_values"].shape == (2, 3, 128, 96)
     assert inputs["pixel_mask"].sum((1, 2)).tolist() == [64 * 96, 106 * 64]
     assert inputs["attention_mask"].sum(1).tolist() == [8, 3] and inputs["input_ids"].shape == (2, 8)
 
 
-def test_labels_in_every_form(processor, pictures):
-    one = processor(images=pictures[0], text=LABELS)
+def test_labels_in_every_form(processor, images):
+    one = processor(images=images[0], text=LABELS)
     for text in ([LABELS], [tuple(LABELS)], "dog. traffic light. teddy bear"):
-        assert processor(images=pictures[0], text=text)["input_ids"].tolist() == one["input_ids"].tolist()
-    shared = processor(images=pictures, text=[LABELS])
+        assert processor(images=images[0], text=text)["input_ids"].tolist() == one["input_ids"].tolist()
+    shared = processor(images=images, text=[LABELS])
     assert shared["input_ids"].tolist() == one["input_ids"].tolist() * 2
-    own = processor(images=pictures, text=[LABELS, ["cat"]])
+    own = processor(images=images, text=[LABELS, ["cat"]])
     assert own["input_ids"][0].tolist() == one["input_ids"][0].tolist()
     assert own["attention_mask"].sum(1).tolist() == [9, 3]
 
 
-def test_one_side_alone(processor, pictures):
+def test_one_side_alone(processor, images):
     assert set(processor(text=[LABELS, ["cat"]])) == {"input_ids", "attention_mask"}
-    assert set(processor(images=pictures)) == {"pixel_values", "pixel_mask"}
+    assert set(processor(images=images)) == {"pixel_values", "pixel_mask"}
     with pytest.raises(ValueError, match="Pass `images`, `text`, or both"):
         processor()
 
 
-def test_options_reach_their_part(processor, pictures):
+def test_options_reach_their_part(processor, images):
     inputs = processor(
-        images=pictures, text="dog", size={"shortest_edge": 32, "longest_edge": 64}, padding="max_length", max_length=9
+        images=images, text="dog", size={"shortest_edge": 32, "longest_edge": 64}, padding="max_length", max_length=9
     )
     assert inputs["pixel_values"].shape[-2:] == (64, 64)
     assert processor(text=["dog", "a dog"], padding_side="left")["attention_mask"].tolist() == [[0, 1, 1, 1], [1] * 4]
@@ -88,12 +88,12 @@ def test_options_reach_their_part(processor, pictures):
         1,
         4,
     )
-    assert isinstance(processor(images=pictures, text="dog", return_tensors="np")["input_ids"], np.ndarray)
+    assert isinstance(processor(images=images, text="dog", return_tensors="np")["input_ids"], np.ndarray)
 
 
 def test_long_texts(processor):
     words = " ".join(["dog"] * 70)
-    with pytest.raises(ValueError, match=r"picture 1 has 72 tokens, at most 64 fit: 'dog dog.*`truncation=True`"):
+    with pytest.raises(ValueError, match=r"image 1 has 72 tokens, at most 64 fit: 'dog dog.*`truncation=True`"):
         processor(text=["cat", words])
     with pytest.raises(ValueError, match=r"has 81 tokens, at most 64 fit.*40 labels over several prompts"):
         processor(text=[["dog"] * 40])
@@ -105,9 +105,9 @@ def test_long_texts(processor):
 @pytest.mark.parametrize(
     ("count", "text", "message"),
     [
-        (3, ["a dog", "a cat"], "`text` has 2 sentences for 3 pictures"),
-        (2, ["a dog", "a cat", "a zebra"], "`text` has 3 sentences for 2 pictures"),
-        (3, [["dog"], ["cat"]], "`text` has 2 lists of labels for 3 pictures"),
+        (3, ["a dog", "a cat"], "`text` has 2 sentences for 3 images"),
+        (2, ["a dog", "a cat", "a zebra"], "`text` has 3 sentences for 2 images"),
+        (3, [["dog"], ["cat"]], "`text` has 2 lists of labels for 3 images"),
         (1, [], "`text` is empty"),
         (1, "", "`text` is ''"),
         (1, ["dog", ""], r"`text\[1\]` is ''"),
@@ -115,18 +115,18 @@ def test_long_texts(processor):
 )
 def test_texts_that_do_not_fit(processor, count, text, message):
     with pytest.raises(ValueError, match=message):
-        processor(images=[picture()] * count, text=text)
+        processor(images=[make_image()] * count, text=text)
 
 
 # Annotations ---------------------------------------------------------------------------------------------------------
 
 
-def test_boxes_are_those_of_the_original(processor, pictures):
+def test_boxes_are_those_of_the_original(processor, images):
     """Resized by it, inclusive corners are multiplied by the ratio of the sizes; normalised by us, they come back."""
     boxes = torch.tensor([[3.0, 5, 20, 10], [0, 0, 60, 40], [50, 30, 0.5, 0.5]])
     for size in (SIZE, {"shortest_edge": 100, "longest_edge": 131}):
         inputs = processor(
-            images=pictures[0], text=["dog"], annotations={"boxes": boxes, "spans": [[(0, 3)]] * 3}, size=size
+            images=images[0], text=["dog"], annotations={"boxes": boxes, "spans": [[(0, 3)]] * 3}, size=size
         )
         mask = inputs["pixel_mask"][0]
         resized = torch.tensor([int(mask[:, 0].sum()), int(mask[0].sum())])
@@ -135,15 +135,15 @@ def test_boxes_are_those_of_the_original(processor, pictures):
         torch.testing.assert_close(found, coco_to_inclusive_xyxy(boxes) * ratio, atol=1e-4, rtol=0)
 
 
-def test_boxes_are_clipped_to_the_picture(processor, pictures):
+def test_boxes_are_clipped_to_the_image(processor, images):
     annotation = {"boxes": [[-10, -10, 30, 30], [50, 30, 100, 100]], "spans": [[], []]}
-    (labels,) = processor(images=pictures[0], text="dog", annotations=annotation)["labels"]
+    (labels,) = processor(images=images[0], text="dog", annotations=annotation)["labels"]
     found = denormalize_boxes(labels["boxes"], torch.tensor([40, 60]))
     torch.testing.assert_close(found, torch.tensor([[0.0, 0, 19, 19], [50, 30, 59, 39]]), atol=1e-4, rtol=0)
     assert labels["positive_map"].abs().sum() == 0
 
 
-def test_what_the_boxes_show(processor, pictures):
+def test_what_the_boxes_show(processor, images):
     annotations = [
         {
             "boxes": torch.tensor([[1.0, 2, 10, 11], [0, 0, 5, 5]]),
@@ -153,7 +153,7 @@ def test_what_the_boxes_show(processor, pictures):
         },
         None,
     ]
-    first, second = processor(images=pictures, text=["a dog left of the cat", "person"], annotations=annotations)[
+    first, second = processor(images=images, text=["a dog left of the cat", "person"], annotations=annotations)[
         "labels"
     ]
     assert second is None
@@ -164,29 +164,29 @@ def test_what_the_boxes_show(processor, pictures):
     assert first["masks"].dtype == torch.bool and first["masks"].shape == (2, 40, 60)
 
 
-def test_labels_by_index(processor, pictures):
+def test_labels_by_index(processor, images):
     (labels,) = processor(
-        images=pictures[0], text=LABELS, annotations=[{"boxes": [[1, 2, 3, 4]] * 2, "labels": [2, 0]}]
+        images=images[0], text=LABELS, annotations=[{"boxes": [[1, 2, 3, 4]] * 2, "labels": [2, 0]}]
     )["labels"]
     assert labels["class_names"] == ["teddy bear", "dog"]
     assert (labels["positive_map"] > 0).nonzero().tolist() == [[0, 6], [0, 7], [1, 1]]
     assert labels["masks"] is None
 
 
-def test_no_boxes(processor, pictures):
-    (labels,) = processor(images=pictures[0], text=LABELS, annotations=[{"boxes": [], "spans": []}])["labels"]
+def test_no_boxes(processor, images):
+    (labels,) = processor(images=images[0], text=LABELS, annotations=[{"boxes": [], "spans": []}])["labels"]
     assert labels["boxes"].shape == (0, 4) and labels["positive_map"].shape == (0, 9)
 
 
-def test_a_long_sentence_that_teaches_is_cut(processor, pictures, caplog):
+def test_a_long_sentence_that_teaches_is_cut(processor, images, caplog):
     text = "dog " * 70 + "cat"
     annotation = {"boxes": [[1, 2, 3, 4]] * 2, "spans": [[(0, 3)], [(280, 283)]]}
     with caplog.at_level(logging.WARNING):
-        inputs = processor(images=pictures[0], text=text, annotations=[annotation])
+        inputs = processor(images=images[0], text=text, annotations=[annotation])
     assert inputs["input_ids"].shape == (1, 64)
     assert inputs["labels"][0]["positive_map"].gt(0).sum(1).tolist() == [1, 0]
     with pytest.raises(ValueError, match="40 labels over several prompts"):
-        processor(images=pictures[0], text=[["dog"] * 40], annotations=[{"boxes": [], "labels": []}])
+        processor(images=images[0], text=[["dog"] * 40], annotations=[{"boxes": [], "labels": []}])
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_long_sentence_that_teaches_is_cut(processor, pictures, caplog):
         ({"boxes": [[1, 2, 3, 4]], "spans": []}, ValueError, "has 1 boxes but 0 spans"),
         ({"boxes": [[1, 2, 3, 4]], "spans": [[(0, 99)]]}, ValueError, r"\['spans'\]\[0\]\[0\]` is \[0, 99\]"),
         ({"boxes": [[1, 2, -3, 4]], "spans": [[]]}, ValueError, r"is \[1.0, 2.0, -3.0, 4.0\]"),
-        ({"boxes": [[1, 2, 3, 4]], "labels": [3]}, ValueError, "holds 3; expected an index of the picture's 3 labels"),
+        ({"boxes": [[1, 2, 3, 4]], "labels": [3]}, ValueError, "holds 3; expected an index of the image's 3 labels"),
         ({"boxes": [[1, 2, 3, 4]], "labels": [0, 1]}, ValueError, "has 1 boxes but 2 spans"),
         ({"boxes": [[1, 2, 3, 4]], "spans": [[]], "class_names": []}, ValueError, "but 0 class_names"),
         (
@@ -211,33 +211,33 @@ def test_a_long_sentence_that_teaches_is_cut(processor, pictures, caplog):
 )
 def test_bad_annotations(processor, annotation, error, message):
     with pytest.raises(error, match=message):
-        processor(images=picture(), text=[LABELS], annotations=[annotation])
+        processor(images=make_image(), text=[LABELS], annotations=[annotation])
 
 
-def test_annotations_of_another_batch(processor, pictures):
+def test_annotations_of_another_batch(processor, images):
     annotation = {"boxes": [], "spans": []}
-    with pytest.raises(ValueError, match="`annotations` has 1 entries for 2 pictures"):
-        processor(images=pictures, text="dog", annotations=[annotation])
+    with pytest.raises(ValueError, match="`annotations` has 1 entries for 2 images"):
+        processor(images=images, text="dog", annotations=[annotation])
     with pytest.raises(ValueError, match="pass `images` and `text` with them"):
         processor(text="dog", annotations=[annotation])
     with pytest.raises(ValueError, match="need `return_tensors=\"pt\"`, got 'np'"):
-        processor(images=pictures[0], text="dog", annotations=[annotation], return_tensors="np")
+        processor(images=images[0], text="dog", annotations=[annotation], return_tensors="np")
 
 
 # Saving --------------------------------------------------------------------------------------------------------------
 
 
-def test_saved_and_loaded(processor, pictures, tmp_path):
+def test_saved_and_loaded(processor, images, tmp_path):
     short = GLIPv2Processor(processor.image_processor, processor.tokenizer, max_text_length=40)
     short.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert "processor_config.json" in names and "preprocessor_config.json" not in names
     settings = json.loads((tmp_path / "processor_config.json").read_text())
     assert settings["max_text_length"] == 40 and settings["image_processor"]["size"] == SIZE
-    expected = processor(images=pictures, text=[LABELS])
+    expected = processor(images=images, text=[LABELS])
     for loaded in (GLIPv2Processor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, GLIPv2Processor) and loaded.max_tokens == 40
-        inputs = loaded(images=pictures, text=[LABELS])
+        inputs = loaded(images=images, text=[LABELS])
         for name, tensor in expected.items():
             torch.testing.assert_close(inputs[name], tensor, atol=0, rtol=0)
 
@@ -252,8 +252,8 @@ def test_bad_parts(processor):
 # Boxes of labels -----------------------------------------------------------------------------------------------------
 
 
-def test_detections(processor, outputs, pictures):
-    sizes = [(image.height, image.width) for image in pictures]
+def test_detections(processor, outputs, images):
+    sizes = [(image.height, image.width) for image in images]
     results = processor.post_process_grounded_object_detection(
         outputs, text_labels=[LABELS, LABELS], target_sizes=sizes, threshold=0.0, max_detections=20
     )
@@ -272,14 +272,14 @@ def test_detections(processor, outputs, pictures):
 
 
 @torch.no_grad()
-def test_own_labels_of_each_picture(processor, model, pictures):
+def test_own_labels_of_each_image(processor, model, images):
     """A shorter prompt in a batch is padded; its labels are found all the same."""
     model.config.mask_padded_pixels = True
     labels = [LABELS, ["cat"]]
     try:
-        together = model(**processor(images=[pictures[0]] * 2, text=labels))
-        alone = model(**processor(images=pictures[0], text=[["cat"]]))
-        left = model(**processor(images=[pictures[0]] * 2, text=labels, padding_side="left"))
+        together = model(**processor(images=[images[0]] * 2, text=labels))
+        alone = model(**processor(images=images[0], text=[["cat"]]))
+        left = model(**processor(images=[images[0]] * 2, text=labels, padding_side="left"))
     finally:
         model.config.mask_padded_pixels = False
     settings = {"threshold": 0.0, "max_detections": 10}
@@ -291,10 +291,10 @@ def test_own_labels_of_each_picture(processor, model, pictures):
     assert set(padded_left["text_labels"]) == {"cat"}
 
 
-def test_equal_labels_are_two_labels(processor, model, pictures):
+def test_equal_labels_are_two_labels(processor, model, images):
     labels = ["dog", "dog"]
     with torch.no_grad():
-        outputs = model(**processor(images=pictures[0], text=labels))
+        outputs = model(**processor(images=images[0], text=labels))
     (result,) = processor.post_process_grounded_object_detection(outputs, text_labels=labels, threshold=0.0)
     assert set(result["labels"].tolist()) == {0, 1}
 
@@ -302,14 +302,14 @@ def test_equal_labels_are_two_labels(processor, model, pictures):
 @pytest.mark.parametrize(
     ("target_sizes", "error", "message"),
     [
-        ([(40, 60)], ValueError, "`target_sizes` has 1 entries for 2 pictures"),
+        ([(40, 60)], ValueError, "`target_sizes` has 1 entries for 2 images"),
         ([(40, 60), (50, -30)], ValueError, r"`target_sizes\[1\]` is \[50, -30\]; height and width .* above 0"),
         ([(40, 60), (0, 30)], ValueError, r"`target_sizes\[1\]` is \[0, 30\]"),
         ([(40, 60), (float("nan"), 30)], ValueError, r"`target_sizes\[1\]`"),
         (
             [(60, 40), (50, 30)],
             ValueError,
-            r"is \[60, 40\], but the resized picture is 64 high and 96 wide; pass \(height",
+            r"is \[60, 40\], but the resized image is 64 high and 96 wide; pass \(height",
         ),
         ([(40, 60), (50, 30, 3)], ValueError, r"`target_sizes\[1\]` is \(50, 30, 3\); pass a pair"),
         ([40, 60], ValueError, r"`target_sizes\[0\]` is 40; pass a pair"),
@@ -326,12 +326,12 @@ def test_bad_target_sizes(processor, outputs, target_sizes, error, message):
 @pytest.mark.parametrize(
     ("text_labels", "error", "message"),
     [
-        ([], ValueError, "`text_labels` has 0 entries for 2 pictures"),
+        ([], ValueError, "`text_labels` has 0 entries for 2 images"),
         ([[], []], ValueError, r"`text_labels\[0\]` is empty"),
         (["dog", "", "cat"], ValueError, r"`text_labels\[0\]\[1\]` is ''"),
-        ([LABELS] * 3, ValueError, "`text_labels` has 3 entries for 2 pictures"),
-        (["dog"], ValueError, "picture 0 has 3 tokens, but the model was given 9; pass the same labels"),
-        ("dog", TypeError, "`text_labels` must be a list with an entry for each picture, got str"),
+        ([LABELS] * 3, ValueError, "`text_labels` has 3 entries for 2 images"),
+        (["dog"], ValueError, "image 0 has 3 tokens, but the model was given 9; pass the same labels"),
+        ("dog", TypeError, "`text_labels` must be a list with an entry for each image, got str"),
         ([LABELS, 5], TypeError, r"`text_labels\[1\]` must be a list of strings, got int"),
     ],
 )
@@ -359,13 +359,13 @@ SENTENCE = "a dog left of the red dog"
 
 
 @pytest.fixture(scope="module")
-def grounded(processor, model, pictures) -> GLIPv2ObjectDetectionOutput:
+def grounded(processor, model, images) -> GLIPv2ObjectDetectionOutput:
     with torch.no_grad():
-        return model(**processor(images=pictures, text=SENTENCE))
+        return model(**processor(images=images, text=SENTENCE))
 
 
-def test_phrases_of_a_sentence(processor, grounded, pictures):
-    sizes = [(image.height, image.width) for image in pictures]
+def test_phrases_of_a_sentence(processor, grounded, images):
+    sizes = [(image.height, image.width) for image in images]
     results = processor.post_process_phrase_grounding(grounded, SENTENCE, target_sizes=sizes, top_k=5)
     assert len(results) == 2
     for found in results:
@@ -401,10 +401,10 @@ def test_phrases_equal_labels(processor, outputs):
             torch.testing.assert_close(phrase["boxes"], result["boxes"][own], atol=1e-6, rtol=0)
 
 
-def test_own_sentence_of_each_picture(processor, model, pictures):
+def test_own_sentence_of_each_image(processor, model, images):
     sentences = ["a dog left of the cat", "red wine"]
     with torch.no_grad():
-        outputs = model(**processor(images=pictures, text=sentences))
+        outputs = model(**processor(images=images, text=sentences))
     found = processor.post_process_phrase_grounding(outputs, sentences, phrases=[[(2, 5), (18, 21)], []])
     assert [[phrase["phrase"] for phrase in own] for own in found] == [["dog", "cat"], []]
     by_rules = processor.post_process_phrase_grounding(outputs, sentences, threshold=1.0)
@@ -419,11 +419,11 @@ def test_own_sentence_of_each_picture(processor, model, pictures):
         (SENTENCE, [(5, 6)], ValueError, r"has the span \[5, 6\], ' ', in which the tokenizer finds no word"),
         (SENTENCE, ["dog"], TypeError, r"`phrases\[0\]\[0\]` must be a pair of characters .* got 'dog'"),
         (SENTENCE, "dog", TypeError, r"`phrases\[0\]` must be a list of character spans, got str"),
-        ([SENTENCE] * 2, [[(0, 5)]] * 3, ValueError, "`phrases` has 3 entries for 2 pictures"),
-        ([SENTENCE] * 3, None, ValueError, "`text` has 3 entries for 2 pictures"),
-        ("a dog", None, ValueError, "picture 0 has 4 tokens, but the model was given 9"),
+        ([SENTENCE] * 2, [[(0, 5)]] * 3, ValueError, "`phrases` has 3 entries for 2 images"),
+        ([SENTENCE] * 3, None, ValueError, "`text` has 3 entries for 2 images"),
+        ("a dog", None, ValueError, "image 0 has 4 tokens, but the model was given 9"),
         ("", None, ValueError, r"`text\[0\]` is ''"),
-        (5, None, TypeError, "`text` must be a list with an entry for each picture, got int"),
+        (5, None, TypeError, "`text` must be a list with an entry for each image, got int"),
     ],
 )
 def test_bad_phrases(processor, grounded, text, phrases, error, message):

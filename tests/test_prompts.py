@@ -238,7 +238,7 @@ def test_bad_spans(span, error):
 
 
 @pytest.mark.parametrize(
-    ("text", "pictures", "sentences", "has_labels"),
+    ("text", "images", "sentences", "has_labels"),
     [
         ("a dog", None, ["a dog"], False),
         ("a dog", 2, ["a dog", "a dog"], False),
@@ -252,8 +252,8 @@ def test_bad_spans(span, error):
         ([["dog", "cat"], ["zebra"]], None, ["dog. cat", "zebra"], True),
     ],
 )
-def test_forms_of_text(text, pictures, sentences, has_labels):
-    found, spans = arrange_text(text, pictures)
+def test_forms_of_text(text, images, sentences, has_labels):
+    found, spans = arrange_text(text, images)
     assert found == sentences
     assert (spans is not None) == has_labels
     for sentence, own in zip(found, spans or (), strict=has_labels):
@@ -261,12 +261,12 @@ def test_forms_of_text(text, pictures, sentences, has_labels):
 
 
 @pytest.mark.parametrize(
-    ("text", "pictures", "error", "message"),
+    ("text", "images", "error", "message"),
     [
-        (["a dog", "a cat"], 3, ValueError, r"`text` has 2 sentences for 3 pictures; .*`\[labels\]`"),
-        (["a dog", "a cat", "a zebra"], 2, ValueError, "`text` has 3 sentences for 2 pictures"),
-        ([["dog"], ["cat"]], 3, ValueError, "`text` has 2 lists of labels for 3 pictures"),
-        ([["dog"], ["cat"], ["zebra"]], 1, ValueError, "`text` has 3 lists of labels for 1 pictures"),
+        (["a dog", "a cat"], 3, ValueError, r"`text` has 2 sentences for 3 images; .*`\[labels\]`"),
+        (["a dog", "a cat", "a zebra"], 2, ValueError, "`text` has 3 sentences for 2 images"),
+        ([["dog"], ["cat"]], 3, ValueError, "`text` has 2 lists of labels for 3 images"),
+        ([["dog"], ["cat"], ["zebra"]], 1, ValueError, "`text` has 3 lists of labels for 1 images"),
         ([], 1, ValueError, "`text` is empty"),
         ([[]], 1, ValueError, r"`text\[0\]` is empty; pass at least one label"),
         ("", 1, ValueError, "`text` is ''"),
@@ -278,6 +278,6 @@ def test_forms_of_text(text, pictures, sentences, has_labels):
         ({"dog"}, 1, TypeError, "got set"),
     ],
 )
-def test_bad_text(text, pictures, error, message):
+def test_bad_text(text, images, error, message):
     with pytest.raises(error, match=message):
-        arrange_text(text, pictures)
+        arrange_text(text, images)

@@ -42,7 +42,7 @@ def tiny_config(**overrides) -> GLIPv2Config:
 
 
 def tiny_inputs(batch: int = 2, height: int = 64, width: int = 96, tokens: int = 9, seed: int = 0) -> dict:
-    """Inputs of a model of `tiny_config`: the last picture and the last text of a batch are padded."""
+    """Inputs of a model of `tiny_config`: the last image and the last text of a batch are padded."""
     generator = torch.Generator().manual_seed(seed)
     pixel_mask = torch.ones(batch, height, width, dtype=torch.long)
     attention_mask = torch.ones(batch, tokens, dtype=torch.long)

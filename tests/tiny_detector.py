@@ -1,4 +1,4 @@
-"""A small detector whose scores differ from place to place and word to word, its processor, and a picture."""
+"""A small detector whose scores differ from place to place and word to word, its processor, and an image."""
 
 import numpy as np
 import PIL.Image
@@ -12,8 +12,8 @@ LABELS = ["person", "traffic light", "teddy bear", "dining table"]
 SIZE = {"shortest_edge": 64, "longest_edge": 96}
 
 
-def natural_picture(height: int = 90, width: int = 130) -> PIL.Image.Image:
-    """A smooth colour picture with one edge."""
+def natural_image(height: int = 90, width: int = 130) -> PIL.Image.Image:
+    """A smooth colour image with one edge."""
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.stack([rows * 255 / height, columns * 255 / width, (rows + columns) % 256], axis=-1)
     pixels[:, width // 2 :] = 255 - pixels[:, width // 2 :]

@@ -1,4 +1,4 @@
-"""What tests of training need: a tiny checkpoint with its processor, and COCO-format folders of drawn pictures."""
+"""What tests of training need: a tiny checkpoint with its processor, and COCO-format folders of drawn images."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ CLASSES = {"cat": "red", "dog": "blue"}
 
 
 def tiny_processor() -> GLIPv2Processor:
-    """Of 64-pixel pictures and a vocabulary of a hundred word pieces."""
+    """Of 64-pixel images and a vocabulary of a hundred word pieces."""
     image_processor = GLIPv2ImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     return GLIPv2Processor(image_processor, tiny_tokenizer())
 
@@ -27,24 +27,24 @@ def tiny_checkpoint(folder: Path, **overrides) -> Path:
     return folder
 
 
-def drawn_coco(folder: Path, **pictures_per_split: int) -> Path:
+def drawn_coco(folder: Path, **images_per_split: int) -> Path:
     """
-    A COCO-format folder: in picture n a red square "cat" or a blue square "dog", nothing in every fourth.
+    A COCO-format folder: in image n a red square "cat" or a blue square "dog", nothing in every fourth.
 
     Args:
         folder: to write to.
-        pictures_per_split: such as `train=4, val=2`.
+        images_per_split: such as `train=4, val=2`.
     """
-    for split, count in pictures_per_split.items():
+    for split, count in images_per_split.items():
         (folder / split).mkdir(parents=True)
         images, annotations = [], []
         for index in range(count):
-            picture = Image.new("RGB", (96, 64), "white")
+            image = Image.new("RGB", (96, 64), "white")
             images.append({"id": index, "file_name": f"{split}/{index}.png", "width": 96, "height": 64})
             if index % 4 != 3:
                 x, y, side = 8 + 10 * (index % 3), 6 + 5 * (index % 2), 36
                 name = list(CLASSES)[index % 2]
-                ImageDraw.Draw(picture).rectangle((x, y, x + side - 1, y + side - 1), fill=CLASSES[name])
+                ImageDraw.Draw(image).rectangle((x, y, x + side - 1, y + side - 1), fill=CLASSES[name])
                 annotations.append(
                     {
                         "id": index,
@@ -55,7 +55,7 @@ def drawn_coco(folder: Path, **pictures_per_split: int) -> Path:
                         "iscrowd": 0,
                     }
                 )
-            picture.save(folder / images[-1]["file_name"])
+            image.save(folder / images[-1]["file_name"])
         categories = [{"id": index + 1, "name": name} for index, name in enumerate(CLASSES)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / f"{split}.json").write_text(json.dumps(content))

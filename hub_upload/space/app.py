@@ -144,7 +144,7 @@ def checked(function):
 
     def call(image: Image.Image | None, text: str, *options: Any) -> Any:
         if image is None:
-            raise gr.Error("Choose a picture first.")
+            raise gr.Error("Choose an image first.")
         if function.__name__ != "caption" and not split(text):
             raise gr.Error("Write what to look for first.")
         try:
@@ -161,12 +161,12 @@ def build(demo: Demo) -> gr.Blocks:
     # One call at a time: the machine is small, and tokenizers do not like two threads.
     queue = {"concurrency_id": "model", "concurrency_limit": 1}
     with gr.Blocks(title="GLIPv2") as page:
-        gr.Markdown(f"# GLIPv2\nFinds what words name in a picture. Model: `{Path(demo.name).name}`.")
+        gr.Markdown(f"# GLIPv2\nFinds what words name in an image. Model: `{Path(demo.name).name}`.")
         with gr.Row():
             with gr.Column(scale=2):
-                image = gr.Image(type="pil", label="Picture", elem_id="picture")
+                image = gr.Image(type="pil", label="Image", elem_id="image")
                 samples = [data.chelsea(), data.coffee(), data.astronaut()]
-                gr.Examples([[Image.fromarray(sample)] for sample in samples], image, label="Pictures to try (CC0)")
+                gr.Examples([[Image.fromarray(sample)] for sample in samples], image, label="Images to try (CC0)")
             with gr.Column(scale=3), gr.Tabs():
                 with gr.Tab("Detect"):
                     labels = gr.Textbox("cat, cup, spoon, person", label="Labels, parted by commas", elem_id="labels")

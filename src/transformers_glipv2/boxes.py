@@ -2,9 +2,9 @@
 
 Two conventions meet here and nowhere else:
 
-- `boxes_xyxy`: x1, y1, x2, y2 in pixels of the resized, un-padded picture. Corners are *inclusive*, as in the original
-  GLIP: a box is `x2 - x1 + 1` pixels wide. Anchors are written the same way and may reach outside the picture.
-- normalised boxes: centre x, centre y, width, height, the corners divided by the picture's width and height and then
+- `boxes_xyxy`: x1, y1, x2, y2 in pixels of the resized, un-padded image. Corners are *inclusive*, as in the original
+  GLIP: a box is `x2 - x1 + 1` pixels wide. Anchors are written the same way and may reach outside the image.
+- normalised boxes: centre x, centre y, width, height, the corners divided by the image's width and height and then
   converted without any `+ 1`.
 
 Arithmetic runs in float32 at least, whatever the model's dtype: bfloat16 steps are 4 pixels wide at x = 1000.
@@ -71,14 +71,14 @@ def anchor_grid(
 
     The anchor of cell (0, 0) is centred at (stride - 1) / 2, the middle of the cell's pixels, and spans `size` pixels
     with inclusive corners: size 64 at stride 8 gives [-28, -28, 35, 35]. The others are shifted by the stride. Anchors
-    are never clipped to the picture.
+    are never clipped to the image.
 
     Args:
         level_shapes: (height, width) of each feature map, finest (P3) first.
-        strides: pixels of the picture per cell, one per level.
+        strides: pixels of the image per cell, one per level.
         sizes: side of the anchor in pixels, one per level.
         device: where the anchors are made.
-        dtype: of the result; half precision cannot hold the coordinates of large pictures.
+        dtype: of the result; half precision cannot hold the coordinates of large images.
 
     Returns:
         `(anchors, 4)` x1, y1, x2, y2 in pixels; P3 first, row-major within a level.
@@ -150,11 +150,11 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 def clip_boxes(boxes_xyxy: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor:
     """
-    Moves corners that lie outside the picture onto its border pixels: x to [0, width - 1], y to [0, height - 1].
+    Moves corners that lie outside the image onto its border pixels: x to [0, width - 1], y to [0, height - 1].
 
     Args:
         boxes_xyxy: `(..., 4)` inclusive corners in pixels.
-        height, width: of the un-padded picture in pixels: numbers, or tensors that broadcast against
+        height, width: of the un-padded image in pixels: numbers, or tensors that broadcast against
             `boxes_xyxy[..., 0]` (for a batch `(b, n, 4)`: shape `(b, 1)`).
 
     Returns:
@@ -170,11 +170,11 @@ def clip_boxes(boxes_xyxy: Tensor, height: float | Tensor, width: float | Tensor
     )
 
 
-def _picture_scale(boxes: Tensor, image_sizes: Tensor) -> Tensor:
-    """(..., 1, 4) width, height, width, height of each picture, to broadcast over its boxes."""
+def _image_scale(boxes: Tensor, image_sizes: Tensor) -> Tensor:
+    """(..., 1, 4) width, height, width, height of each image, to broadcast over its boxes."""
     if image_sizes.shape[-1] != 2 or image_sizes.shape[:-1] != boxes.shape[:-2]:
         raise ValueError(
-            f"`image_sizes` must have shape {(*boxes.shape[:-2], 2)} (height, width per picture) for boxes of shape "
+            f"`image_sizes` must have shape {(*boxes.shape[:-2], 2)} (height, width per image) for boxes of shape "
             f"{tuple(boxes.shape)}, got {tuple(image_sizes.shape)}."
         )
     height, width = image_sizes.to(device=boxes.device, dtype=boxes.dtype).unbind(-1)
@@ -183,11 +183,11 @@ def _picture_scale(boxes: Tensor, image_sizes: Tensor) -> Tensor:
 
 def normalize_boxes(boxes_xyxy: Tensor, image_sizes: Tensor) -> Tensor:
     """
-    Pixels to fractions of the picture: the form of `pred_boxes` and of `labels[i]["boxes"]`.
+    Pixels to fractions of the image: the form of `pred_boxes` and of `labels[i]["boxes"]`.
 
     Args:
-        boxes_xyxy: `(b, n, 4)` corners in pixels of the un-padded picture, or `(n, 4)` for one picture.
-        image_sizes: `(b, 2)` (height, width) of each un-padded picture in pixels, or `(2,)`.
+        boxes_xyxy: `(b, n, 4)` corners in pixels of the un-padded image, or `(n, 4)` for one image.
+        image_sizes: `(b, 2)` (height, width) of each un-padded image in pixels, or `(2,)`.
 
     Returns:
         `(b, n, 4)` centre x, centre y, width, height as fractions: corners divided by (width, height), converted
@@ -195,7 +195,7 @@ def normalize_boxes(boxes_xyxy: Tensor, image_sizes: Tensor) -> Tensor:
     """
     check_boxes_shape(boxes_xyxy, "boxes_xyxy")
     boxes = _at_least_float32(boxes_xyxy)
-    boxes = boxes / _picture_scale(boxes, image_sizes)
+    boxes = boxes / _image_scale(boxes, image_sizes)
     return torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]), dim=-1)
 
 
@@ -204,8 +204,8 @@ def denormalize_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     Fractions to pixels, the inverse of `normalize_boxes`.
 
     Args:
-        boxes: `(b, n, 4)` centre x, centre y, width, height as fractions, or `(n, 4)` for one picture.
-        image_sizes: `(b, 2)` (height, width) in pixels of the pictures to measure in, or `(2,)`.
+        boxes: `(b, n, 4)` centre x, centre y, width, height as fractions, or `(n, 4)` for one image.
+        image_sizes: `(b, 2)` (height, width) in pixels of the images to measure in, or `(2,)`.
 
     Returns:
         `(b, n, 4)` boxes_xyxy in pixels.
@@ -213,7 +213,7 @@ def denormalize_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     check_boxes_shape(boxes, "boxes")
     boxes = _at_least_float32(boxes)
     centres, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((centres - half, centres + half), dim=-1) * _picture_scale(boxes, image_sizes)
+    return torch.cat((centres - half, centres + half), dim=-1) * _image_scale(boxes, image_sizes)
 
 
 def coco_to_inclusive_xyxy(boxes_xywh: Tensor) -> Tensor:
@@ -349,31 +349,31 @@ def assign_atss(
     anchors: Tensor,
     num_anchors_per_level: Sequence[int],
     boxes_xyxy: Tensor,
-    picture: Tensor,
-    num_pictures: int,
+    image: Tensor,
+    num_images: int,
     topk: int = 9,
 ) -> Tensor:
     """
-    Adaptive training sample selection (Zhang et al., CVPR 2020): which anchors learn which box, for all pictures of a
+    Adaptive training sample selection (Zhang et al., CVPR 2020): which anchors learn which box, for all images of a
     batch at once, which spares a GPU hundreds of small steps.
 
     For each box the `topk` anchors nearest by centre are taken from every level (all of a level that has fewer). Of
     these candidates those become positive whose IoU reaches the mean plus the unbiased standard deviation of the
     candidates' IoUs, and whose centre lies inside the box by more than 0.01 pixel on each side. An anchor wanted by
-    several boxes of its picture goes to the one it overlaps most, the first of them if equal. A box may end with no
+    several boxes of its image goes to the one it overlaps most, the first of them if equal. A box may end with no
     anchor.
 
     Args:
-        anchors: `(anchors, 4)` boxes_xyxy in pixels, level after level, the same for all pictures.
+        anchors: `(anchors, 4)` boxes_xyxy in pixels, level after level, the same for all images.
         num_anchors_per_level: how many anchors each level has; their sum is `anchors`.
-        boxes_xyxy: `(n, 4)` boxes of all pictures in the same pixels, finite and not reversed (`check_boxes_xyxy`); a
-            picture may have none (all its anchors are background).
-        picture: long `(n,)`, the picture of each box, in [0, num_pictures).
-        num_pictures: how many there are.
+        boxes_xyxy: `(n, 4)` boxes of all images in the same pixels, finite and not reversed (`check_boxes_xyxy`); an
+            image may have none (all its anchors are background).
+        image: long `(n,)`, the image of each box, in [0, num_images).
+        num_images: how many there are.
         topk: candidates per level and box.
 
     Returns:
-        `(num_pictures, anchors)` long: the row of `boxes_xyxy` each anchor learns, -1 = background.
+        `(num_images, anchors)` long: the row of `boxes_xyxy` each anchor learns, -1 = background.
 
     Raises:
         ValueError: when the levels do not add up.
@@ -387,11 +387,11 @@ def assign_atss(
     if topk < 1:
         raise ValueError(f"`topk` must be at least 1, got {topk}.")
     anchors, boxes = anchors.float(), boxes_xyxy.to(device=anchors.device, dtype=torch.float32)
-    # The anchors of all pictures in one row.
-    matched = torch.full((num_pictures * len(anchors),), -1, dtype=torch.long, device=anchors.device)
+    # The anchors of all images in one row.
+    matched = torch.full((num_images * len(anchors),), -1, dtype=torch.long, device=anchors.device)
     best_iou = anchors.new_full((len(matched),), -math.inf)
     if len(boxes) == 0 or len(anchors) == 0:
-        return matched.view(num_pictures, len(anchors))
+        return matched.view(num_images, len(anchors))
     anchor_centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     boxes_at_once = max(1, DISTANCES_AT_ONCE // len(anchors))
     for start in range(0, len(boxes), boxes_at_once):
@@ -413,14 +413,14 @@ def assign_atss(
         rows, columns = ((iou >= iou.mean(1, keepdim=True) + spread) & (margin > INSIDE_MARGIN)).nonzero(as_tuple=True)
         place, pair_iou = candidates[rows, columns], iou[rows, columns]
         rows = rows + start
-        place = place + picture[rows] * len(anchors)
+        place = place + image[rows] * len(anchors)
         # Best pair of each anchor: highest IoU first, then the lowest box. A later chunk wins only by a higher IoU.
         chunk_best = torch.full_like(best_iou, -math.inf).scatter_reduce_(0, place, pair_iou, "amax")
         wins = (pair_iou == chunk_best[place]) & (pair_iou > best_iou[place])
         winner = torch.full_like(matched, len(boxes)).scatter_reduce_(0, place[wins], rows[wins], "amin")
         matched = torch.where(winner < len(boxes), winner, matched)
         best_iou = torch.maximum(best_iou, chunk_best)
-    return matched.view(num_pictures, len(anchors))
+    return matched.view(num_images, len(anchors))
 
 
 def centerness_targets(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:

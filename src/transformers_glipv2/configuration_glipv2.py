@@ -125,7 +125,7 @@ class GLIPv2Config(PreTrainedConfig):
             Without fusion, words are the mean of this many last layers, divided by the number once more (as the
             original does). With fusion the last layer is used, whatever this says.
         mask_padded_pixels (`bool`, *optional*, defaults to `False`):
-            `True` takes the pictures of a padded batch one by one at their own sizes, so that a picture gives the
+            `True` takes the images of a padded batch one by one at their own sizes, so that an image gives the
             same boxes alone and in any batch. Released weights were trained without; with it batches of different
             sizes save no time.
         dyconv_offset_mode (`"released"` or `"resized"`, *optional*, defaults to `"released"`):
@@ -145,14 +145,14 @@ class GLIPv2Config(PreTrainedConfig):
             Weights of the summed losses.
         contrastive_dim (`int`, *optional*, defaults to 64), max_contrastive_regions (`int`, *optional*,
             defaults to 100), contrastive_temperature (`float`, *optional*, defaults to 0.07):
-            Width of the inter-image contrastive space, regions a picture, and where the learned temperature starts.
+            Width of the inter-image contrastive space, regions an image, and where the learned temperature starts.
         mask_extractor (`"fcn"` or `"hourglass"`), mask_num_convs (`int`), mask_dim (`int`), mask_pool_size (`int`):
             The mask head: its feature extractor, the number of its convolutions (or hourglasses), channels, and
             side of the pooled features.
         mask_feature_source (`"before_fusion"` or `"after_fusion"`):
             The maps that the mask head pools from.
         caption_naming (`bool`, *optional*, defaults to `False`):
-            Whether the caption head looks at the picture itself for each word and names what it sees there, which a
+            Whether the caption head looks at the image itself for each word and names what it sees there, which a
             head needs that is trained over frozen weights. Without it is one layer over the fused words, as in the
             paper.
         text_cache_size (`int`, *optional*, defaults to 32):

@@ -1,4 +1,4 @@
-"""Pictures to `pixel_values` and `pixel_mask`, on torchvision's operators."""
+"""Images to `pixel_values` and `pixel_mask`, on torchvision's operators."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from transformers.utils import TensorType, logging
 
 from .post_processing import one_label_detections
 
-Picture = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+ImageSource = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
 logger = logging.get_logger(__name__)
 
@@ -50,11 +50,11 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
     The short side becomes `shortest_edge`; where the long side would then exceed `longest_edge`, the short side
     becomes the rounded `longest_edge * short / long` instead. The long side follows, rounded down. So the long side
-    may exceed `longest_edge` by the rounding, except that a picture so narrow that its short side would vanish becomes
+    may exceed `longest_edge` by the rounding, except that an image so narrow that its short side would vanish becomes
     1 by `longest_edge` pixels.
 
     Args:
-        height, width: of the picture in pixels.
+        height, width: of the image in pixels.
         size: `shortest_edge` and optionally `longest_edge`, or `height` and `width` for an exact size.
 
     Returns:
@@ -82,11 +82,11 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
 def padded_size(sizes: list[tuple[int, int]], size_divisor: int | None, pad_size: SizeDict | None) -> tuple[int, int]:
     """
-    (height, width) that hold every picture of a batch: `pad_size`, or the largest of `sizes` rounded up to a multiple
+    (height, width) that hold every image of a batch: `pad_size`, or the largest of `sizes` rounded up to a multiple
     of `size_divisor`.
 
     Raises:
-        ValueError: when a picture is larger than `pad_size`.
+        ValueError: when an image is larger than `pad_size`.
     """
     height, width = (max(values) for values in zip(*sizes, strict=True))
     if pad_size is not None:
@@ -94,7 +94,7 @@ def padded_size(sizes: list[tuple[int, int]], size_divisor: int | None, pad_size
             raise ValueError(f'`pad_size` must have "height" and "width", got {dict(pad_size)}.')
         if pad_size.height < height or pad_size.width < width:
             raise ValueError(
-                f"`pad_size` {pad_size.height}x{pad_size.width} is smaller than a resized picture ({height}x{width}); "
+                f"`pad_size` {pad_size.height}x{pad_size.width} is smaller than a resized image ({height}x{width}); "
                 "enlarge it or shrink `size`."
             )
         return pad_size.height, pad_size.width
@@ -102,27 +102,27 @@ def padded_size(sizes: list[tuple[int, int]], size_divisor: int | None, pad_size
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
-# Reading pictures ----------------------------------------------------------------------------------------------------
+# Reading images ----------------------------------------------------------------------------------------------------
 
 
-def open_picture(source: str | os.PathLike | PIL.Image.Image, timeout: float | None = None) -> PIL.Image.Image:
+def open_image(source: str | os.PathLike | PIL.Image.Image, timeout: float | None = None) -> PIL.Image.Image:
     """
-    Reads a picture whole and turns it upright (EXIF orientation), in its own mode.
+    Reads an image whole and turns it upright (EXIF orientation), in its own mode.
 
     Args:
-        source: a path, an http(s) address, a `data:image/` or base64 string, or a PIL picture.
+        source: a path, an http(s) address, a `data:image/` or base64 string, or a PIL image.
         timeout: seconds to wait for an address.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is truncated or no picture.
+        ValueError: when the file is truncated or no image.
         TypeError: for anything else than the above.
     """
     if isinstance(source, PIL.Image.Image):
         return PIL.ImageOps.exif_transpose(source)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
-            f"A picture must be a path, an address, a base64 string or a PIL picture here, not {type(source)}."
+            f"An image must be a path, an address, a base64 string or a PIL image here, not {type(source)}."
         )
     path = Path(source)
     if not _is_file(path):
@@ -132,17 +132,17 @@ def open_picture(source: str | os.PathLike | PIL.Image.Image, timeout: float | N
             except ValueError as error:
                 shown = source if len(source) <= 200 else source[:200] + "..."
                 raise FileNotFoundError(
-                    f"There is no picture file {shown!r} (and it is no http(s) address or base64 picture either)."
+                    f"There is no image file {shown!r} (and it is no http(s) address or base64 image either)."
                 ) from error
-        raise FileNotFoundError(f"There is no picture file '{path}'.")
+        raise FileNotFoundError(f"There is no image file '{path}'.")
     try:
         with PIL.Image.open(path) as image:
             image.load()
             return PIL.ImageOps.exif_transpose(image)
     except PIL.UnidentifiedImageError as error:
-        raise ValueError(f"'{path}' is no picture that PIL can read; convert it to PNG or JPEG.") from error
+        raise ValueError(f"'{path}' is no image that PIL can read; convert it to PNG or JPEG.") from error
     except OSError as error:
-        raise ValueError(f"The picture file '{path}' is truncated or broken ({error}); fetch it again.") from error
+        raise ValueError(f"The image file '{path}' is truncated or broken ({error}); fetch it again.") from error
 
 
 def _is_file(path: Path) -> bool:
@@ -152,8 +152,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def picture_size(image: Picture) -> tuple[int, int]:
-    """(height, width) in pixels of a PIL picture, an array `(H, W[, C])` or `(C, H, W)`, or a tensor."""
+def get_image_size(image: ImageSource) -> tuple[int, int]:
+    """(height, width) in pixels of a PIL image, an array `(H, W[, C])` or `(C, H, W)`, or a tensor."""
     if isinstance(image, PIL.Image.Image):
         return image.height, image.width
     if image.ndim == 2:
@@ -162,29 +162,29 @@ def picture_size(image: Picture) -> tuple[int, int]:
     return tuple(image.shape[-2:]) if first else tuple(image.shape[:2])
 
 
-def flatten_pictures(images: Any) -> list[Picture]:
-    """One picture, a batch `(B, ...)`, or (nested) lists of these as one list; files are read."""
+def flatten_images(images: Any) -> list[ImageSource]:
+    """One image, a batch `(B, ...)`, or (nested) lists of these as one list; files are read."""
     if isinstance(images, list | tuple):
-        return [picture for image in images for picture in flatten_pictures(image)]
+        return [single for image in images for single in flatten_images(image)]
     if isinstance(images, str | os.PathLike):
-        return [open_picture(images)]
+        return [open_image(images)]
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
         return list(images)
     if isinstance(images, PIL.Image.Image | np.ndarray | torch.Tensor):
         return [images]
     raise TypeError(
-        f"A picture must be a PIL picture, a numpy array, a torch tensor, a path or an address, not {type(images)}."
+        f"An image must be a PIL image, a numpy array, a torch tensor, a path or an address, not {type(images)}."
     )
 
 
 def _channels_first(array: np.ndarray | torch.Tensor, input_data_format: ChannelDimension | str | None) -> bool:
-    """Where shapes leave it open (a picture 3 pixels high or wide), arrays are taken as HWC and tensors as CHW."""
+    """Where shapes leave it open (an image 3 pixels high or wide), arrays are taken as HWC and tensors as CHW."""
     if input_data_format is not None:
         return ChannelDimension(input_data_format) == ChannelDimension.FIRST
     first, last = (array.shape[axis] in (1, 3, 4) for axis in (0, -1))
     if not (first or last):
         raise ValueError(
-            f"A picture of shape {tuple(array.shape)} has no axis of 1, 3 or 4 channels; "
+            f"An image of shape {tuple(array.shape)} has no axis of 1, 3 or 4 channels; "
             "pass (height, width), (height, width, channels) or (channels, height, width)."
         )
     return first if isinstance(array, torch.Tensor) else not last
@@ -199,7 +199,7 @@ def _pil_to_array(image: PIL.Image.Image) -> np.ndarray:
         return grey
     if not 0 <= grey.min() <= grey.max() <= 65535:
         raise ValueError(
-            f'A picture of mode "{image.mode}" has values from {grey.min()} to {grey.max()}; expected 8 or 16 bits. '
+            f'An image of mode "{image.mode}" has values from {grey.min()} to {grey.max()}; expected 8 or 16 bits. '
             "Scale it to 0..255 and convert it to mode L."
         )
     # Mode I holds 32 bits, whatever depth the file had.
@@ -215,37 +215,37 @@ def to_rgb_tensor(
     do_rescale: bool = True,
 ) -> torch.Tensor:
     """
-    Any picture as channels first, red, green, blue.
+    Any image as channels first, red, green, blue.
 
     Args:
-        image: a PIL picture of any mode, or an array or tensor `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4
+        image: a PIL image of any mode, or an array or tensor `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4
             channels, of 8 or 16 bits, or floating point in 0..1 or 0..255. Its pixels are taken as they lie: files
-            are turned upright when read, picture objects are not.
-        name: of the picture in error messages.
+            are turned upright when read, image objects are not.
+        name: of the image in error messages.
         input_data_format: "channels_first" or "channels_last"; by default read off the shape.
         do_convert_rgb: turn grey to RGB and drop transparency; otherwise only 3 channels are allowed.
-        do_rescale: bring floating point pictures to 0..255, as what `rescale_factor` is meant for. Otherwise they are
+        do_rescale: bring floating point images to 0..255, as what `rescale_factor` is meant for. Otherwise they are
             taken as they are.
 
     Returns:
-        `(3, H, W)`, uint8, or float32 where the picture was floating point.
+        `(3, H, W)`, uint8, or float32 where the image was floating point.
 
     Raises:
         TypeError: for a wrong type or dtype.
-        ValueError: for an empty picture, a wrong shape, NaN, or values out of range.
+        ValueError: for an empty image, a wrong shape, NaN, or values out of range.
     """
     is_array = not isinstance(image, PIL.Image.Image)
     if not is_array:
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             logger.warning_once(
-                "A picture object has an EXIF orientation; its pixels are taken as they lie. Pass its path, or "
+                "An image object has an EXIF orientation; its pixels are taken as they lie. Pass its path, or "
                 "`PIL.ImageOps.exif_transpose(image)`, to have it upright."
             )
         if 0 in image.size:
             raise ValueError(f"`{name}` is empty: {image.height}x{image.width} pixels.")
         image = _pil_to_array(image)
     if not isinstance(image, np.ndarray | torch.Tensor):
-        raise TypeError(f"`{name}` must be a PIL picture, a numpy array or a torch tensor, not {type(image)}.")
+        raise TypeError(f"`{name}` must be a PIL image, a numpy array or a torch tensor, not {type(image)}.")
     if str(image.dtype).removeprefix("torch.") not in _DTYPES:
         raise TypeError(
             f"`{name}` has dtype {image.dtype}; expected {', '.join(_DTYPES)}. "
@@ -283,12 +283,12 @@ def _to_8_bit_range(image: torch.Tensor, name: str, do_rescale: bool) -> torch.T
     image = image.float()
     low, high = (float(value) for value in image.aminmax())  # NaN goes through both
     if not -float("inf") < low <= high < float("inf"):
-        raise ValueError(f"`{name}` holds NaN or infinite pixels; repair or drop the picture.")
+        raise ValueError(f"`{name}` holds NaN or infinite pixels; repair or drop the image.")
     if not do_rescale:
         return image
     if low < 0 or high > 255:
         raise ValueError(
-            f"`{name}` has values from {low:g} to {high:g}; a floating point picture must lie in 0..1 or 0..255. "
+            f"`{name}` has values from {low:g} to {high:g}; a floating point image must lie in 0..1 or 0..255. "
             "For one that is normalised already pass `do_rescale=False, do_normalize=False`."
         )
     return image * 255 if high <= 1 else image
@@ -299,11 +299,11 @@ def _to_8_bit_range(image: torch.Tensor, name: str, do_rescale: bool) -> torch.T
 
 class GLIPv2ImageProcessor(TorchvisionBackend):
     r"""
-    Prepares pictures as GLIP did: resize with its own rule, order the channels, rescale, normalise, then pad with
+    Prepares images as GLIP did: resize with its own rule, order the channels, rescale, normalise, then pad with
     zeros to the right and below.
 
-    Pictures may be PIL pictures of any mode, arrays, tensors, paths or addresses, of different sizes in one call.
-    Files are turned upright (EXIF); the pixels of picture objects are taken as they lie, so that boxes refer to them.
+    Images may be PIL images of any mode, arrays, tensors, paths or addresses, of different sizes in one call.
+    Files are turned upright (EXIF); the pixels of image objects are taken as they lie, so that boxes refer to them.
     Transparency is dropped. Defaults are those of the released GLIP weights.
 
     Args:
@@ -323,7 +323,7 @@ class GLIPv2ImageProcessor(TorchvisionBackend):
 
     Returns (when called):
         `BatchFeature` with `pixel_values` `(batch, 3, height, width)` float32 and `pixel_mask`
-        `(batch, height, width)` int64, 1 for the picture and 0 for padding.
+        `(batch, height, width)` int64, 1 for the image and 0 for padding.
     """
 
     valid_kwargs = GLIPv2ImageProcessorKwargs
@@ -342,15 +342,15 @@ class GLIPv2ImageProcessor(TorchvisionBackend):
     do_pad = True
     size_divisor = 32
 
-    def fetch_images(self, image_url_or_urls: Any) -> list[Picture]:
-        """Reads paths and addresses; see [`open_picture`]. Other pictures come back as they are, in a flat list."""
-        return flatten_pictures(image_url_or_urls)
+    def fetch_images(self, image_url_or_urls: Any) -> list[ImageSource]:
+        """Reads paths and addresses; see [`open_image`]. Other images come back as they are, in a flat list."""
+        return flatten_images(image_url_or_urls)
 
-    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Picture]:
-        pictures = self.fetch_images(images)
-        if not pictures:
-            raise ValueError("`images` is empty; pass at least one picture.")
-        return pictures
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[ImageSource]:
+        images = self.fetch_images(images)
+        if not images:
+            raise ValueError("`images` is empty; pass at least one image.")
+        return images
 
     def _prepare_image_like_inputs(self, images: Any, expected_ndims: int = 3, **kwargs) -> list[torch.Tensor]:
         return [
@@ -368,7 +368,7 @@ class GLIPv2ImageProcessor(TorchvisionBackend):
         device: str | torch.device | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """One picture as [`to_rgb_tensor`] gives it, on `device`."""
+        """One image as [`to_rgb_tensor`] gives it, on `device`."""
         tensor = to_rgb_tensor(image, name, input_data_format, bool(do_convert_rgb), bool(do_rescale))
         return tensor if device is None else tensor.to(device)
 

@@ -1,4 +1,4 @@
-"""Pictures to `pixel_values` and `pixel_mask`, on PIL and numpy: to the bit what the original code read."""
+"""Images to `pixel_values` and `pixel_mask`, on PIL and numpy: to the bit what the original code read."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,8 +13,8 @@ from transformers.utils import TensorType
 
 from .image_processing_glipv2 import (
     GLIPv2ImageProcessorKwargs,
-    Picture,
-    flatten_pictures,
+    ImageSource,
+    flatten_images,
     padded_size,
     resized_size,
     to_rgb_tensor,
@@ -25,7 +25,7 @@ from .post_processing import one_label_detections
 class GLIPv2ImageProcessorPil(PilBackend):
     r"""
     As [`GLIPv2ImageProcessor`], with the same arguments and results, but resized by PIL. Values differ by a grey level
-    at most (in pictures of pure noise by two, once in 10^5).
+    at most (in images of pure noise by two, once in 10^5).
     """
 
     valid_kwargs = GLIPv2ImageProcessorKwargs
@@ -44,15 +44,15 @@ class GLIPv2ImageProcessorPil(PilBackend):
     do_pad = True
     size_divisor = 32
 
-    def fetch_images(self, image_url_or_urls: Any) -> list[Picture]:
-        """Reads paths and addresses; other pictures come back as they are, in a flat list."""
-        return flatten_pictures(image_url_or_urls)
+    def fetch_images(self, image_url_or_urls: Any) -> list[ImageSource]:
+        """Reads paths and addresses; other images come back as they are, in a flat list."""
+        return flatten_images(image_url_or_urls)
 
-    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Picture]:
-        pictures = self.fetch_images(images)
-        if not pictures:
-            raise ValueError("`images` is empty; pass at least one picture.")
-        return pictures
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[ImageSource]:
+        images = self.fetch_images(images)
+        if not images:
+            raise ValueError("`images` is empty; pass at least one image.")
+        return images
 
     def _prepare_image_like_inputs(self, images: Any, expected_ndims: int = 3, **kwargs) -> list[np.ndarray]:
         return [
@@ -69,7 +69,7 @@ class GLIPv2ImageProcessorPil(PilBackend):
         do_rescale: bool | None = True,
         **kwargs,
     ) -> np.ndarray:
-        """One picture as `(3, H, W)`, uint8 or float32, red, green, blue."""
+        """One image as `(3, H, W)`, uint8 or float32, red, green, blue."""
         return to_rgb_tensor(image, name, input_data_format, bool(do_convert_rgb), bool(do_rescale)).cpu().numpy()
 
     def resize(
@@ -83,9 +83,9 @@ class GLIPv2ImageProcessorPil(PilBackend):
         """`(3, H, W)` to the size of GLIP's rule, by PIL."""
         height, width = resized_size(*image.shape[-2:], size)
         if image.dtype == np.uint8:
-            picture = PIL.Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-            return np.array(picture.resize((width, height), resample, reducing_gap=reducing_gap)).transpose(2, 0, 1)
-        # PIL has no float colour picture, only float channels.
+            pil_image = PIL.Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+            return np.array(pil_image.resize((width, height), resample, reducing_gap=reducing_gap)).transpose(2, 0, 1)
+        # PIL has no float colour image, only float channels.
         channels = [PIL.Image.fromarray(channel).resize((width, height), resample) for channel in image]
         return np.stack([np.array(channel) for channel in channels])
 

@@ -5,7 +5,7 @@ The losses of pre-training, as pure functions on tensors.
 
 - L_loc: `box_loss`, `centerness_loss` on the anchors that learn a box (`match_anchors`).
 - L_intra: `token_loss` between S = O P^T and the words of each anchor's box.
-- L_inter: `contrastive_loss` between regions and words of all pictures of the batch, on all processes.
+- L_inter: `contrastive_loss` between regions and words of all images of the batch, on all processes.
 - L_mlm: `masked_word_loss`.
 
 Every loss is a sum divided by a normaliser that is passed in. With several processes the normaliser is the mean over
@@ -49,18 +49,18 @@ class AnchorTargets:
     What the anchors of a batch learn.
 
     Args:
-        is_labelled (boolean `torch.Tensor` of shape `(batch,)`): pictures whose boxes are known; the others (captions
+        is_labelled (boolean `torch.Tensor` of shape `(batch,)`): images whose boxes are known; the others (captions
             without boxes) take part in no loss on anchors.
-        picture, anchor (`torch.LongTensor` of shape `(positives,)`): where the anchors are that learn a box.
-        box (`torch.LongTensor` of shape `(positives,)`): row of that box in its picture's labels.
-        boxes_xyxy (`torch.Tensor` of shape `(positives, 4)`): the box, in pixels of the resized picture.
+        image, anchor (`torch.LongTensor` of shape `(positives,)`): where the anchors are that learn a box.
+        box (`torch.LongTensor` of shape `(positives,)`): row of that box in its image's labels.
+        boxes_xyxy (`torch.Tensor` of shape `(positives, 4)`): the box, in pixels of the resized image.
         centerness (`torch.Tensor` of shape `(positives,)`): how central the anchor lies in it, in [0, 1].
         words (boolean `torch.Tensor` of shape `(positives, tokens)`): the box's words.
         classes (`torch.LongTensor` of shape `(positives,)`): the box's class, from `class_id`; 0 where it has none.
     """
 
     is_labelled: Tensor
-    picture: Tensor
+    image: Tensor
     anchor: Tensor
     box: Tensor
     boxes_xyxy: Tensor
@@ -72,10 +72,10 @@ class AnchorTargets:
 def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens: int) -> None:
     """
     Raises:
-        ValueError, TypeError: when the labels do not fit a batch of `batch` pictures and texts of `tokens` tokens.
+        ValueError, TypeError: when the labels do not fit a batch of `batch` images and texts of `tokens` tokens.
     """
     if len(labels) != batch:
-        raise ValueError(f"`labels` has {len(labels)} entries for {batch} pictures; pass one (or None) each.")
+        raise ValueError(f"`labels` has {len(labels)} entries for {batch} images; pass one (or None) each.")
     for index, label in enumerate(labels):
         if label is None:
             continue
@@ -96,16 +96,16 @@ def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens:
             raise ValueError(f"`labels[{index}]['class_names']` has {len(names)} names for {expected[0]} boxes.")
 
 
-def check_boxes_of_pictures(boxes_xyxy: Tensor, counts: Sequence[int]) -> None:
+def check_boxes_of_images(boxes_xyxy: Tensor, counts: Sequence[int]) -> None:
     """
-    As `check_boxes_xyxy`, for the boxes of several pictures, `counts` of each: all at once, and only where one is bad
-    picture by picture, to name it.
+    As `check_boxes_xyxy`, for the boxes of several images, `counts` of each: all at once, and only where one is bad
+    image by image, to name it.
     """
     try:
         check_boxes_xyxy(boxes_xyxy, "boxes")
     except ValueError:
-        for picture, boxes in enumerate(boxes_xyxy.split(list(counts))):
-            check_boxes_xyxy(boxes, f"labels[{picture}]['boxes']")
+        for image, boxes in enumerate(boxes_xyxy.split(list(counts))):
+            check_boxes_xyxy(boxes, f"labels[{image}]['boxes']")
 
 
 def class_id(name: str) -> int:
@@ -126,12 +126,12 @@ def match_anchors(
     Which anchors learn which boxes (ATSS), over a batch.
 
     Args:
-        labels: a picture's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1], "positive_map"
-            `(n, tokens)`, "class_names" list of n or `None`}, or `None` where its boxes are not known. A picture may
+        labels: an image's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1], "positive_map"
+            `(n, tokens)`, "class_names" list of n or `None`}, or `None` where its boxes are not known. An image may
             have no boxes.
-        anchors: `(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized picture.
+        anchors: `(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized image.
         num_anchors_per_level: their sum is `anchors`.
-        image_sizes: `(batch, 2)`, height and width in pixels of each un-padded picture.
+        image_sizes: `(batch, 2)`, height and width in pixels of each un-padded image.
         num_tokens: columns of each positive map.
         topk: candidates of a level and box.
 
@@ -139,29 +139,29 @@ def match_anchors(
         ValueError, TypeError: when the labels do not fit.
     """
     check_labels(labels, len(image_sizes), num_tokens)
-    device, num_pictures = anchors.device, len(image_sizes)
+    device, num_images = anchors.device, len(image_sizes)
     known = [label for label in labels if label is not None]
     counts = torch.tensor([0 if label is None else len(label["boxes"]) for label in labels])
     first_box = (counts.cumsum(0) - counts).to(device)
-    box_picture = torch.arange(num_pictures).repeat_interleave(counts).to(device)
+    box_image = torch.arange(num_images).repeat_interleave(counts).to(device)
     # Joined before they are moved: a GPU takes as long for one box as for all.
     boxes = torch.cat([label["boxes"] for label in known]).to(device) if known else anchors.new_empty(0, 4)
-    boxes_xyxy = denormalize_boxes(boxes[:, None], image_sizes[box_picture])[:, 0]
-    check_boxes_of_pictures(boxes_xyxy, counts.tolist())
+    boxes_xyxy = denormalize_boxes(boxes[:, None], image_sizes[box_image])[:, 0]
+    check_boxes_of_images(boxes_xyxy, counts.tolist())
     words = (
         torch.cat([label["positive_map"] for label in known]).to(device) if known else boxes.new_empty(0, num_tokens)
     )
     names = [name for label in known for name in label.get("class_names") or [None] * len(label["boxes"])]
     classes = torch.tensor([0 if name is None else class_id(name) for name in names], dtype=torch.long, device=device)
 
-    matched = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, box_picture, num_pictures, topk)
-    picture, anchor = (matched >= 0).nonzero(as_tuple=True)
-    row = matched[picture, anchor]
+    matched = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, box_image, num_images, topk)
+    image, anchor = (matched >= 0).nonzero(as_tuple=True)
+    row = matched[image, anchor]
     return AnchorTargets(
         is_labelled=torch.tensor([label is not None for label in labels], device=device),
-        picture=picture,
+        image=image,
         anchor=anchor,
-        box=row - first_box[picture],
+        box=row - first_box[image],
         boxes_xyxy=boxes_xyxy[row],
         centerness=centerness_targets(boxes_xyxy[row], anchors[anchor]),
         words=words[row] > 0,
@@ -211,7 +211,7 @@ def token_loss(
 
     Args:
         logits: `(batch, anchors, tokens)` before the sigmoid.
-        targets: the words that anchors learn; all other words of labelled pictures are negatives.
+        targets: the words that anchors learn; all other words of labelled images are negatives.
         attention_mask: `(batch, tokens)`, 0 at padding, which is left out; `None` when nothing is padded.
         normalizer: anchors that learn a box, mean over processes.
         alpha, gamma: of the focal loss.
@@ -221,11 +221,11 @@ def token_loss(
         counted = counted & attention_mask.bool()
     negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
     total = (negative.sum(1) * counted).sum()
-    row, token = (targets.words & counted[targets.picture]).nonzero(as_tuple=True)
-    picture, anchor = targets.picture[row], targets.anchor[row]
-    learned = logits[picture, anchor, token]
+    row, token = (targets.words & counted[targets.image]).nonzero(as_tuple=True)
+    image, anchor = targets.image[row], targets.anchor[row]
+    learned = logits[image, anchor, token]
     positive = alpha * (-learned).sigmoid() ** gamma * F.softplus(-learned)
-    return (total + (positive - negative[picture, anchor, token]).sum()) / normalizer
+    return (total + (positive - negative[image, anchor, token]).sum()) / normalizer
 
 
 def detection_losses(
@@ -252,7 +252,7 @@ def detection_losses(
     Returns:
         loss_box, loss_centerness, loss_intra.
     """
-    where = targets.picture, targets.anchor
+    where = targets.image, targets.anchor
     counts = torch.stack([targets.centerness.new_tensor(len(targets.anchor)), targets.centerness.sum()])
     num_positives, sum_centerness = mean_over_processes(counts)
     num_positives = num_positives.clamp(min=1)
@@ -275,7 +275,7 @@ def classes_of_words(labels: Sequence[Mapping[str, Any] | None], num_tokens: int
     The class that each word names.
 
     Args:
-        labels: a picture's {"prompt_labels": every class name of its text, "prompt_map": `(names, tokens)`}; where
+        labels: an image's {"prompt_labels": every class name of its text, "prompt_map": `(names, tokens)`}; where
             these are missing, its boxes' "class_names" and "positive_map" are read. Texts that are no lists of
             classes (no names, or `None`) propagate nothing.
         num_tokens: columns of the maps.
@@ -285,7 +285,7 @@ def classes_of_words(labels: Sequence[Mapping[str, Any] | None], num_tokens: int
         long `(batch, tokens)`, from `class_id`, 0 where a word names no class.
     """
     classes = torch.zeros(len(labels), num_tokens, dtype=torch.long)
-    for picture, label in enumerate(labels):
+    for image, label in enumerate(labels):
         label = label or {}
         names, name_map = label.get("prompt_labels"), label.get("prompt_map")
         if names is None:
@@ -293,45 +293,45 @@ def classes_of_words(labels: Sequence[Mapping[str, Any] | None], num_tokens: int
         if names:
             # The last of the names that a word belongs to; 0 is none.
             place = (torch.arange(1, len(names) + 1)[:, None] * (name_map.cpu() > 0)).amax(0)
-            classes[picture] = torch.tensor([0, *map(class_id, names)])[place]
+            classes[image] = torch.tensor([0, *map(class_id, names)])[place]
     return classes.to(device)
 
 
 def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
-    The positive anchors of each picture that L_inter contrasts: the most central ones where there are too many.
+    The positive anchors of each image that L_inter contrasts: the most central ones where there are too many.
 
     Args:
         targets: from `match_anchors`.
-        batch: pictures.
-        limit: regions of a picture at most.
+        batch: images.
+        limit: regions of an image at most.
 
     Returns:
         anchors long `(batch, regions)`, their words boolean `(batch, regions, tokens)`, their classes long
         `(batch, regions)` and boolean `(batch, regions)`, `False` at fillers (which are anchor 0 without words).
-        `regions` is the largest number that any picture on any process has.
+        `regions` is the largest number that any image on any process has.
     """
-    # The rank of each region in its picture, by centerness; regions come picture by picture.
+    # The rank of each region in its image, by centerness; regions come image by image.
     order = targets.centerness.argsort(descending=True, stable=True)
-    order = order[targets.picture[order].argsort(stable=True)]
+    order = order[targets.image[order].argsort(stable=True)]
     rank = torch.empty_like(order)
-    rank[order] = _places_in_pictures(targets.picture, batch)
+    rank[order] = _places_in_images(targets.image, batch)
     chosen = (rank < limit).nonzero().squeeze(1)
-    picture = targets.picture[chosen]
-    place = _places_in_pictures(picture, batch)
-    width = max_over_processes(int(place.max()) + 1 if len(place) else 0, picture.device)
+    image = targets.image[chosen]
+    place = _places_in_images(image, batch)
+    width = max_over_processes(int(place.max()) + 1 if len(place) else 0, image.device)
     padded = []
     for values in (targets.anchor, targets.words, targets.classes, torch.ones_like(rank, dtype=torch.bool)):
         filled = values.new_zeros(batch, width, *values.shape[1:])
-        filled[picture, place] = values[chosen]
+        filled[image, place] = values[chosen]
         padded.append(filled)
     return tuple(padded)
 
 
-def _places_in_pictures(picture: Tensor, batch: int) -> Tensor:
-    """0, 1, 2, ... of each picture, where `picture` `(n,)` is sorted."""
-    counts = picture.bincount(minlength=batch)
-    return torch.arange(len(picture), device=picture.device) - (counts.cumsum(0) - counts)[picture]
+def _places_in_images(image: Tensor, batch: int) -> Tensor:
+    """0, 1, 2, ... of each image, where `image` `(n,)` is sorted."""
+    counts = image.bincount(minlength=batch)
+    return torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
 
 
 def contrastive_loss(similarity: Tensor, is_match: Tensor) -> Tensor:
@@ -363,9 +363,9 @@ def inter_image_loss(
     normalizer: Tensor,
 ) -> Tensor:
     """
-    L_inter: every region meets the words of every picture of the global batch, and every word every region.
+    L_inter: every region meets the words of every image of the global batch, and every word every region.
 
-    A region matches its own picture's words by `own_words`, and the words of any other picture by class (label
+    A region matches its own image's words by `own_words`, and the words of any other image by class (label
     propagation: `region_classes == word_classes`, where 0 is no class). Rows of this process's regions and columns of
     its words are summed here, half each; the other processes sum theirs.
 
@@ -394,28 +394,28 @@ def inter_image_loss(
         return contrastive_loss(similarity, is_match & row_mask[:, None] & column_mask)
 
     by_class = (region_classes.reshape(-1, 1) == all_word_classes) & (all_word_classes != 0)
-    is_match = own_picture_replaced(by_class, own_words, first_word)
+    is_match = own_image_replaced(by_class, own_words, first_word)
     region_loss = losses(regions.flatten(0, 1), all_words, region_mask.flatten(), all_word_mask, is_match)
 
     by_class = (word_classes.reshape(-1, 1) == all_region_classes) & (all_region_classes != 0)
-    is_match = own_picture_replaced(by_class, own_words.transpose(1, 2), first_region)
+    is_match = own_image_replaced(by_class, own_words.transpose(1, 2), first_region)
     word_loss = losses(words.flatten(0, 1), all_regions, word_mask.flatten(), all_region_mask, is_match)
     return (region_loss + word_loss) / 2 / normalizer
 
 
-def own_picture_replaced(by_class: Tensor, own: Tensor, first_column: int) -> Tensor:
+def own_image_replaced(by_class: Tensor, own: Tensor, first_column: int) -> Tensor:
     """
-    Matches by class, but for those inside a picture, which are its own map.
+    Matches by class, but for those inside an image, which are its own map.
 
     Args:
         by_class: boolean `(batch * rows, columns)`.
-        own: boolean `(batch, rows, own_columns)`; picture i's columns start at `first_column + i * own_columns`.
+        own: boolean `(batch, rows, own_columns)`; image i's columns start at `first_column + i * own_columns`.
         first_column: where this process's columns start.
     """
     batch, rows, own_columns = own.shape
-    picture, row, column = (torch.arange(size, device=own.device) for size in (batch, rows, own_columns))
-    row = picture[:, None] * rows + row
-    column = first_column + picture[:, None] * own_columns + column
+    image, row, column = (torch.arange(size, device=own.device) for size in (batch, rows, own_columns))
+    row = image[:, None] * rows + row
+    column = first_column + image[:, None] * own_columns + column
     is_match = by_class.clone()
     is_match[row[:, :, None], column[:, None, :]] = own
     return is_match

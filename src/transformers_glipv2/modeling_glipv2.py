@@ -6,7 +6,7 @@ code:
 
 | paper                                                     | here                                                 |
 |-----------------------------------------------------------|------------------------------------------------------|
-| Enc_V, the picture's features O0 (section 3.1) | `GLIPv2Model.get_image_features`, `GLIPv2FeaturePyramid` |
+| Enc_V, the image's features O0 (section 3.1) | `GLIPv2Model.get_image_features`, `GLIPv2FeaturePyramid` |
 | Enc_L, the words' features P0 (section 3.1)               | `GLIPv2Model.get_text_features`                      |
 | Enc_VL, deep fusion (section 3.1; GLIP section 3.2)       | `GLIPv2TowerLayer` (`fusion.py`, `dyhead.py`)        |
 | S = O P^T, boxes, centerness (equation 2)                 | `GLIPv2DetectionHead`                                |
@@ -62,7 +62,7 @@ class GLIPv2ImageFeatures(ModelOutput):
         feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
             P3..P7 before fusion.
         image_sizes (`torch.LongTensor` of shape `(batch, 2)`):
-            Height and width in pixels of each un-padded (resized) picture.
+            Height and width in pixels of each un-padded (resized) image.
     """
 
     feature_maps: FeatureMaps | None = None
@@ -82,7 +82,7 @@ class GLIPv2ModelOutput(ModelOutput):
         feature_maps (as `fused_feature_maps`), text_features (as `fused_text`):
             The same before fusion.
         image_sizes (`torch.LongTensor` of shape `(batch, 2)`):
-            Height and width in pixels of each un-padded (resized) picture.
+            Height and width in pixels of each un-padded (resized) image.
         attention_mask (`torch.LongTensor` of shape `(batch, tokens)`):
             1 for words, 0 for padding.
         hidden_states (`tuple` of `torch.FloatTensor` of shape `(batch, tokens, text_dim)`, with
@@ -92,7 +92,7 @@ class GLIPv2ModelOutput(ModelOutput):
             The maps before the first and after each tower layer.
         attentions (`tuple` of pairs of `torch.FloatTensor` of shape `(batch, heads, locations, tokens)` and
             `(batch, heads, tokens, locations)`, with `output_attentions`):
-            What each location attends to in the text and each word in the picture, one pair a fusion.
+            What each location attends to in the text and each word in the image, one pair a fusion.
     """
 
     fused_feature_maps: FeatureMaps | None = None
@@ -127,7 +127,7 @@ class GLIPv2DetectionFields(ModelOutput):
         box_deltas (`torch.FloatTensor` of shape `(batch, anchors, 4)`):
             Boxes coded against the anchors.
         pred_boxes (`torch.FloatTensor` of shape `(batch, anchors, 4)`):
-            Centre x, centre y, width, height in [0, 1] of each un-padded picture.
+            Centre x, centre y, width, height in [0, 1] of each un-padded image.
         level_shapes (`torch.LongTensor` of shape `(5, 2)`):
             Height and width of each level's map.
     """
@@ -199,7 +199,7 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
             feature_maps: 5 x `(batch, d_model, H_l, W_l)`.
             text: `(batch, tokens, text_dim)`.
             text_mask: boolean `(batch, tokens)`, `False` at padding; `None` when there is none.
-            own_shapes: as `own_map_shapes` gives them, to take each picture by itself, without its padding; `None`
+            own_shapes: as `own_map_shapes` gives them, to take each image by itself, without its padding; `None`
                 lets padding take part.
             output_attentions: also return the fusion's attention maps.
 
@@ -212,12 +212,12 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
         maps, texts, attentions = zip(
             *(
                 self._mix(
-                    crop_maps(feature_maps, picture, shapes),
-                    text[picture : picture + 1],
-                    None if text_mask is None else text_mask[picture : picture + 1],
+                    crop_maps(feature_maps, image, shapes),
+                    text[image : image + 1],
+                    None if text_mask is None else text_mask[image : image + 1],
                     output_attentions,
                 )
-                for picture, shapes in enumerate(own_shapes)
+                for image, shapes in enumerate(own_shapes)
             ),
             strict=True,
         )
@@ -295,10 +295,10 @@ class GLIPv2DetectionHead(nn.Module):
 
 
 def check_pixels(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
-    """Raises `TypeError` or `ValueError` for pixels that no picture has, before they fail deep inside the backbone."""
+    """Raises `TypeError` or `ValueError` for pixels that no image has, before they fail deep inside the backbone."""
     if not torch.is_floating_point(pixel_values):
         raise TypeError(
-            f"`pixel_values` must be floating point, not {pixel_values.dtype}; pass pictures through the processor, "
+            f"`pixel_values` must be floating point, not {pixel_values.dtype}; pass images through the processor, "
             "which rescales and normalises them."
         )
     if pixel_values.ndim != 4:
@@ -311,7 +311,7 @@ def check_pixels(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) ->
         if not finite.all():
             raise ValueError(
                 f"`pixel_values[{int(finite.logical_not().nonzero()[0])}]` holds NaN or infinity; look for a division "
-                "by zero where the picture was made or normalised."
+                "by zero where the image was made or normalised."
             )
     if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
         raise ValueError(
@@ -347,22 +347,22 @@ def match_batches(
         ValueError: when neither batch is 1 and they differ.
     """
     feature_maps, image_sizes = image_features.feature_maps, image_features.image_sizes
-    pictures, texts = image_sizes.shape[0], text_features.shape[0]
-    if pictures != texts and 1 not in (pictures, texts):
+    images, texts = image_sizes.shape[0], text_features.shape[0]
+    if images != texts and 1 not in (images, texts):
         raise ValueError(
-            f"There are {pictures} pictures and {texts} texts; pass one text a picture, or one of either for all."
+            f"There are {images} images and {texts} texts; pass one text an image, or one of either for all."
         )
     if attention_mask is not None and attention_mask.shape != text_features.shape[:2]:
         raise ValueError(
             f"`attention_mask` must have shape {tuple(text_features.shape[:2])} (batch, tokens), "
             f"not {tuple(attention_mask.shape)}."
         )
-    if pictures < texts:
+    if images < texts:
         feature_maps = tuple(feature_map.expand(texts, -1, -1, -1) for feature_map in feature_maps)
         image_sizes = image_sizes.expand(texts, 2)
-    elif texts < pictures:
-        text_features = text_features.expand(pictures, -1, -1)
-        attention_mask = None if attention_mask is None else attention_mask.expand(pictures, -1)
+    elif texts < images:
+        text_features = text_features.expand(images, -1, -1)
+        attention_mask = None if attention_mask is None else attention_mask.expand(images, -1)
     return feature_maps, image_sizes, text_features, attention_mask
 
 
@@ -442,7 +442,7 @@ def build_text_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
 
 class GLIPv2Model(GLIPv2PreTrainedModel):
     """
-    The dual encoder and the fusion encoder: (O0, P0) = (Enc_V(picture), Enc_L(text)); (O, P) = Enc_VL(O0, P0).
+    The dual encoder and the fusion encoder: (O0, P0) = (Enc_V(image), Enc_L(text)); (O, P) = Enc_VL(O0, P0).
 
     Args:
         config: sizes and options.
@@ -468,11 +468,11 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         self, pixel_values: torch.FloatTensor, pixel_mask: torch.LongTensor | None = None
     ) -> GLIPv2ImageFeatures:
         """
-        Enc_V: the picture's pyramid, which any number of prompts can share.
+        Enc_V: the image's pyramid, which any number of prompts can share.
 
         Args:
             pixel_values: `(batch, 3, height, width)`, as the processor gives them.
-            pixel_mask: `(batch, height, width)`, 1 for the picture and 0 for padding to its right and below; `None`
+            pixel_mask: `(batch, height, width)`, 1 for the image and 0 for padding to its right and below; `None`
             when
                 nothing is padded.
 
@@ -494,14 +494,14 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
         if self.config.mask_padded_pixels:
             # One by one at their own sizes: then nothing can depend on the padding.
-            pictures = [
+            images = [
                 self.neck(self.backbone(pixels[None, :, :height, :width]).feature_maps)
                 for pixels, (height, width) in zip(pixel_values, image_sizes.tolist(), strict=True)
             ]
             largest = [
-                tuple(map(max, zip(*shapes, strict=True))) for shapes in zip(*map(map_shapes, pictures), strict=True)
+                tuple(map(max, zip(*shapes, strict=True))) for shapes in zip(*map(map_shapes, images), strict=True)
             ]
-            feature_maps = join_maps(pictures, largest)
+            feature_maps = join_maps(images, largest)
         else:
             feature_maps = self.neck(self.backbone(pixel_values).feature_maps)
         return GLIPv2ImageFeatures(feature_maps=feature_maps, image_sizes=image_sizes)
@@ -514,7 +514,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
     ) -> torch.FloatTensor:
         """
-        Enc_L: the words' features, which any number of pictures can share.
+        Enc_L: the words' features, which any number of images can share.
 
         At inference the last `config.text_cache_size` prompts are kept and not encoded again.
 
@@ -577,7 +577,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             pixel_values: `(batch, 3, height, width)`.
             input_ids: `(batch, tokens)`.
             attention_mask: `(batch, tokens)`, 1 for words and 0 for padding.
-            pixel_mask: `(batch, height, width)`, 1 for the picture and 0 for padding.
+            pixel_mask: `(batch, height, width)`, 1 for the image and 0 for padding.
             image_features: from `get_image_features`, in place of `pixel_values` and `pixel_mask`.
             text_features: `(batch, tokens, text_dim)` from `get_text_features`, in place of `input_ids`; the
                 `attention_mask` still says what is padding.
@@ -586,7 +586,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             output_hidden_states: also return the maps and words after each layer.
             output_attentions: also return what words and locations attend to.
 
-        One picture meets many prompts and one prompt many pictures: either side may have a batch of 1.
+        One image meets many prompts and one prompt many images: either side may have a batch of 1.
 
         Raises:
             ValueError: when a side is missing or the two batches do not fit.
@@ -718,7 +718,7 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         }
 
     def anchors(self, level_shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
-        """`(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized picture, for maps of these heights and widths."""
+        """`(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized image, for maps of these heights and widths."""
         return anchor_grid(level_shapes, self.config.anchor_strides, self.config.anchor_sizes, device=device)
 
     @can_return_tuple
@@ -741,9 +741,9 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         As `GLIPv2Model.forward`; the output adds the fields of `GLIPv2DetectionFields`.
 
         Args:
-            labels: for training, a picture's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1] of the
-                un-padded picture, "positive_map" `(n, tokens)`, above 0 at the words of each box}, or `None` where
-                its boxes are not known. Pictures without boxes are all background.
+            labels: for training, an image's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1] of the
+                un-padded image, "positive_map" `(n, tokens)`, above 0 at the words of each box}, or `None` where
+                its boxes are not known. Images without boxes are all background.
 
         Raises:
             ValueError: when a side is missing, or batches or labels do not fit.

@@ -1,8 +1,8 @@
 """
 Captions by a unidirectional language model over the same tower (section 4.3 of the GLIPv2 paper).
 
-Words see only earlier words, in the text encoder and in the fused layers, and every word sees the picture; the picture
-sees no word. So the picture's way through the tower does not depend on the words: it runs once a picture
+Words see only earlier words, in the text encoder and in the fused layers, and every word sees the image; the image
+sees no word. So the image's way through the tower does not depend on the words: it runs once an image
 (`GLIPv2VisualStates`), and a step of generation is one word's way through the text layers, over cached keys and
 values.
 """
@@ -24,10 +24,10 @@ from .configuration_glipv2 import GLIPv2Config
 from .layers.caption_steps import (
     GLIPv2VisualStates,
     causal_mask,
+    images_to_rows,
     maps_without_words,
-    pictures_to_rows,
     prefixes,
-    rows_to_pictures,
+    rows_to_images,
     words_through_layer,
 )
 from .layers.feature_maps import FeatureMaps, crop_maps, flatten_levels, join_maps, map_shapes, own_map_shapes
@@ -67,7 +67,7 @@ class GLIPv2CaptioningOutput(ModelOutput):
         fused_feature_maps, feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
             P3..P7 after and before the tower; `None` where `visual_states` were given.
         visual_states (`GLIPv2VisualStates`):
-            What the words attended to, for further calls about the same pictures.
+            What the words attended to, for further calls about the same images.
     """
 
     loss: torch.FloatTensor | None = None
@@ -94,17 +94,17 @@ class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
     def forward(self, text: torch.Tensor, visual_states: GLIPv2VisualStates) -> torch.Tensor:
         """
         Args:
-            text: fused words `(rows, tokens, text_dim)`; each picture has equally many rows, side by side.
-            visual_states: of the pictures.
+            text: fused words `(rows, tokens, text_dim)`; each image has equally many rows, side by side.
+            visual_states: of the images.
 
         Returns:
             `(rows, tokens, vocabulary)`.
         """
         if self.namer is None:
             return super().forward(text)
-        groups = rows_to_pictures(text, visual_states.group_sizes)
+        groups = rows_to_images(text, visual_states.group_sizes)
         found = [self.namer(words, places) for words, places in zip(groups, visual_states.places, strict=True)]
-        text, named = (pictures_to_rows(list(parts), len(text)) for parts in zip(*found, strict=True))
+        text, named = (images_to_rows(list(parts), len(text)) for parts in zip(*found, strict=True))
         return super().forward(text) + self.namer.names(named)
 
 
@@ -113,7 +113,7 @@ class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
 
 class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection, GenerationMixin):
     """
-    Captions of pictures, from the first word or from a given beginning; `ground` finds boxes with the same weights.
+    Captions of images, from the first word or from a given beginning; `ground` finds boxes with the same weights.
 
     Captions begin with `generation_config.bos_token_id` and end with `eos_token_id` ([CLS] and [SEP] of BERT), which
     come from `config.text_config`; `set_special_tokens` sets them.
@@ -126,12 +126,12 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
 
     Example:
         >>> model = GLIPv2ForConditionalGeneration.from_pretrained(folder)
-        >>> inputs = processor(images=[image], text=["a picture of"])
+        >>> inputs = processor(images=[image], text=["an image of"])
         >>> processor.batch_decode(model.generate(**inputs, num_beams=5), skip_special_tokens=True)
-        ['a picture of a red chair and two dogs']
+        ['an image of a red chair and two dogs']
     """
 
-    # Generation would drop the pictures otherwise.
+    # Generation would drop the images otherwise.
     main_input_name = "input_ids"
 
     def __init__(self, config: GLIPv2Config):
@@ -203,7 +203,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
 
     def get_visual_states(self, image_features: GLIPv2ImageFeatures, final_maps: bool = False) -> GLIPv2VisualStates:
         """
-        What any number of captions of these pictures attend to.
+        What any number of captions of these images attend to.
 
         Args:
             image_features: from `get_image_features`.
@@ -213,17 +213,17 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         maps, image_sizes = image_features.feature_maps, image_features.image_sizes
         if self.config.mask_padded_pixels:
             own_shapes = own_map_shapes(image_sizes, map_shapes(maps), self.config.anchor_strides)
-        pictures, sizes = [maps], [image_sizes]
+        images, sizes = [maps], [image_sizes]
         if own_shapes is not None:
-            pictures = [crop_maps(maps, picture, shapes) for picture, shapes in enumerate(own_shapes)]
+            images = [crop_maps(maps, image, shapes) for image, shapes in enumerate(own_shapes)]
             sizes = image_sizes.split(1)
         namer = self.caption_head.namer
         needed = final_maps or namer is not None
         with self.shared_gradients():
-            groups, final = zip(*(maps_without_words(self.model.layers, one, needed) for one in pictures), strict=True)
+            groups, final = zip(*(maps_without_words(self.model.layers, one, needed) for one in images), strict=True)
         places = None
         if namer is not None:
-            places = [self._places(*each) for each in zip(pictures, final, sizes, strict=True)]
+            places = [self._places(*each) for each in zip(images, final, sizes, strict=True)]
         if not final_maps:
             return GLIPv2VisualStates(list(groups), places)
         joined = final[0] if own_shapes is None else join_maps(list(final), map_shapes(maps))
@@ -256,10 +256,10 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         """
         Args:
             pixel_values: `(batch, 3, height, width)`.
-            input_ids: `(rows, tokens)`; a multiple of the pictures, a picture's rows side by side, or one row for all.
+            input_ids: `(rows, tokens)`; a multiple of the images, an image's rows side by side, or one row for all.
             attention_mask: `(rows, tokens)`, 1 for words and 0 for padding, on whatever side. With a cache also for
                 the words in it.
-            pixel_mask: `(batch, height, width)`, 1 for the picture and 0 for padding.
+            pixel_mask: `(batch, height, width)`, 1 for the image and 0 for padding.
             image_features: from `get_image_features`, in place of `pixel_values` and `pixel_mask`.
             visual_states: from `get_visual_states`, in place of both.
             inputs_embeds: `(rows, tokens, text_dim)` in place of `input_ids`.
@@ -270,7 +270,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
             logits_to_keep: give logits of so many last words only; 0: of all.
 
         Raises:
-            ValueError: when a side is missing, or rows, pictures or labels do not fit.
+            ValueError: when a side is missing, or rows, images or labels do not fit.
         """
         cache = past_key_values if cache is None else cache
         if cache is None and use_cache:
@@ -287,7 +287,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
             visual_states = self.get_visual_states(image_features, final_maps=True)
         with self.shared_gradients():
             text_features, mask = self._encode_words(input_ids, inputs_embeds, attention_mask, visual_states, cache)
-            text = self._read_picture(text_features, visual_states, mask, cache)
+            text = self._read_image(text_features, visual_states, mask, cache)
         logits = self.caption_head(text[:, -logits_to_keep:], visual_states)
         loss = None if labels is None else caption_loss(logits, labels)
         return GLIPv2CaptioningOutput(
@@ -303,7 +303,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         )
 
     def ground(self, **inputs: Any) -> GLIPv2ObjectDetectionOutput:
-        """As `GLIPv2ForObjectDetection.forward`: boxes of what a text names; here picture and words see each other."""
+        """As `GLIPv2ForObjectDetection.forward`: boxes of what a text names; here image and words see each other."""
         return GLIPv2ForObjectDetection.forward(self, **inputs)
 
     def _encode_words(
@@ -314,16 +314,16 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         visual_states: GLIPv2VisualStates,
         cache: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Words before the tower, `(rows, tokens, text_dim)`, and the causal mask; rows fit the pictures."""
+        """Words before the tower, `(rows, tokens, text_dim)`, and the causal mask; rows fit the images."""
         check_text(input_ids, inputs_embeds, self.config)
         words = input_ids if inputs_embeds is None else inputs_embeds
-        (rows, tokens), pictures = words.shape[:2], visual_states.num_pictures
-        if rows == 1 < pictures:
-            rows, words = pictures, words.expand(pictures, *words.shape[1:])
-            attention_mask = None if attention_mask is None else attention_mask.expand(pictures, -1)
-        if rows % pictures:
+        (rows, tokens), images = words.shape[:2], visual_states.num_images
+        if rows == 1 < images:
+            rows, words = images, words.expand(images, *words.shape[1:])
+            attention_mask = None if attention_mask is None else attention_mask.expand(images, -1)
+        if rows % images:
             raise ValueError(
-                f"There are {rows} texts and {pictures} pictures; pass equally many texts a picture, or one for all."
+                f"There are {rows} texts and {images} images; pass equally many texts an image, or one for all."
             )
         keys = tokens + (cache.get_seq_length() if cache is not None else 0)
         if attention_mask is None:
@@ -345,7 +345,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         encoded = encoder(**inputs, attention_mask=encoder_mask, position_ids=positions)
         return encoded.last_hidden_state, mask
 
-    def _read_picture(
+    def _read_image(
         self, text: torch.Tensor, visual_states: GLIPv2VisualStates, mask: torch.Tensor, cache: Cache | None
     ) -> torch.Tensor:
         """Words after the tower."""
@@ -371,7 +371,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         **kwargs: Any,
     ) -> Any:
         """
-        Captions of pictures, which pass the tower once whatever is generated.
+        Captions of images, which pass the tower once whatever is generated.
 
         Args:
             inputs, input_ids: `(rows, tokens)`, how captions begin, as the processor gives them: marks of the end and
@@ -385,24 +385,24 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
             longer than `config.max_text_length`.
 
         Raises:
-            ValueError: when no picture is given, rows and pictures do not fit, a beginning fills the whole text, or
+            ValueError: when no image is given, rows and images do not fit, a beginning fills the whole text, or
                 no special tokens are known.
         """
         if visual_states is None:
             if image_features is None:
                 if pixel_values is None:
-                    raise ValueError("Pass the pictures to caption: `pixel_values`, or `image_features` of them.")
+                    raise ValueError("Pass the images to caption: `pixel_values`, or `image_features` of them.")
                 image_features = self.get_image_features(pixel_values, pixel_mask)
             visual_states = self.get_visual_states(image_features)
         first, last, padding = self._special_tokens(generation_config, kwargs)
         input_ids = inputs if input_ids is None else input_ids
-        pictures = visual_states.num_pictures
+        images = visual_states.num_images
         if input_ids is None:
-            input_ids = torch.full((pictures, 1), first, device=self.device)
+            input_ids = torch.full((images, 1), first, device=self.device)
             attention_mask = None
         input_ids, attention_mask = prefixes(input_ids, attention_mask, first, last, padding)
-        if len(input_ids) == 1 < pictures:
-            input_ids, attention_mask = (ids.repeat(pictures, 1) for ids in (input_ids, attention_mask))
+        if len(input_ids) == 1 < images:
+            input_ids, attention_mask = (ids.repeat(images, 1) for ids in (input_ids, attention_mask))
         if input_ids.shape[1] >= self.max_caption_tokens:
             raise ValueError(
                 f"The beginning of a caption has {input_ids.shape[1]} tokens, and a text at most "

@@ -1,5 +1,5 @@
 """
-GLIPv2 in pre-training: masked words, and the contrast of regions and words over all pictures of a batch.
+GLIPv2 in pre-training: masked words, and the contrast of regions and words over all images of a batch.
 
 From the paper (section 3.2): L = L_loc + L_intra + L_inter + L_mlm.
 """
@@ -66,7 +66,7 @@ class GLIPv2MaskedLMHead(nn.Module):
 
 
 class GLIPv2ContrastiveHead(nn.Module):
-    """Projections into the space in which regions meet the words of all pictures (L_inter, section 3.2)."""
+    """Projections into the space in which regions meet the words of all images (L_inter, section 3.2)."""
 
     # CLIP's bound: a temperature of 0.01 at least.
     MIN_LOG_TEMPERATURE = math.log(0.01)
@@ -94,11 +94,11 @@ class GLIPv2ContrastiveHead(nn.Module):
         )
 
 
-def text_without_picture(
+def text_without_image(
     model: GLIPv2Model, text_features: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> GLIPv2ModelOutput:
     """
-    The words' way through the tower when there is no picture: each fusion leaves them as it normalises them.
+    The words' way through the tower when there is no image: each fusion leaves them as it normalises them.
 
     Args:
         model: whose tower.
@@ -115,7 +115,7 @@ def text_without_picture(
 
 class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
     """
-    Hidden words predicted from the text and the picture, or from the text alone (`pipeline("fill-mask")`).
+    Hidden words predicted from the text and the image, or from the text alone (`pipeline("fill-mask")`).
 
     Args:
         config: sizes and options.
@@ -155,12 +155,12 @@ class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
             labels: `(batch, tokens)`, the ids of hidden words and -100 elsewhere.
 
         Without `pixel_values` and `image_features` the words pass the tower by themselves, and the output holds
-        nothing of a picture.
+        nothing of an image.
         """
         if pixel_values is None and image_features is None:
             if text_features is None:
                 text_features = self.model.get_text_features(input_ids, attention_mask, token_type_ids, inputs_embeds)
-            model_output = text_without_picture(self.model, text_features, attention_mask)
+            model_output = text_without_image(self.model, text_features, attention_mask)
         else:
             model_output = self.model(
                 pixel_values=pixel_values,
@@ -222,7 +222,7 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
 
         Args:
             labels: also "class_names", of each box or `None`, and optionally "prompt_labels" with "prompt_map"
-                `(names, tokens)`, every class that the text lists: what L_inter propagates to other pictures.
+                `(names, tokens)`, every class that the text lists: what L_inter propagates to other images.
             mlm_labels: `(batch, tokens)`, the ids of hidden words and -100 elsewhere.
         """
         kwargs.pop("return_dict", None)
@@ -243,13 +243,13 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
     def inter_image_loss(
         self, output: GLIPv2ObjectDetectionOutput, targets: AnchorTargets, labels: Labels
     ) -> torch.FloatTensor:
-        """L_inter, not weighted, between the regions and words before fusion of all pictures of all processes."""
+        """L_inter, not weighted, between the regions and words before fusion of all images of all processes."""
         batch, num_tokens = output.text_features.shape[:2]
         anchor, own_words, region_classes, region_mask = choose_regions(
             targets, batch, self.config.max_contrastive_regions
         )
-        picture = torch.arange(batch, device=anchor.device)[:, None]
-        regions = flatten_levels(output.feature_maps)[picture, anchor]
+        image = torch.arange(batch, device=anchor.device)[:, None]
+        regions = flatten_levels(output.feature_maps)[image, anchor]
         regions, words, log_temperature = self.contrastive_head(regions, output.text_features)
         word_mask = torch.ones_like(words[..., 0], dtype=torch.bool)
         if output.attention_mask is not None:

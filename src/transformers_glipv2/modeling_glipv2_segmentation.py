@@ -77,7 +77,7 @@ class GLIPv2ForInstanceSegmentation(GLIPv2SharedPart, GLIPv2ForObjectDetection):
         As `GLIPv2ForObjectDetection.forward`; masks come from `predict_masks` once boxes are chosen.
 
         Args:
-            labels: also "masks", `(n, H, W)` bool of the whole un-padded picture at whatever resolution, or `None`. A
+            labels: also "masks", `(n, H, W)` bool of the whole un-padded image at whatever resolution, or `None`. A
                 mask without any pixel stands for an object whose mask is not known. `loss_dict` adds loss_mask, and
                 holds nothing else while the detector is frozen.
         """
@@ -101,16 +101,16 @@ class GLIPv2ForInstanceSegmentation(GLIPv2SharedPart, GLIPv2ForObjectDetection):
         positive_maps: Sequence[torch.Tensor],
     ) -> list[torch.FloatTensor]:
         """
-        Masks inside chosen boxes; the pictures and texts are not encoded again.
+        Masks inside chosen boxes; the images and texts are not encoded again.
 
         Args:
             output: of `forward`.
-            boxes: for each picture `(n_i, 4)`, x1, y1, x2, y2 in pixels of the resized picture, inclusive corners.
-            positive_maps: for each picture `(n_i, tokens)`, above 0 at the words of each box's label.
+            boxes: for each image `(n_i, 4)`, x1, y1, x2, y2 in pixels of the resized image, inclusive corners.
+            positive_maps: for each image `(n_i, tokens)`, above 0 at the words of each box's label.
 
         Returns:
-            For each picture `(n_i, side, side)`, side = 2 `mask_pool_size`: the mean logit over the label's words of
-            each cell of the box; float32. `segmentation_post_processing.py` puts them into the picture.
+            For each image `(n_i, side, side)`, side = 2 `mask_pool_size`: the mean logit over the label's words of
+            each cell of the box; float32. `segmentation_post_processing.py` puts them into the image.
 
         Raises:
             ValueError: when boxes and words do not fit the output, or a label has no words.
@@ -122,10 +122,10 @@ class GLIPv2ForInstanceSegmentation(GLIPv2SharedPart, GLIPv2ForObjectDetection):
         logits = []
         for index in range(batch):
             # Slices share memory, and chunks bound that of the activations.
-            picture_maps = [feature_map[index : index + 1] for feature_map in maps]
+            image_maps = [feature_map[index : index + 1] for feature_map in maps]
             text = output.fused_text[index : index + 1]
             chunks = [
-                self.mask_head(picture_maps, [some_boxes], text, [some_maps])
+                self.mask_head(image_maps, [some_boxes], text, [some_maps])
                 for some_boxes, some_maps in zip(
                     boxes[index].to(device).split(REGIONS_PER_CHUNK),
                     positive_maps[index].to(device).split(REGIONS_PER_CHUNK),
@@ -138,7 +138,7 @@ class GLIPv2ForInstanceSegmentation(GLIPv2SharedPart, GLIPv2ForObjectDetection):
     def mask_loss(self, output: GLIPv2ObjectDetectionOutput, labels: Labels) -> torch.FloatTensor:
         """Binary cross entropy of the masks in the objects' own boxes and in predicted ones that match them."""
         check_labels(labels, *output.fused_text.shape[:2])
-        regions = [self._picture_regions(output, index, label) for index, label in enumerate(labels)]
+        regions = [self._image_regions(output, index, label) for index, label in enumerate(labels)]
         boxes, positive_maps, targets = zip(*regions, strict=True)
         logits = self.mask_head(self._mask_features(output), boxes, output.fused_text, positive_maps)
         return mask_loss(logits, torch.cat(targets))
@@ -148,10 +148,10 @@ class GLIPv2ForInstanceSegmentation(GLIPv2SharedPart, GLIPv2ForObjectDetection):
         return output.feature_maps if before else output.fused_feature_maps
 
     @torch.no_grad()
-    def _picture_regions(
+    def _image_regions(
         self, output: GLIPv2ObjectDetectionOutput, index: int, label: dict | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Boxes `(regions, 4)`, positive maps `(regions, tokens)` and targets of one picture's training regions."""
+        """Boxes `(regions, 4)`, positive maps `(regions, tokens)` and targets of one image's training regions."""
         device, side = output.logits.device, self.mask_head.output_size
         masks = None if label is None else label.get("masks")
         if masks is None:

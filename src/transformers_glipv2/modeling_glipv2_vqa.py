@@ -1,5 +1,5 @@
 """
-Answers to questions about a picture, with the boxes of what the question names in the same forward pass.
+Answers to questions about an image, with the boxes of what the question names in the same forward pass.
 
 From the GLIPv2 paper (section 4.3): the question is the text, and the fused words are classified over a vocabulary of
 answers. Ours also tells each word what the detector found for it, so that the head can be trained over a frozen
@@ -54,9 +54,9 @@ def answer_config(answers: Sequence[str]) -> dict[str, dict]:
 
 
 def require_fusion(config: GLIPv2Config, name: str) -> None:
-    """Raises `ValueError` for a configuration in which words never see the picture."""
+    """Raises `ValueError` for a configuration in which words never see the image."""
     if not config.use_fusion:
-        raise ValueError(f"{name} reads fused words, and with `use_fusion=False` words never see the picture.")
+        raise ValueError(f"{name} reads fused words, and with `use_fusion=False` words never see the image.")
 
 
 class GLIPv2WordEvidence(nn.Module):
@@ -64,7 +64,7 @@ class GLIPv2WordEvidence(nn.Module):
     Tells each word what the detector found for it: how surely, how much of it, where, and how it looks there; and how
     what is named before the word lies from what is named after it, which "left of" asks about.
 
-    A word's own fusion sees the picture through a softmax over all locations; whether a thing is there, how often and
+    A word's own fusion sees the image through a softmax over all locations; whether a thing is there, how often and
     on which side is plainer in S = O P^T and in the boxes.
 
     Args:
@@ -116,9 +116,9 @@ def way_between(places: torch.Tensor, sureness: torch.Tensor) -> torch.Tensor:
     For each word the way from what is named after it to what is named before it.
 
     Args:
-        places: `(batch, tokens, 2)`, x and y of what each word names, 0 in the middle of the picture.
+        places: `(batch, tokens, 2)`, x and y of what each word names, 0 in the middle of the image.
         sureness: `(batch, tokens)` in [0, 1], how much each word counts. Where no word on a side counts much, the
-            middle of the picture stands for it.
+            middle of the image stands for it.
 
     Returns:
         In the shape and the units of `places`.
@@ -279,7 +279,7 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
             answer_labels: `(batch, answers)` in [0, 1], for training: the soft score of each answer (VQA v2: 0.3, 0.6,
                 0.9 or 1 for one, two, three or more of ten annotators); NaN for texts that are no questions, such as
                 those of detection in the same batch. `loss_dict` adds loss_answer.
-            detector_output: what the shared part made of pictures and questions, in place of both, for a head that is
+            detector_output: what the shared part made of images and questions, in place of both, for a head that is
                 trained over it again and again while it is frozen.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The boxes of one picture from the model's outputs, shared by processors, pipelines and `detect_labels`."""
+"""The boxes of one image from the model's outputs, shared by processors, pipelines and `detect_labels`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ def check_limits(threshold: float, nms_threshold: float, max_detections: int, na
 def check_target_sizes(target_sizes: Any, image_sizes: Tensor, keeps_aspect: bool) -> list[tuple[float, float]] | None:
     """
     Args:
-        target_sizes: (height, width) of each picture, as a list of pairs or a tensor `(batch, 2)`, or `None`.
-        image_sizes: `(batch, 2)` height and width of the resized pictures.
+        target_sizes: (height, width) of each image, as a list of pairs or a tensor `(batch, 2)`, or `None`.
+        image_sizes: `(batch, 2)` height and width of the resized images.
         keeps_aspect: whether resizing kept the aspect ratio, so that a swapped height and width can be told.
 
     Returns:
@@ -61,7 +61,7 @@ def check_target_sizes(target_sizes: Any, image_sizes: Tensor, keeps_aspect: boo
     target_sizes = list(target_sizes)
     if len(target_sizes) != len(image_sizes):
         raise ValueError(
-            f"`target_sizes` has {len(target_sizes)} entries for {len(image_sizes)} pictures; pass one (height, "
+            f"`target_sizes` has {len(target_sizes)} entries for {len(image_sizes)} images; pass one (height, "
             "width) for each."
         )
     sizes = []
@@ -80,8 +80,8 @@ def check_target_sizes(target_sizes: Any, image_sizes: Tensor, keeps_aspect: boo
             stays, swapped = (abs(ratio - turn * math.log(height / width)) for turn in (1, -1))
             if stays > 0.1 and swapped < 0.2 * stays:
                 raise ValueError(
-                    f"`target_sizes[{index}]` is {list(size)}, but the resized picture is {resized[0]} high and "
-                    f"{resized[1]} wide; pass (height, width), for a PIL picture `(image.height, image.width)`."
+                    f"`target_sizes[{index}]` is {list(size)}, but the resized image is {resized[0]} high and "
+                    f"{resized[1]} wide; pass (height, width), for a PIL image `(image.height, image.width)`."
                 )
         sizes.append((height, width))
     return sizes
@@ -95,7 +95,7 @@ def label_scores(logits: Tensor, label_map: Tensor) -> Tensor:
     Scores of labels from scores of words: the mean of the sigmoid over a label's tokens.
 
     Args:
-        logits: `(anchors, tokens)` of one picture, before the sigmoid.
+        logits: `(anchors, tokens)` of one image, before the sigmoid.
         label_map: boolean `(labels, tokens)`, each row with at least one token.
 
     Returns:
@@ -126,7 +126,7 @@ def select_detections(
     pre_nms_top_n: int = PRE_NMS_TOP_N,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    The boxes of one picture.
+    The boxes of one image.
 
     Pairs of anchor and label whose score is above the threshold are ranked by score * centerness; each level keeps its
     best; the score becomes the root of that product; of boxes of one label that overlap the best stays; over all
@@ -135,7 +135,7 @@ def select_detections(
     Args:
         scores: `(anchors, labels)` as `label_scores` gives them.
         centerness: `(anchors,)` before the sigmoid.
-        boxes_xyxy: `(anchors, 4)` inclusive corners in pixels, clipped to the picture.
+        boxes_xyxy: `(anchors, 4)` inclusive corners in pixels, clipped to the image.
         level_sizes: anchors of each level; their sum is `anchors`.
         threshold: on the score before centerness; equal is dropped.
         nms_threshold: IoU above which a box is suppressed.
@@ -174,12 +174,12 @@ def select_detections(
 
 def scale_boxes(boxes_xyxy: Tensor, size: Tensor | Sequence[float], target_size: Sequence[float]) -> Tensor:
     """
-    Boxes of a resized picture in pixels of another size of it: corners are multiplied, as the original does.
+    Boxes of a resized image in pixels of another size of it: corners are multiplied, as the original does.
 
     Args:
-        boxes_xyxy: `(n, 4)` in pixels of the resized picture.
+        boxes_xyxy: `(n, 4)` in pixels of the resized image.
         size: its (height, width).
-        target_size: (height, width) of the picture to measure in.
+        target_size: (height, width) of the image to measure in.
 
     Returns:
         `(n, 4)`.
@@ -192,7 +192,7 @@ def merge_detections(
     results: Sequence[Mapping[str, Any]], indices: Sequence[Sequence[int]], max_detections: int = 100
 ) -> dict[str, Any]:
     """
-    Results of several prompts over the same picture as one, under the labels' own indices.
+    Results of several prompts over the same image as one, under the labels' own indices.
 
     Suppression works within a label, and each label is in one prompt, so nothing more is suppressed.
 
@@ -255,7 +255,7 @@ def level_sizes_of(outputs: Mapping[str, Any], index: int) -> list[int]:
     return sizes
 
 
-def picture_detections(
+def image_detections(
     outputs: Mapping[str, Any],
     index: int,
     label_map: Tensor,
@@ -266,13 +266,13 @@ def picture_detections(
     pre_nms_top_n: int = PRE_NMS_TOP_N,
 ) -> dict[str, Tensor]:
     """
-    The boxes of one picture; see [`select_detections`].
+    The boxes of one image; see [`select_detections`].
 
     Args:
         outputs: of `GLIPv2ForObjectDetection`.
-        index: the picture's place in the batch.
+        index: the image's place in the batch.
         label_map: boolean `(labels, tokens)`, the tokens of each label; it may be narrower than the padded text.
-        target_size: (height, width) to measure boxes in; by default the resized picture's.
+        target_size: (height, width) to measure boxes in; by default the resized image's.
         threshold: on the label's score before centerness.
         nms_threshold: IoU above which a box of the same label is suppressed.
         max_detections: boxes at most, over all labels; ties at the cut all stay.
@@ -307,19 +307,19 @@ def one_label_detections(
     max_detections: int = 100,
 ) -> list[dict[str, Tensor]]:
     """
-    Boxes where the whole text of each picture is one label between two special tokens, as transformers' own zero-shot
+    Boxes where the whole text of each image is one label between two special tokens, as transformers' own zero-shot
     detection pipeline asks for them.
 
     Args:
         outputs: of `GLIPv2ForObjectDetection`.
         threshold: on the label's score before centerness.
-        target_sizes: (height, width) of each picture to measure boxes in; by default the resized pictures'.
+        target_sizes: (height, width) of each image to measure boxes in; by default the resized images'.
         keeps_aspect: whether resizing kept the aspect ratio, so that swapped `target_sizes` can be told.
         nms_threshold: IoU above which a box is suppressed.
-        max_detections: boxes of a picture at most.
+        max_detections: boxes of an image at most.
 
     Returns:
-        For each picture "scores" `(n,)` in falling order, "labels" `(n,)`, all 0, "boxes" `(n, 4)` xyxy in pixels.
+        For each image "scores" `(n,)` in falling order, "labels" `(n,)`, all 0, "boxes" `(n, 4)` xyxy in pixels.
 
     Raises:
         ValueError: for a text without words or wrong `target_sizes`.
@@ -332,10 +332,10 @@ def one_label_detections(
     for index, size in enumerate(sizes):
         words = mask[index].nonzero()[1:-1, 0]  # without the special tokens around the text
         if not len(words):
-            raise ValueError(f"The text of picture {index} has no words; pass a label with at least one.")
+            raise ValueError(f"The text of image {index} has no words; pass a label with at least one.")
         label_map = torch.zeros(1, logits.shape[2], dtype=torch.bool)
         label_map[0, words.cpu()] = True
-        results.append(picture_detections(outputs, index, label_map, size, threshold, nms_threshold, max_detections))
+        results.append(image_detections(outputs, index, label_map, size, threshold, nms_threshold, max_detections))
     return results
 
 
@@ -346,7 +346,7 @@ __all__ = [
     "label_scores",
     "merge_detections",
     "one_label_detections",
-    "picture_detections",
+    "image_detections",
     "scale_boxes",
     "select_detections",
 ]

@@ -1,4 +1,4 @@
-"""Pictures and texts to the model's inputs, and the model's outputs to boxes."""
+"""Images and texts to the model's inputs, and the model's outputs to boxes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .boxes import denormalize_boxes
-from .image_processing_glipv2 import Picture, flatten_pictures, picture_size
+from .image_processing_glipv2 import ImageSource, flatten_images, get_image_size
 from .layers.paste_masks import instance_masks, predict_mask_logits, referring_masks, strong_boxes
 from .noun_phrases import find_noun_phrases
 from .post_processing import (
@@ -15,9 +15,9 @@ from .post_processing import (
     check_limits,
     check_outputs,
     check_target_sizes,
+    image_detections,
     label_scores,
     level_sizes_of,
-    picture_detections,
     scale_boxes,
     select_detections,
 )
@@ -37,23 +37,23 @@ from .prompts import (
 )
 
 
-def per_picture(values: Any, num_images: int, is_entry: Callable[[Any], bool], name: str) -> list[Any]:
-    """One entry for each picture: `values` itself, or an entry (or a list of one) repeated for all pictures."""
+def per_image(values: Any, num_images: int, is_entry: Callable[[Any], bool], name: str) -> list[Any]:
+    """One entry for each image: `values` itself, or an entry (or a list of one) repeated for all images."""
     if is_entry(values):
         return [values] * num_images
     if not is_list(values):
-        raise TypeError(f"`{name}` must be a list with an entry for each picture, got {type(values).__name__}.")
+        raise TypeError(f"`{name}` must be a list with an entry for each image, got {type(values).__name__}.")
     if len(values) not in (1, num_images) or not len(values):
-        raise ValueError(f"`{name}` has {len(values)} entries for {num_images} pictures; pass one for each.")
+        raise ValueError(f"`{name}` has {len(values)} entries for {num_images} images; pass one for each.")
     return list(values) * (num_images if len(values) == 1 else 1)
 
 
 class GLIPv2Processor(ProcessorMixin):
     r"""
-    Prepares pictures and texts, and reads boxes off the model's outputs.
+    Prepares images and texts, and reads boxes off the model's outputs.
 
     Args:
-        image_processor (`GLIPv2ImageProcessor`): prepares pictures.
+        image_processor (`GLIPv2ImageProcessor`): prepares images.
         tokenizer (`PreTrainedTokenizerFast`): a fast tokenizer; words are found by its offsets.
         max_text_length (`int`, *optional*, defaults to 256): tokens of a text at most, special tokens included.
 
@@ -84,7 +84,7 @@ class GLIPv2Processor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture] | None = None,
+        images: ImageSource | Sequence[ImageSource] | None = None,
         text: Text | None = None,
         annotations: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         return_tensors: str | None = "pt",
@@ -92,26 +92,26 @@ class GLIPv2Processor(ProcessorMixin):
     ) -> BatchFeature:
         r"""
         Args:
-            images: one picture or several: PIL pictures, arrays, tensors, paths or addresses.
-            text: a sentence for all pictures; a sentence for each picture; for one picture a list of labels;
-                `[labels]` for the same labels in all pictures; or a list of labels for each picture.
-            annotations: for training, one dict (or `None`, nothing is known) for each picture: see
+            images: one image or several: PIL images, arrays, tensors, paths or addresses.
+            text: a sentence for all images; a sentence for each image; for one image a list of labels;
+                `[labels]` for the same labels in all images; or a list of labels for each image.
+            annotations: for training, one dict (or `None`, nothing is known) for each image: see
                 [`encode_annotation`].
             return_tensors: `"pt"`; annotations need it.
             kwargs: further arguments of the image processor (`size`, ...) and the tokenizer (`truncation`, ...).
 
         Returns:
-            `BatchFeature`: "pixel_values" and "pixel_mask" (with pictures), "input_ids" and "attention_mask" (with
-            text), padded to the longest text, and with annotations "labels", one dict (or `None`) for each picture.
+            `BatchFeature`: "pixel_values" and "pixel_mask" (with images), "input_ids" and "attention_mask" (with
+            text), padded to the longest text, and with annotations "labels", one dict (or `None`) for each image.
 
         Raises:
             TypeError: for wrong types.
-            ValueError: for no text or an empty one, another number of texts or annotations than pictures, a text that
+            ValueError: for no text or an empty one, another number of texts or annotations than images, a text that
                 is longer than `max_tokens` (with annotations a long sentence is cut instead), a bad annotation.
         """
         if images is None and text is None:
             raise ValueError("Pass `images`, `text`, or both.")
-        images = None if images is None else flatten_pictures(images)
+        images = None if images is None else flatten_images(images)
         num_images = None if images is None else len(images)
         sentences, label_spans = (None, None) if text is None else arrange_text(text, num_images)
         if annotations is not None:
@@ -136,7 +136,7 @@ class GLIPv2Processor(ProcessorMixin):
                 if annotation is None
                 else encode_annotation(
                     annotation,
-                    picture_size(images[index]),
+                    get_image_size(images[index]),
                     sentences[index],
                     None if label_spans is None else label_spans[index],
                     offsets[index],
@@ -147,8 +147,8 @@ class GLIPv2Processor(ProcessorMixin):
         return inputs
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Pictures in a flat list, texts as one sentence for each."""
-        images = None if images is None else flatten_pictures(images)
+        """Images in a flat list, texts as one sentence for each."""
+        images = None if images is None else flatten_images(images)
         if text is not None:
             text, _ = arrange_text(text, None if images is None else len(images))
         return images, text, videos, audio
@@ -168,18 +168,18 @@ class GLIPv2Processor(ProcessorMixin):
 
         Args:
             outputs (`GLIPv2ObjectDetectionOutput`): of a model that detects.
-            text_labels: the labels that the model was asked for, in order: a list for each picture, or one for all.
-            target_sizes: (height, width) of each picture, to have boxes in its pixels; without it they are in pixels
-                of the resized picture.
+            text_labels: the labels that the model was asked for, in order: a list for each image, or one for all.
+            target_sizes: (height, width) of each image, to have boxes in its pixels; without it they are in pixels
+                of the resized image.
             threshold: on the score of a label before centerness.
             nms_threshold: IoU above which the weaker of two boxes of a label goes.
-            max_detections: boxes of a picture at most; ties at the cut all stay.
+            max_detections: boxes of an image at most; ties at the cut all stay.
             pre_nms_top_n: pairs of location and label that each level of the pyramid keeps before suppression.
 
         Returns:
-            `list[dict]`, one for each picture: "scores" `(n,)` in falling order, "labels" `(n,)` long, indices of the
-            picture's labels, "text_labels", `n` strings, "boxes" `(n, 4)` x1, y1, x2, y2 in pixels (a box is
-            `x2 - x1 + 1` wide in the resized picture).
+            `list[dict]`, one for each image: "scores" `(n,)` in falling order, "labels" `(n,)` long, indices of the
+            image's labels, "text_labels", `n` strings, "boxes" `(n, 4)` x1, y1, x2, y2 in pixels (a box is
+            `x2 - x1 + 1` wide in the resized image).
 
         Raises:
             TypeError: for wrong types.
@@ -191,7 +191,7 @@ class GLIPv2Processor(ProcessorMixin):
         sizes = check_target_sizes(target_sizes, outputs.image_sizes, self._keeps_aspect)
         results = []
         for index, (labels, named) in enumerate(self._labels_and_maps(outputs, text_labels)):
-            found = picture_detections(
+            found = image_detections(
                 outputs,
                 index,
                 named,
@@ -223,17 +223,17 @@ class GLIPv2Processor(ProcessorMixin):
 
         Args:
             outputs (`GLIPv2ObjectDetectionOutput`): of a model that detects.
-            text: the sentence that the model was given: one for each picture, or one for all.
-            phrases: for each picture characters [start, end) of its phrases; where `text` is one sentence, those of
+            text: the sentence that the model was given: one for each image, or one for all.
+            phrases: for each image characters [start, end) of its phrases; where `text` is one sentence, those of
                 that sentence. By default the noun phrases, see [`find_noun_phrases`].
-            target_sizes: (height, width) of each picture, to have boxes in its pixels; without it they are in pixels
-                of the resized picture.
+            target_sizes: (height, width) of each image, to have boxes in its pixels; without it they are in pixels
+                of the resized image.
             top_k: boxes of a phrase at most; ties at the cut all stay.
             threshold: on the score of a phrase (the mean over its tokens) before centerness.
             nms_threshold: IoU above which the weaker of two boxes of a phrase goes.
 
         Returns:
-            `list[list[dict]]`: for each picture, for each phrase in the order given: "phrase" (`str`), "span",
+            `list[list[dict]]`: for each image, for each phrase in the order given: "phrase" (`str`), "span",
             "scores" `(n,)` in falling order, "boxes" `(n, 4)` x1, y1, x2, y2 in pixels.
 
         Raises:
@@ -249,9 +249,9 @@ class GLIPv2Processor(ProcessorMixin):
             phrases = (
                 [phrases] * num_images
                 if isinstance(text, str)
-                else per_picture(phrases, num_images, lambda value: False, "phrases")
+                else per_image(phrases, num_images, lambda value: False, "phrases")
             )
-        sentences = per_picture(text, num_images, lambda value: isinstance(value, str), "text")
+        sentences = per_image(text, num_images, lambda value: isinstance(value, str), "text")
         results = []
         for index, sentence in enumerate(sentences):
             check_sentence(sentence, f"text[{index}]")
@@ -346,14 +346,14 @@ class GLIPv2Processor(ProcessorMixin):
             model: as in [`post_process_instance_segmentation`].
 
         Returns:
-            For each picture, for each phrase "phrase", "span", "scores" `(n,)`, "boxes" `(n, 4)` of the parts, and
+            For each image, for each phrase "phrase", "span", "scores" `(n,)`, "boxes" `(n, 4)` of the parts, and
             "mask", boolean `(height, width)` on the CPU, empty where the phrase refers to nothing.
 
         Raises:
             TypeError, ValueError: as there, for outputs without masks, or a threshold that is no probability.
         """
         check_limits(threshold, nms_threshold, top_k, "top_k")
-        sentences = per_picture(text, len(outputs.logits), lambda value: isinstance(value, str), "text")
+        sentences = per_image(text, len(outputs.logits), lambda value: isinstance(value, str), "text")
         if phrases is None:
             phrases = [[(0, len(sentence))] for sentence in sentences]
         elif isinstance(text, str):
@@ -381,8 +381,8 @@ class GLIPv2Processor(ProcessorMixin):
         return bool(size.get("shortest_edge") if isinstance(size, Mapping) else getattr(size, "shortest_edge", None))
 
     def _labels_and_maps(self, outputs: Any, text_labels: Any) -> list[tuple[Sequence[str], torch.Tensor]]:
-        """Each picture's labels and their tokens, boolean `(labels, tokens)`."""
-        all_labels = per_picture(
+        """Each image's labels and their tokens, boolean `(labels, tokens)`."""
+        all_labels = per_image(
             text_labels,
             len(outputs.logits),
             lambda value: is_list(value) and bool(value) and isinstance(value[0], str),
@@ -398,7 +398,7 @@ class GLIPv2Processor(ProcessorMixin):
         return pairs
 
     def _phrase_map(self, outputs: Any, index: int, sentence: str, spans: Sequence[Span]) -> torch.Tensor:
-        """Boolean `(phrases, tokens)` for one picture."""
+        """Boolean `(phrases, tokens)` for one image."""
         if not is_list(spans):
             raise TypeError(f"`phrases[{index}]` must be a list of character spans, got {type(spans).__name__}.")
         check_spans(spans, sentence, f"phrases[{index}]")
@@ -414,13 +414,13 @@ class GLIPv2Processor(ProcessorMixin):
 
     @staticmethod
     def _label_map(outputs: Any, index: int, tokens: list[list[int]], num_tokens: int) -> torch.Tensor:
-        """Boolean `(labels, tokens)` for one picture, after a check that the text is the one that the model saw."""
+        """Boolean `(labels, tokens)` for one image, after a check that the text is the one that the model saw."""
         logits, mask = outputs.logits, getattr(outputs, "attention_mask", None)
         mask = logits.new_ones(logits.shape[-1], dtype=torch.long) if mask is None else mask[index]
         given = int(mask.sum())
         if given != num_tokens:
             raise ValueError(
-                f"The text of picture {index} has {num_tokens} tokens, but the model was given {given}; pass the same "
+                f"The text of image {index} has {num_tokens} tokens, but the model was given {given}; pass the same "
                 "labels in the same order (or the same sentence) as to the processor."
             )
         return label_map(tokens, mask)
@@ -430,13 +430,13 @@ class GLIPv2Processor(ProcessorMixin):
         annotations: Any, num_images: int | None, sentences: list[str] | None, return_tensors: str | None
     ) -> list[Mapping[str, Any] | None]:
         if num_images is None or sentences is None:
-            raise ValueError("`annotations` belong to pictures and texts; pass `images` and `text` with them.")
+            raise ValueError("`annotations` belong to images and texts; pass `images` and `text` with them.")
         if return_tensors != "pt":
             raise ValueError(f'`annotations` need `return_tensors="pt"`, got {return_tensors!r}.')
         annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
         if len(annotations) != num_images:
             raise ValueError(
-                f"`annotations` has {len(annotations)} entries for {num_images} pictures; pass one for each (None "
+                f"`annotations` has {len(annotations)} entries for {num_images} images; pass one for each (None "
                 "where nothing is known)."
             )
         return annotations
@@ -457,7 +457,7 @@ class GLIPv2Processor(ProcessorMixin):
                 )
             start = sentences[index][:60]
             raise ValueError(
-                f"The text of picture {index} has {length} tokens, at most {max_length} fit: {start!r}... {remedy}"
+                f"The text of image {index} has {length} tokens, at most {max_length} fit: {start!r}... {remedy}"
             )
 
 

@@ -20,7 +20,7 @@ from .boxes import clip_boxes, coco_to_inclusive_xyxy, normalize_boxes
 logger = logging.get_logger(__name__)
 
 Span = tuple[int, int]
-# A sentence, a sentence for each picture (or labels of one picture), labels for each picture.
+# A sentence, a sentence for each image (or labels of one image), labels for each image.
 Text = str | Sequence[str] | Sequence[Sequence[str]]
 
 # Between two labels, as in the original's evaluation. Its demo puts " . " after every label, the last one too.
@@ -328,36 +328,36 @@ def check_sentence(sentence: str, name: str) -> None:
 
 def arrange_text(text: Text, num_images: int | None) -> tuple[list[str], list[list[Span]] | None]:
     """
-    One sentence for each picture, from any form of text.
+    One sentence for each image, from any form of text.
 
     Args:
-        text: a sentence for all pictures; a sentence for each picture; labels of the only picture; one list of labels
-            for all pictures, `[labels]`; or a list of labels for each picture.
-        num_images: pictures that go with the text; `None` without pictures, when each entry is a text of its own.
+        text: a sentence for all images; a sentence for each image; labels of the only image; one list of labels
+            for all images, `[labels]`; or a list of labels for each image.
+        num_images: images that go with the text; `None` without images, when each entry is a text of its own.
 
     Returns:
         The sentences, and for labels the characters [start, end) of each label in its sentence (else `None`).
 
     Raises:
         TypeError: for other types.
-        ValueError: for no text, an empty text or label, or another number of texts than pictures.
+        ValueError: for no text, an empty text or label, or another number of texts than images.
     """
     if isinstance(text, str):
         check_sentence(text, "text")
         return [text] * (1 if num_images is None else num_images), None
     if not is_list(text):
         raise TypeError(
-            f"`text` must be a sentence, a list of sentences, or a list of labels for each picture, got "
+            f"`text` must be a sentence, a list of sentences, or a list of labels for each image, got "
             f"{type(text).__name__} {text!r}."
         )
     if not text:
-        raise ValueError("`text` is empty; pass a sentence, or at least one label, for each picture.")
+        raise ValueError("`text` is empty; pass a sentence, or at least one label, for each image.")
     if any(is_list(entry) for entry in text):
         for index, entry in enumerate(text):
             check_labels(entry, f"text[{index}]")
         if num_images is not None and len(text) not in (1, num_images):
             raise ValueError(
-                f"`text` has {len(text)} lists of labels for {num_images} pictures; pass one list for each picture, "
+                f"`text` has {len(text)} lists of labels for {num_images} images; pass one list for each image, "
                 "or `[labels]` to look for the same labels in all of them."
             )
         repeats = num_images if num_images is not None and len(text) == 1 else 1
@@ -371,7 +371,7 @@ def arrange_text(text: Text, num_images: int | None) -> tuple[list[str], list[li
         check_sentence(sentence, f"text[{index}]")
     if num_images is not None and len(text) != num_images:
         raise ValueError(
-            f"`text` has {len(text)} sentences for {num_images} pictures; pass one for each picture, one string for "
+            f"`text` has {len(text)} sentences for {num_images} images; pass one for each image, one string for "
             "all, or `[labels]` to look for the same labels in all of them."
         )
     return list(text), None
@@ -386,24 +386,24 @@ def encode_annotation(
     name: str = "annotation",
 ) -> dict[str, Any]:
     """
-    What one picture teaches, as the model takes it in `labels`.
+    What one image teaches, as the model takes it in `labels`.
 
-    Boxes get inclusive corners and are clipped to the picture before they are normalised. The original multiplies the
+    Boxes get inclusive corners and are clipped to the image before they are normalised. The original multiplies the
     corners by resized size / original size, so as fractions they are the same for every resized size.
 
     Args:
-        annotation: "boxes" `(n, 4)` x, y, width, height in pixels of the picture; "spans", for each box a list of
+        annotation: "boxes" `(n, 4)` x, y, width, height in pixels of the image; "spans", for each box a list of
             characters [start, end) (an empty list: no words), or where the text is a list of labels "labels", the
             index of each box's label; optionally "class_names", a name a box, and "masks" `(n, height, width)`.
-        image_size: (height, width) of the picture before resizing.
-        text: the picture's sentence.
+        image_size: (height, width) of the image before resizing.
+        text: the image's sentence.
         label_spans: characters of each label of the sentence.
         offsets: characters of each token of the batch's row.
         name: of the annotation in error messages.
 
     Returns:
         "boxes" `(n, 4)` centre x, centre y, width, height as fractions; "positive_map" `(n, tokens)`; "class_names";
-        "masks" boolean `(n, height, width)` of the picture before resizing, or `None`.
+        "masks" boolean `(n, height, width)` of the image before resizing, or `None`.
 
     Raises:
         TypeError, ValueError: name the entry that is wrong.
@@ -428,7 +428,7 @@ def encode_annotation(
     if masks is not None and tuple(masks.shape[1:]) != tuple(image_size):
         raise ValueError(
             f"`{name}['masks']` has shape {tuple(masks.shape)}; expected (n, {image_size[0]}, {image_size[1]}), the "
-            "size of the picture before resizing."
+            "size of the image before resizing."
         )
     for index, own in enumerate(spans):
         check_spans(own, text, f"{name}['spans'][{index}]")
@@ -452,7 +452,7 @@ def encode_annotation(
 def _spans_of_labels(
     annotation: Mapping[str, Any], label_spans: Sequence[Span] | None, text: str, name: str
 ) -> tuple[list[list[Span]], list[str]]:
-    """Spans and names of boxes that say which label of the picture's list they show."""
+    """Spans and names of boxes that say which label of the image's list they show."""
     if label_spans is None or "labels" not in annotation:
         raise ValueError(
             f'`{name}` says not what its boxes show: pass "spans" (characters of the text), or "labels" (indices) '
@@ -462,7 +462,7 @@ def _spans_of_labels(
     for index in indices:
         if not isinstance(index, int) or not 0 <= index < len(label_spans):
             raise ValueError(
-                f"`{name}['labels']` holds {index!r}; expected an index of the picture's {len(label_spans)} labels."
+                f"`{name}['labels']` holds {index!r}; expected an index of the image's {len(label_spans)} labels."
             )
     spans = [label_spans[index] for index in indices]
     return [[span] for span in spans], [text[start:end] for start, end in spans]

@@ -37,18 +37,18 @@ def model(reference_dir) -> GLIPv2CoSwinBackbone:
     return model.eval()
 
 
-@pytest.mark.parametrize("picture", range(3))
+@pytest.mark.parametrize("image", range(3))
 @torch.no_grad()
-def test_maps_equal_the_originals(model, golden, picture):
-    output = model(golden[f"input.{picture}"], output_hidden_states=True)
+def test_maps_equal_the_originals(model, golden, image):
+    output = model(golden[f"input.{image}"], output_hidden_states=True)
     # The original counts its stages from 2, and its first one has no norm.
-    torch.testing.assert_close(output.hidden_states[1], golden[f"out.{picture}.stage2"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.hidden_states[1], golden[f"out.{image}.stage2"], atol=1e-4, rtol=0)
     for stage, feature_map in zip((3, 4, 5), output.feature_maps, strict=True):
-        torch.testing.assert_close(feature_map, golden[f"out.{picture}.stage{stage}"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(feature_map, golden[f"out.{image}.stage{stage}"], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_sides_are_not_those_of_the_picture():
+def test_sides_are_not_those_of_the_image():
     model = GLIPv2CoSwinBackbone(small_config()).eval()
     sides = [tuple(feature_map.shape[-2:]) for feature_map in model(torch.zeros(1, 3, 128, 160)).feature_maps]
     assert sides == [(17, 20), (9, 10), (5, 5)]

@@ -16,7 +16,8 @@ from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
 fine_tuning_table = load_script("benchmarks/fine_tuning_table.py")
 ablation = load_script("benchmarks/ablation.py")
 scripts = {
-    name: load_script(f"examples/{name}.py") for name in ("finetune_detection", "pretrain", "evaluate_scenes", "evaluate_detection")
+    name: load_script(f"examples/{name}.py")
+    for name in ("finetune_detection", "pretrain", "evaluate_scenes", "evaluate_detection")
 }
 
 

@@ -369,8 +369,8 @@ def test_command_line_round_trip(reference_dir, original, original_config, text_
     golden = load_file(reference_dir / "forward.safetensors")
     # The original resizes by PIL; torchvision's bytes differ by a grey level here and there.
     processor = AutoProcessor.from_pretrained(tmp_path / "converted", backend="pil")
-    pictures = [Image.fromarray(golden[f"input.raw_rgb.{number}"].numpy().astype("uint8")) for number in range(2)]
-    inputs = processor(images=pictures, text=[spec["caption"]] * 2, return_tensors="pt")
+    images = [Image.fromarray(golden[f"input.raw_rgb.{number}"].numpy().astype("uint8")) for number in range(2)]
+    inputs = processor(images=images, text=[spec["caption"]] * 2, return_tensors="pt")
     torch.testing.assert_close(inputs["pixel_values"], golden["input.pixel_values"], atol=1e-4, rtol=0)
     tokens = inputs["input_ids"].shape[1]
     assert torch.equal(inputs["input_ids"], golden["input.input_ids"][:, :tokens].to(torch.long))

@@ -68,21 +68,21 @@ def test_fields_and_sizes(tree):
     assert config.notes == []
 
 
-def test_pictures(tree):
-    pictures = translate_config(tree).pictures
-    assert (pictures.shortest_edge, pictures.longest_edge, pictures.pad_divisor) == (640, 1000, 32)
+def test_images(tree):
+    images = translate_config(tree).images
+    assert (images.shortest_edge, images.longest_edge, images.pad_divisor) == (640, 1000, 32)
     # Written for blue, green, red; kept as red, green, blue.
-    assert pictures.is_bgr
-    assert pictures.mean == (123.675, 116.28, 103.53)
-    assert pictures.std == (58.395, 57.12, 57.375)
+    assert images.is_bgr
+    assert images.mean == (123.675, 116.28, 103.53)
+    assert images.std == (58.395, 57.12, 57.375)
 
 
-def test_pictures_of_another_format(tree):
+def test_images_of_another_format(tree):
     tree["INPUT"].update(FORMAT="rgb", PIXEL_MEAN=[0.5, 0.4, 0.3], PIXEL_STD=[0.2, 0.2, 0.1])
-    pictures = translate_config(tree).pictures
-    assert not pictures.is_bgr
-    assert pictures.mean == pytest.approx((127.5, 102.0, 76.5))
-    assert pictures.std == pytest.approx((51.0, 51.0, 25.5))
+    images = translate_config(tree).images
+    assert not images.is_bgr
+    assert images.mean == pytest.approx((127.5, 102.0, 76.5))
+    assert images.std == pytest.approx((51.0, 51.0, 25.5))
 
 
 @pytest.mark.parametrize(

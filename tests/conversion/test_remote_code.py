@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForZeroShotObjectDetection, pipeline
 
-from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
+from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection, GLIPv2Model
 from transformers_glipv2.conversion.remote_code import code_files, model_auto_map, save_remote_code
 
@@ -35,18 +35,18 @@ import PIL.Image, torch
 from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotObjectDetection,
                           AutoProcessor, ZeroShotObjectDetectionPipeline, pipeline)
 
-folder, picture, labels = sys.argv[1], PIL.Image.open(sys.argv[2]), json.loads(sys.argv[3])
+folder, image, labels = sys.argv[1], PIL.Image.open(sys.argv[2]), json.loads(sys.argv[3])
 trust = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(folder, **trust)
 processor = AutoProcessor.from_pretrained(folder, **trust)
 pil = AutoImageProcessor.from_pretrained(folder, backend="pil", **trust)
 model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, **trust)
 base = AutoModel.from_pretrained(folder, **trust)
-inputs = processor(images=picture, text=[labels])
+inputs = processor(images=image, text=[labels])
 with torch.no_grad():
     outputs, features = model(**inputs), base(**inputs)
 detections = processor.post_process_grounded_object_detection(
-    outputs, text_labels=[labels], target_sizes=[(picture.height, picture.width)])[0]
+    outputs, text_labels=[labels], target_sizes=[(image.height, image.width)])[0]
 detector = pipeline("zero-shot-object-detection", model=folder, device="cpu", **trust)
 stock = pipeline("zero-shot-object-detection", model=folder, device="cpu",
                  pipeline_class=ZeroShotObjectDetectionPipeline, **trust)
@@ -58,8 +58,8 @@ print("RESULT" + json.dumps({
     "scores": detections["scores"].tolist(),
     "boxes": detections["boxes"].tolist(),
     "text_labels": detections["text_labels"],
-    "pipeline": detector(picture, candidate_labels=labels),
-    "stock": stock(picture, candidate_labels=labels[:2]),
+    "pipeline": detector(image, candidate_labels=labels),
+    "stock": stock(image, candidate_labels=labels[:2]),
     "leaked": [name for name in sys.modules if name.split(".")[0] == "transformers_glipv2"],
 }))
 """
@@ -83,10 +83,10 @@ def folder(model, tmp_path_factory):
 def fresh(folder, tmp_path_factory):
     """What the other process found."""
     work = tmp_path_factory.mktemp("fresh")
-    natural_picture().save(work / "picture.png")
+    natural_image().save(work / "image.png")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "OMP_NUM_THREADS": "1"}
-    arguments = [str(folder), str(work / "picture.png"), json.dumps(LABELS)]
+    arguments = [str(folder), str(work / "image.png"), json.dumps(LABELS)]
     done = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT, *arguments],
         cwd=work,
@@ -109,14 +109,14 @@ def test_every_part_comes_from_the_folder(fresh):
 
 def test_same_outputs_as_the_package(fresh, model):
     processor = tiny_processor()
-    picture = natural_picture()
-    inputs = processor(images=picture, text=[LABELS])
+    image = natural_image()
+    inputs = processor(images=image, text=[LABELS])
     with torch.no_grad():
         outputs = model(**inputs)
     assert fresh["logits"] == pytest.approx(outputs.logits.double().sum().item(), rel=1e-4)
     assert fresh["fused_text"] == pytest.approx(outputs.fused_text.double().sum().item(), rel=1e-4, abs=1e-3)
     (expected,) = processor.post_process_grounded_object_detection(
-        outputs, text_labels=[LABELS], target_sizes=[(picture.height, picture.width)]
+        outputs, text_labels=[LABELS], target_sizes=[(image.height, image.width)]
     )
     assert fresh["text_labels"] == expected["text_labels"]
     torch.testing.assert_close(torch.tensor(fresh["scores"]), expected["scores"], atol=1e-5, rtol=0)
@@ -129,12 +129,12 @@ def boxes(found: list[dict]) -> list[tuple]:
 
 def test_same_pipelines_as_the_package(fresh, folder):
     detector = pipeline(TASK, model=str(folder), device="cpu")
-    expected = detector(natural_picture(), candidate_labels=LABELS)
+    expected = detector(natural_image(), candidate_labels=LABELS)
     assert len(expected) > 0
     assert [(one["label"], one["box"]) for one in fresh["pipeline"]] == [
         (one["label"], one["box"]) for one in expected
     ]
-    alone = [one for label in LABELS[:2] for one in detector(natural_picture(), candidate_labels=[label])]
+    alone = [one for label in LABELS[:2] for one in detector(natural_image(), candidate_labels=[label])]
     alone.sort(key=lambda one: -one["score"])
     assert boxes(fresh["stock"]) == boxes(alone)
 

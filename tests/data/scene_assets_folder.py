@@ -24,12 +24,12 @@ def make_assets(folder: Path, cutouts: int = 4) -> Path:
     for number, noun in enumerate(NOUNS):
         for version in range(1 if noun == "easel" else cutouts):
             file = f"cutouts/{noun}_{version}.png"
-            picture = _shape(number, paints[(number + version) % len(paints)])
-            way, hue = recolour_way(picture)
+            image = _shape(number, paints[(number + version) % len(paints)])
+            way, hue = recolour_way(image)
             entry = {"kind": "cutout", "file": file, "noun": noun, "licence": "drawn", "recolour": way, "hue": hue}
             entry["attributes"] = ["wooden"] if noun == "chair" else []
-            entry["colour"] = named_colour(picture)
-            _save(picture, folder / file)
+            entry["colour"] = named_colour(image)
+            _save(image, folder / file)
             entries.append(entry)
     for number in range(4):
         file = f"backgrounds/{number}.jpg"
@@ -41,18 +41,18 @@ def make_assets(folder: Path, cutouts: int = 4) -> Path:
 
 
 def _shape(number: int, colour: tuple[int, int, int]) -> Image.Image:
-    picture = Image.new("RGBA", (60, 48 + number))
-    draw = ImageDraw.Draw(picture)
-    box = (1, 1, picture.width - 2, picture.height - 2)
+    image = Image.new("RGBA", (60, 48 + number))
+    draw = ImageDraw.Draw(image)
+    box = (1, 1, image.width - 2, image.height - 2)
     if number % 3 == 0:
         draw.ellipse(box, fill=(*colour, 255))
     elif number % 3 == 1:
         draw.rounded_rectangle(box, radius=9, fill=(*colour, 255))
     else:
-        draw.polygon([(30, 0), (59, picture.height - 1), (0, picture.height - 1)], fill=(*colour, 255))
-    return picture
+        draw.polygon([(30, 0), (59, image.height - 1), (0, image.height - 1)], fill=(*colour, 255))
+    return image
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)

@@ -33,7 +33,7 @@ def tiny_tokenizer(max_length: int = 64) -> PreTrainedTokenizerFast:
 
 
 class StubProcessor:
-    """Records what it was given; makes pictures of a common size."""
+    """Records what it was given; makes images of a common size."""
 
     def __init__(self, max_length: int = 64):
         self.tokenizer = tiny_tokenizer(max_length)

@@ -107,7 +107,7 @@ def test_copy_paste():
     for seed in range(30):
         out = CopyPaste([donor], probability=1.0)(row, random.Random(seed))
         check_row(out)
-        assert set(out["objects"]["category"]) == {"cup"}, "bottles are not looked for in this picture"
+        assert set(out["objects"]["category"]) == {"cup"}, "bottles are not looked for in this image"
         pasted = out["objects"]["segmentation"][-1]
         assert (np.asarray(out["image"])[pasted][:, 0] > 120).all()
         red = np.asarray(out["image"])[..., 0] > 120

@@ -25,16 +25,16 @@ def write(folder, captions=CAPTIONS, images=IMAGES):
     return folder / "captions.json"
 
 
-def test_one_row_a_caption_or_a_picture(tmp_path):
+def test_one_row_a_caption_or_a_image(tmp_path):
     dataset = load_coco_captions(write(tmp_path))
     assert [(row["image_id"], row["text"]) for row in dataset] == [
         (3, "a dog"),
         (3, "the dog on the left"),
         (4, "a cat \n"),
     ]
-    pictures = load_coco_captions(tmp_path / "captions.json", per_picture=True)
-    assert [row["captions"] for row in pictures] == [["a dog", "the dog on the left"], ["a cat \n"]]
-    for row in [*dataset, *pictures]:
+    images = load_coco_captions(tmp_path / "captions.json", per_image=True)
+    assert [row["captions"] for row in images] == [["a dog", "the dog on the left"], ["a cat \n"]]
+    for row in [*dataset, *images]:
         check_row(row)
     batch = GroundingCollator(StubProcessor(), mlm_probability=0.5)(list(dataset))
     assert batch["labels"] == [None] * 3 and batch["input_ids"].shape[0] == 3
@@ -46,7 +46,7 @@ def test_one_row_a_caption_or_a_picture(tmp_path):
         ("empty_text", [*CAPTIONS, {"image_id": 3, "caption": " "}], IMAGES),
         ("empty_text", [*CAPTIONS, {"image_id": 3}], IMAGES),
         ("empty_text", CAPTIONS, [*IMAGES, {"id": 5, "file_name": "3.jpg"}]),
-        ("unknown_picture", [*CAPTIONS, {"image_id": 9, "caption": "a"}], IMAGES),
+        ("unknown_image", [*CAPTIONS, {"image_id": 9, "caption": "a"}], IMAGES),
         ("bad_entry", CAPTIONS, [*IMAGES, {"id": 5}]),
         ("bad_entry", CAPTIONS, [*IMAGES, IMAGES[0]]),
     ],
@@ -82,7 +82,7 @@ def test_karpathy_splits(tmp_path):
     test = {"filename": "a.jpg", "imgid": 5, "split": "test", "sentences": [{"raw": "A cat."}]}
     files = karpathy(tmp_path, [KARPATHY, train, test])
     assert [row["image_id"] for row in load_karpathy_captions(*files)] == [770337, 770337, 1, 1]
-    rows = load_karpathy_captions(*files, "restval", per_picture=True)
+    rows = load_karpathy_captions(*files, "restval", per_image=True)
     assert [row["captions"] for row in rows] == [["A dog.", "Dogs."]]
     flickr = load_karpathy_captions(files[0], tmp_path / "val2014", "test")
     assert [(row["image_id"], row["text"]) for row in flickr] == [(5, "A cat.")]
@@ -111,5 +111,5 @@ def test_real_captions(data_dir):
     dataset = load_coco_captions(data_dir / "coco-mini" / "val_captions.json")
     content = json.loads((data_dir / "coco-mini" / "val_captions.json").read_text())
     assert len(dataset) == len(content["annotations"]) == 605 and dataset.report.counts == {}
-    assert len(load_coco_captions(data_dir / "coco-mini" / "val_captions.json", per_picture=True)) == 121
+    assert len(load_coco_captions(data_dir / "coco-mini" / "val_captions.json", per_image=True)) == 121
     assert dataset[17]["image"].mode == "RGB"

@@ -124,7 +124,7 @@ def test_a_size_is_shared_by_a_period():
     assert set(shortest) == {320, 352, 384}
 
 
-def test_masks_come_at_the_size_of_the_picture():
+def test_masks_come_at_the_size_of_the_image():
     row = detection_row(categories=("dog", "person"))
     row["objects"]["segmentation"] = [[[0, 2, 10, 2, 10, 14, 0, 14]], None]
     pytest.importorskip("pycocotools")

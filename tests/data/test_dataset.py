@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from transformers_glipv2.data.dataset import PackedRecords, PictureDataset, PictureStream, open_picture, read_row
+from transformers_glipv2.data.dataset import ImageDataset, ImageStream, PackedRecords, open_image, read_row
 from transformers_glipv2.data.mixture import IndexedStream, MixtureDataset
 from transformers_glipv2.data.schema import BoxReport
 
@@ -48,7 +48,7 @@ def test_packed_records_are_small(tmp_path):
 
 
 def test_selections_hold_no_copies(tmp_path):
-    dataset = PictureDataset(PackedRecords(records(tmp_path)))
+    dataset = ImageDataset(PackedRecords(records(tmp_path)))
     part = dataset.select([5, 1, 1]).filter(lambda record: record["image_id"] < 5)
     assert [record["image_id"] for record in part.records] == [1, 1] and part.records[-1]["image_id"] == 1
     assert part.records[:1] == [dataset.records[1]] and len(part.select([])) == 0
@@ -56,8 +56,8 @@ def test_selections_hold_no_copies(tmp_path):
 
 
 def test_streams(tmp_path):
-    stream = PictureStream(Read(tmp_path))
-    expected = list(PictureDataset(stream.read_records.records))
+    stream = ImageStream(Read(tmp_path))
+    expected = list(ImageDataset(stream.read_records.records))
     for _ in range(2):
         assert list(stream) == expected
         assert stream.report.counts == {"bad_entry": 1}, "a pass starts to count anew"
@@ -69,24 +69,24 @@ def test_streams(tmp_path):
     assert [mixture[draw]["image_id"] for draw in range(9)] == list(loader)
 
 
-def test_streams_leave_out_unreadable_pictures(tmp_path):
+def test_streams_leave_out_unreadable_images(tmp_path):
     rows = list(records(tmp_path))
     (tmp_path / "2.png").write_bytes(b"none")
-    stream = PictureDataset(rows).stream()
+    stream = ImageDataset(rows).stream()
     assert [row["image_id"] for row in stream] == [0, 1, 3, 4, 5, 6]
-    assert stream.report.counts == {"unreadable_picture": 1}
+    assert stream.report.counts == {"unreadable_image": 1}
     with pytest.raises(ValueError, match=r"2\.png"):
-        list(PictureDataset(rows, report=BoxReport("refuse")).stream())
+        list(ImageDataset(rows, report=BoxReport("refuse")).stream())
 
 
-def test_pictures_in_other_forms(tmp_path):
+def test_images_in_other_forms(tmp_path):
     record = next(records(tmp_path))
     stored = (tmp_path / "0.png").read_bytes()
-    picture = Image.new("L", (4, 3))
-    for source in (stored, picture, lambda: stored, lambda: str(tmp_path / "0.png")):
+    image = Image.new("L", (4, 3))
+    for source in (stored, image, lambda: stored, lambda: str(tmp_path / "0.png")):
         row = read_row({**record, "image_path": source}, None, BoxReport("refuse"))
         assert row["image"].mode == "RGB" and row["image"].size == (4, 3) and "labels" not in row
-    assert open_picture(stored).getpixel((0, 0)) == (0, 0, 0)
+    assert open_image(stored).getpixel((0, 0)) == (0, 0, 0)
     report = BoxReport()
     assert read_row({**record, "image_path": b"none"}, None, report) is None
     assert "its bytes" in report.summary()

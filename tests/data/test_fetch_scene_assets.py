@@ -21,9 +21,9 @@ def script():
 
 
 def cutout(size=(400, 200), box=(50, 40, 350, 160), colour=(210, 30, 30, 255)):
-    picture = Image.new("RGBA", size)
-    picture.paste(colour, box)
-    return picture
+    image = Image.new("RGBA", size)
+    image.paste(colour, box)
+    return image
 
 
 def test_cutouts_are_trimmed(script):
@@ -36,21 +36,21 @@ def test_a_source_is_taken_once(script, tmp_path):
     def broken():
         raise OSError("cut short")
 
-    pictures = [
-        script.Picture("apple_1", cutout, "CC0-1.0", "apple", ["wooden"]),
-        script.Picture("broken", broken, "CC0-1.0", "pear"),
-        script.Picture("hill", lambda: Image.new("RGB", (1600, 900), "green"), "MIT"),
+    images = [
+        script.Asset("apple_1", cutout, "CC0-1.0", "apple", ["wooden"]),
+        script.Asset("broken", broken, "CC0-1.0", "pear"),
+        script.Asset("hill", lambda: Image.new("RGB", (1600, 900), "green"), "MIT"),
     ]
     (tmp_path / "packages").mkdir()
     calls = []
     for _ in range(2):
-        script.take(tmp_path, "shop", lambda: calls.append(1) or pictures)
+        script.take(tmp_path, "shop", lambda: calls.append(1) or images)
     assert len(calls) == 1
     apple, hill = script.read_index(script.part_file(tmp_path, "shop"))
     assert (apple["noun"], apple["attributes"], apple["colour"]) == ("apple", ["wooden"], "red")
     assert (apple["recolour"], apple["licence"], apple["source"]) == ("shift", "CC0-1.0", "shop")
-    with Image.open(tmp_path / hill["file"]) as picture:
-        assert picture.size == (800, 450)
+    with Image.open(tmp_path / hill["file"]) as image:
+        assert image.size == (800, 450)
     script.write_index(tmp_path / "index.jsonl", [apple, hill])
     assets = SceneAssets(tmp_path)
     assert list(assets.cutouts) == ["apple"] and len(assets.backgrounds) == 1
@@ -62,7 +62,7 @@ def test_a_missing_client_is_named(script, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"`npm` is needed to fetch the npm package some-icons"):
         script.npm_package(tmp_path, "some-icons")
     with pytest.raises(SystemExit, match=r"`apt-get` is needed"):
-        script.debian_package(tmp_path, "some-pictures")
+        script.debian_package(tmp_path, "some-images")
 
 
 def test_emoji_get_plain_nouns(script, tmp_path):

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from transformers_glipv2.data.dataset import PictureDataset
+from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.few_shot import SEEDS, few_shot, few_shot_indices
 
 NAMES = ["a", "b", "c", "d"]
@@ -16,7 +16,7 @@ def make(count=80, seed=0):
         categories = [rng.choice("aaaabbc") for _ in range(rng.randint(0, 3))]
         objects = {"bbox": [[0, 0, 1, 1]] * len(categories), "category": categories}
         records.append({"image_id": index, "image_path": "none", "objects": objects, "kind": "detection"})
-    return PictureDataset(records, NAMES)
+    return ImageDataset(records, NAMES)
 
 
 @pytest.mark.parametrize("shots", [1, 3, 5, 10])
@@ -27,9 +27,9 @@ def test_every_class_has_its_shots(shots, seed):
     copies = {1: 8, 3: 4, 5: 2, 10: 1}[shots]
     ids = Counter(record["image_id"] for record in part.records)
     assert set(ids.values()) == {copies}
-    pictures = Counter(n for r in dataset.records for n in set(r["objects"]["category"]))
+    images = Counter(n for r in dataset.records for n in set(r["objects"]["category"]))
     got = Counter(n for r in part.records for n in set(r["objects"]["category"]))
-    assert all(got[name] >= min(shots, pictures[name]) * copies for name in "abc")
+    assert all(got[name] >= min(shots, images[name]) * copies for name in "abc")
     assert part.class_names == NAMES
     needless = [i for i in ids if all(got[n] // copies > shots for n in dataset.records[i]["objects"]["category"])]
     assert len(needless) < len(ids)
@@ -50,8 +50,8 @@ def test_greedy_choice_by_hand():
     assert few_shot_indices(classes, list("abcdef"), 2, 0) == [0, 1, 2, 3, 5]
 
 
-def test_empty_pictures():
-    part = few_shot(make(), 1, 3, copies=1, empty_pictures=5)
+def test_empty_images():
+    part = few_shot(make(), 1, 3, copies=1, empty_images=5)
     assert sum(not record["objects"]["bbox"] for record in part.records) == 5
     assert not any(not record["objects"]["bbox"] for record in few_shot(make(), 1).records)
 

@@ -39,10 +39,10 @@ def test_files_as_the_official_parser(metrics_dir):
     folder = metrics_dir / "flickr30k" / "flickr30k_entities"
     with gzip.open(metrics_dir / "flickr30k" / "parsed.json.gz", "rt") as file:
         parsed = json.load(file)
-    for picture, expected in parsed.items():
-        sentences = read_sentences(folder / "Sentences" / f"{picture}.txt")
+    for image, expected in parsed.items():
+        sentences = read_sentences(folder / "Sentences" / f"{image}.txt")
         assert [as_official(sentence) for sentence in sentences] == expected["sentences"]
-        annotation = read_annotation(folder / "Annotations" / f"{picture}.xml")
+        annotation = read_annotation(folder / "Annotations" / f"{image}.xml")
         boxes = expected["annotations_glip_mdetr"]
         assert annotation.boxes == boxes["boxes"] and annotation.scene == boxes["scene"]
         assert annotation.no_box == boxes["nobox"]
@@ -77,15 +77,15 @@ LINES = [
 OBJECTS = [(["1"], 1, 2, 11, 22), (["1", "2"], 20, 5, 30, 25)]
 
 
-def write(folder, lines, objects, picture="17"):
-    for name in ("Annotations", "Sentences", "pictures"):
+def write(folder, lines, objects, image="17"):
+    for name in ("Annotations", "Sentences", "images"):
         (folder / name).mkdir(exist_ok=True)
-    Image.new("RGB", (40, 30)).save(folder / "pictures" / f"{picture}.jpg")
+    Image.new("RGB", (40, 30)).save(folder / "images" / f"{image}.jpg")
     names = [("".join(f"<name>{name}</name>" for name in chains), *corners) for chains, *corners in objects]
-    (folder / "Annotations" / f"{picture}.xml").write_text(XML.format("".join(OBJECT.format(*o) for o in names)))
-    (folder / "Sentences" / f"{picture}.txt").write_text("\n".join(lines))
-    (folder / "train.txt").write_text(f"{picture}\n")
-    return folder, folder / "pictures"
+    (folder / "Annotations" / f"{image}.xml").write_text(XML.format("".join(OBJECT.format(*o) for o in names)))
+    (folder / "Sentences" / f"{image}.txt").write_text("\n".join(lines))
+    (folder / "train.txt").write_text(f"{image}\n")
+    return folder, folder / "images"
 
 
 LINES = [
@@ -107,7 +107,7 @@ def test_rows(tmp_path):
     assert row["objects"]["phrase"] == ["A man", "A man"]
     assert dataset[1]["objects"]["bbox"] == [] and dataset[1]["sentence_id"] == 1
     assert len(load_flickr30k(*write(tmp_path, LINES, OBJECTS), keep_empty=False)) == 1
-    merged = load_flickr30k(tmp_path, tmp_path / "pictures", merge_boxes=True)[0]["objects"]
+    merged = load_flickr30k(tmp_path, tmp_path / "images", merge_boxes=True)[0]["objects"]
     assert merged["bbox"] == [[1, 2, 29, 23], [20, 5, 10, 20]]
 
 
@@ -126,7 +126,7 @@ def test_streams_give_the_same(tmp_path):
     ("problem", "lines", "objects"),
     [
         ("degenerate", LINES, [*OBJECTS, (["2"], 5, 5, 5, 9)]),
-        ("out_of_picture", LINES, [*OBJECTS, (["2"], 5, 5, 50, 9)]),
+        ("out_of_image", LINES, [*OBJECTS, (["2"], 5, 5, 50, 9)]),
         ("empty_text", [*LINES, " "], OBJECTS),
         ("bad_span", ["[/EN#2/other ] [/EN#1/other a cup]"], [(["1"], 1, 1, 4, 4), (["2"], 6, 6, 9, 9)]),
         ("bad_entry", LINES, [(["1"], "x", 1, 4, 4)]),
@@ -141,13 +141,13 @@ def test_bad_entries_are_counted_or_refused(tmp_path, problem, lines, objects):
 
 
 def test_missing_files(tmp_path):
-    folder, pictures = write(tmp_path, LINES, OBJECTS)
+    folder, images = write(tmp_path, LINES, OBJECTS)
     with pytest.raises(FileNotFoundError, match="lists found: train"):
-        load_flickr30k(folder, pictures, "test")
-    (pictures / "17.jpg").unlink()
-    assert list(load_flickr30k(folder, pictures, streaming=True)) == []
+        load_flickr30k(folder, images, "test")
+    (images / "17.jpg").unlink()
+    assert list(load_flickr30k(folder, images, streaming=True)) == []
     (folder / "Annotations" / "17.xml").unlink()
-    assert load_flickr30k(folder, pictures).report.counts == {"bad_entry": 1}
+    assert load_flickr30k(folder, images).report.counts == {"bad_entry": 1}
 
 
 def test_flips_keep_the_words_of_each_box(tmp_path):

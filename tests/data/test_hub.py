@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from transformers_glipv2.data.captions import load_coco_captions
-from transformers_glipv2.data.dataset import PictureDataset, PictureStream
+from transformers_glipv2.data.dataset import ImageDataset, ImageStream
 from transformers_glipv2.data.few_shot import few_shot
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.hub import from_hf_dataset, load_hub
@@ -23,16 +23,16 @@ def quiet():
     datasets.disable_progress_bars()
 
 
-def picture_bytes(color=(10, 20, 30), size=(40, 30)):
+def image_bytes(color=(10, 20, 30), size=(40, 30)):
     file = io.BytesIO()
     Image.new("RGB", size, color).save(file, "PNG")
     return {"bytes": file.getvalue(), "path": None}
 
 
 def usual(objects, category=None, size=True, **columns):
-    """A data set in the usual schema, a picture for each of the `objects`."""
+    """A data set in the usual schema, an image for each of the `objects`."""
     rows = [
-        {"image": picture_bytes((number, 0, 0)), "image_id": 100 + number, "width": 40, "height": 30, "objects": entry}
+        {"image": image_bytes((number, 0, 0)), "image_id": 100 + number, "width": 40, "height": 30, "objects": entry}
         for number, entry in enumerate(objects)
     ]
     features = {
@@ -64,7 +64,7 @@ def test_the_usual_schema(size):
     assert dataset[1]["image"].getpixel((0, 0)) == (1, 0, 0) and dataset[1]["objects"]["bbox"] == []
     assert len(few_shot(dataset, 1, 0, copies=1)) == 1
     stream = from_hf_dataset(usual([GOOD, EMPTY], size=size).to_iterable_dataset())
-    assert isinstance(stream, PictureStream) and list(stream) == list(dataset) == list(stream)
+    assert isinstance(stream, ImageStream) and list(stream) == list(dataset) == list(stream)
 
 
 def test_other_formats():
@@ -75,7 +75,7 @@ def test_other_formats():
     assert from_hf_dataset(renamed, columns=columns)[0]["image_id"] == 100
     with pytest.raises(ValueError, match="no column found for image, objects, bbox, category among photo"):
         from_hf_dataset(renamed)
-    rows = [{"image": picture_bytes(), "objects": [{"bbox": [1.0, 2.0, 3.0, 4.0], "label": "dog"}]}]
+    rows = [{"image": image_bytes(), "objects": [{"bbox": [1.0, 2.0, 3.0, 4.0], "label": "dog"}]}]
     entry = {"bbox": datasets.List(datasets.Value("float64")), "label": datasets.Value("string")}
     features = datasets.Features({"image": datasets.Image(), "objects": datasets.List(entry)})
     listed = from_hf_dataset(datasets.Dataset.from_list(rows, features=features))
@@ -100,7 +100,7 @@ def test_class_names():
     ("problem", "objects"),
     [
         ("degenerate", {"bbox": [[1, 2, 0, 4]], "category": [0]}),
-        ("out_of_picture", {"bbox": [[1, 2, 50, 4]], "category": [0]}),
+        ("out_of_image", {"bbox": [[1, 2, 50, 4]], "category": [0]}),
         ("not_a_number", {"bbox": [[1, 2, 5]], "category": [0]}),
         ("not_a_number", {"bbox": [[1, 2, float("nan"), 4]], "category": [0]}),
         ("not_a_number", {"bbox": [None], "category": [0]}),
@@ -124,15 +124,15 @@ def test_bad_boxes_are_counted_or_refused(problem, objects, streaming):
 
 
 @pytest.mark.parametrize("size", [True, False])
-def test_unreadable_pictures(size):
+def test_unreadable_images(size):
     broken = usual([GOOD, GOOD, GOOD], size=size).cast_column("image", datasets.Image(decode=False))
-    pictures = [{"bytes": b"none", "path": None}, picture_bytes(), {"bytes": None, "path": "nowhere.png"}]
-    rows = [{**row, "image": picture} for row, picture in zip(broken, pictures, strict=True)]
+    images = [{"bytes": b"none", "path": None}, image_bytes(), {"bytes": None, "path": "nowhere.png"}]
+    rows = [{**row, "image": image} for row, image in zip(broken, images, strict=True)]
     broken = datasets.Dataset.from_list(rows, features=usual([GOOD], size=size).features)
     dataset = from_hf_dataset(broken)
-    assert [row["image_id"] for row in dataset] == [101] and dataset.report.counts == {"unreadable_picture": 2}
+    assert [row["image_id"] for row in dataset] == [101] and dataset.report.counts == {"unreadable_image": 2}
     stream = from_hf_dataset(broken.to_iterable_dataset())
-    assert [row["image_id"] for row in stream] == [101] and stream.report.counts == {"unreadable_picture": 2}
+    assert [row["image_id"] for row in stream] == [101] and stream.report.counts == {"unreadable_image": 2}
 
 
 def test_local_folders(tmp_path):
@@ -142,14 +142,14 @@ def test_local_folders(tmp_path):
     assert dataset.class_names == ["cup", "dog"] and dataset[0]["objects"]["category"] == ["dog", "cup"]
     stream = load_hub(str(tmp_path / "parquet"), streaming=True, cache_dir=cache)
     assert list(stream) == list(dataset)
-    folder = tmp_path / "pictures" / "train"
+    folder = tmp_path / "images" / "train"
     folder.mkdir(parents=True)
     lines = []
     for number in range(2):
         Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / f"{number}.png")
         lines.append(json.dumps({"file_name": f"{number}.png", "objects": {"bbox": [[1, 2, 3, 4]], "category": [0]}}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    for path, options in ((str(tmp_path / "pictures"), {}), ("imagefolder", {"data_dir": str(tmp_path / "pictures")})):
+    for path, options in ((str(tmp_path / "images"), {}), ("imagefolder", {"data_dir": str(tmp_path / "images")})):
         dataset = load_hub(path, class_names=["cup"], cache_dir=cache, **options)
         assert [row["image"].getpixel((0, 0))[0] for row in dataset] == [0, 1]
         assert dataset[1]["objects"] == {"bbox": [[1, 2, 3, 4]], "category": ["cup"]}
@@ -203,7 +203,7 @@ def test_rows_of_other_kinds_come_back(tmp_path):
         {**common, "kind": "vqa", "question": "what?", "answers": ["cup"], "question_id": 7},
         {**common, "kind": "detection", "labels": ["cup"], "objects": {"bbox": [[1.0, 2, 3, 4]], "category": ["cup"]}},
     ]
-    dataset = PictureDataset(records)
+    dataset = ImageDataset(records)
     again = from_hf_dataset(dataset.to_hf())
     rows = list(again)
     assert again.report.counts == {} and len(rows) == 5
@@ -211,7 +211,7 @@ def test_rows_of_other_kinds_come_back(tmp_path):
         assert after == {**before, "image_id": str(before["image_id"])}
         check_row(after)
     with pytest.raises(ValueError, match="'extra' holds a set"):
-        PictureDataset([{**records[1], "extra": {1}}]).to_hf()
+        ImageDataset([{**records[1], "extra": {1}}]).to_hf()
     kinds = dataset.to_hf().map(lambda row: {"kind": "speech" if row["kind"] == "vqa" else row["kind"]})
     assert from_hf_dataset(kinds).report.counts == {"bad_entry": 2}
 
@@ -259,10 +259,10 @@ def test_wrong_arguments():
         from_hf_dataset(datasets.DatasetDict({"train": usual([GOOD])}))
 
 
-def test_real_pictures(data_dir, tmp_path):
+def test_real_images(data_dir, tmp_path):
     for dataset in (
         load_coco(data_dir / "raccoon", split="val"),
-        load_coco_captions(data_dir / "coco-mini" / "val_captions.json", per_picture=True),
+        load_coco_captions(data_dir / "coco-mini" / "val_captions.json", per_image=True),
     ):
         again = from_hf_dataset(dataset.to_hf())
         assert len(again) == len(dataset) and again.report.counts == {}

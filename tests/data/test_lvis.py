@@ -19,7 +19,7 @@ GOOD = {"image_id": 0, "category_id": 11, "bbox": [1, 2, 10, 12], "segmentation"
 
 def write(folder, annotations=(GOOD,), images=None):
     for index in range(2):
-        path = folder / "pictures" / f"00000000000{index}.jpg"
+        path = folder / "images" / f"00000000000{index}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30)).save(path)
     address = "http://images.cocodataset.org/train2017/00000000000{}.jpg"
@@ -34,7 +34,7 @@ def write(folder, annotations=(GOOD,), images=None):
         "categories": CATEGORIES,
     }
     (folder / "lvis.json").write_text(json.dumps(content))
-    return folder / "lvis.json", folder / "pictures"
+    return folder / "lvis.json", folder / "images"
 
 
 def test_known_absent_and_not_exhaustive(tmp_path):
@@ -61,7 +61,7 @@ def test_known_absent_and_not_exhaustive(tmp_path):
         ("unknown_class", [GOOD], [{"id": 0, "file_name": "000000000000.jpg", "neg_category_ids": [99]}]),
         ("bad_entry", [], [{"id": 0}]),
         ("bad_entry", [GOOD], [{"id": 0, "file_name": "000000000000.jpg"}] * 2),
-        ("unknown_picture", [GOOD, {**GOOD, "image_id": 77}], [{"id": 0, "file_name": "000000000000.jpg"}]),
+        ("unknown_image", [GOOD, {**GOOD, "image_id": 77}], [{"id": 0, "file_name": "000000000000.jpg"}]),
     ],
 )
 def test_bad_entries_are_counted_or_refused(tmp_path, problem, annotations, images):

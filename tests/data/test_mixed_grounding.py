@@ -29,7 +29,7 @@ def write(folder, annotations=(GOOD,), images=(IMAGE,)):
     return folder / "mixed.json", [folder / "coco", folder / "vg"]
 
 
-def test_rows_of_pictures_in_two_folders(tmp_path):
+def test_rows_of_images_in_two_folders(tmp_path):
     images = [IMAGE, {**IMAGE, "id": 1, "file_name": "8.jpg"}, {**IMAGE, "id": 2, "caption": "the dog left"}]
     parts = {**GOOD, "tokens_positive": [[2, 5], [13, 17]], "image_id": 1}
     dataset = load_mixed_grounding(*write(tmp_path, [parts, GOOD], images))
@@ -72,12 +72,12 @@ def mask_of(size):
         ("not_a_number", [GOOD, {**GOOD, "bbox": None}], [IMAGE]),
         ("not_a_number", [GOOD, {**GOOD, "bbox": [1, 2, 3]}], [IMAGE]),
         ("degenerate", [GOOD, {**GOOD, "bbox": [1, 2, -3, 4]}], [IMAGE]),
-        ("out_of_picture", [GOOD, {**GOOD, "bbox": [35, 2, 10, 4]}], [IMAGE]),
+        ("out_of_image", [GOOD, {**GOOD, "bbox": [35, 2, 10, 4]}], [IMAGE]),
         ("crowd", [GOOD, {**GOOD, "iscrowd": 1}], [IMAGE]),
         ("bad_mask", [{**GOOD, "segmentation": [[1, 2, 11, 2, 11]]}], [IMAGE]),
         ("bad_mask", [{**GOOD, "segmentation": "polygon"}], [IMAGE]),
         ("bad_mask", [{**GOOD, "segmentation": mask_of((30, 41))}], [IMAGE]),
-        ("unknown_picture", [GOOD, {**GOOD, "image_id": 5}], [IMAGE]),
+        ("unknown_image", [GOOD, {**GOOD, "image_id": 5}], [IMAGE]),
         ("empty_text", [GOOD], [IMAGE, {**IMAGE, "id": 1, "caption": " "}]),
         ("empty_text", [GOOD], [IMAGE, {**IMAGE, "id": 1, "caption": None}]),
         ("bad_entry", [GOOD], [IMAGE, {**IMAGE, "id": 1, "file_name": ""}]),

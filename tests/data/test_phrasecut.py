@@ -39,14 +39,14 @@ def test_rows(tmp_path):
 @pytest.mark.parametrize(
     ("problem", "task", "boxes"),
     [
-        ("unknown_picture", {**GOOD, "image_id": 8}, 0),
+        ("unknown_image", {**GOOD, "image_id": 8}, 0),
         ("bad_entry", GOOD, 0),
         ("bad_entry", {**GOOD, "task_id": None}, 0),
         ("bad_entry", {**GOOD, "task_id": "b", "instance_boxes": [[1, 2, 10, 12]]}, 0),
         ("bad_entry", {**GOOD, "task_id": "b", "Polygons": None}, 0),
         ("empty_text", {**GOOD, "task_id": "b", "phrase": " "}, 0),
         ("degenerate", {**GOOD, "task_id": "b", "instance_boxes": [[1, 2, 0, 12], [20, 5, 10, 20]]}, 1),
-        ("out_of_picture", {**GOOD, "task_id": "b", "instance_boxes": [[1, 2, 10, 12], [20, 5, 30, 20]]}, 1),
+        ("out_of_image", {**GOOD, "task_id": "b", "instance_boxes": [[1, 2, 10, 12], [20, 5, 30, 20]]}, 1),
         ("bad_mask", {**GOOD, "task_id": "b", "Polygons": [SQUARE, [[[20, 5], [30, 5]]]]}, 2),
         ("bad_mask", {**GOOD, "task_id": "b", "Polygons": [SQUARE, [[1, 2, 3]]]}, 2),
         ("bad_mask", {**GOOD, "task_id": "b", "Polygons": [SQUARE, []]}, 2),
@@ -73,13 +73,13 @@ def test_other_files_are_refused(tmp_path):
 def test_real_annotations(metrics_dir, data_dir):
     root = metrics_dir / "phrasecut"
     names = {entry["image_id"]: entry["file_name"] for entry in json.loads((root / "image_files.json").read_text())}
-    with_pictures = {key: name for key, name in names.items() if name is not None}
-    pictures = data_dir / "coco-mini"
-    policy = {"out_of_picture": "keep", "wrong_size": "keep"}
-    dataset = load_phrasecut(root / "VGPhraseCut_v0", pictures, "miniv", policy=policy, file_names=with_pictures)
+    with_images = {key: name for key, name in names.items() if name is not None}
+    images = data_dir / "coco-mini"
+    policy = {"out_of_image": "keep", "wrong_size": "keep"}
+    dataset = load_phrasecut(root / "VGPhraseCut_v0", images, "miniv", policy=policy, file_names=with_images)
     tasks = json.loads((root / "VGPhraseCut_v0" / "refer_miniv.json").read_text())
-    known = [task for task in tasks if task["image_id"] in with_pictures]
-    assert len(dataset) == len(known) and dataset.report.counts["unknown_picture"] == len(tasks) - len(known)
+    known = [task for task in tasks if task["image_id"] in with_images]
+    assert len(dataset) == len(known) and dataset.report.counts["unknown_image"] == len(tasks) - len(known)
     differences = []
     for task, record in zip(known, dataset.records, strict=True):
         assert record["text"] == task["phrase"] and record["objects"]["bbox"] == task["instance_boxes"]

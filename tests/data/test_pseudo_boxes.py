@@ -42,7 +42,7 @@ def test_boxes_by_score(tmp_path):
         "phrase": ["a dog"],
     }
     assert second["kind"] == "caption" and "objects" not in second and second["image_id"] == 4
-    assert (second["width"], second["height"]) == (40, 30), "from the picture where the line does not say"
+    assert (second["width"], second["height"]) == (40, 30), "from the image where the line does not say"
     for row in dataset:
         check_row(row)
     low = load_pseudo_boxes(*files, min_score=0.0, box_format="xywh")[0]["objects"]
@@ -73,9 +73,9 @@ def test_streams_give_the_same(tmp_path):
         ("bad_entry", {**GOOD, "boxes": None}),
         ("bad_entry", {**GOOD, "scores": ["high", "low"]}),
         ("empty_text", {**GOOD, "caption": ""}),
-        ("unreadable_picture", {**GOOD, "image": "none.jpg", "width": None}),
+        ("unreadable_image", {**GOOD, "image": "none.jpg", "width": None}),
         ("degenerate", {**GOOD, "boxes": [[11, 2, 1, 14], [5, 5, 30, 25]]}),
-        ("out_of_picture", {**GOOD, "boxes": [[1, 2, 50, 14], [5, 5, 30, 25]]}),
+        ("out_of_image", {**GOOD, "boxes": [[1, 2, 50, 14], [5, 5, 30, 25]]}),
         ("not_a_number", {**GOOD, "boxes": [[None] * 4, [5, 5, 30, 25]]}),
         ("not_a_number", {**GOOD, "boxes": [[1, 2, 3], [5, 5, 30, 25]]}),
         ("not_a_number", '{"image": "part/a.jpg", "caption": "a", "boxes": [[1, 2, NaN, 4]], "spans": [[0, 1]]}'),

@@ -42,7 +42,7 @@ def test_chances():
         rng = random.Random(seed)
         assert len(always(row("class aa"), rng).text.split(". ")) == 6
         assert never(row("class aa"), rng).text == "class aa"
-        assert len(never(row(), rng).text.split(". ")) >= 1, "a picture without objects needs classes to deny"
+        assert len(never(row(), rng).text.split(". ")) >= 1, "an image without objects needs classes to deny"
         counts[len(some(row("class aa"), rng).text.split(". ")) - 1] += 1
     assert set(counts) == {1, 2, 3, 4, 5} and min(counts.values()) > 30
 

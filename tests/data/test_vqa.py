@@ -20,19 +20,19 @@ ANSWER = {
 }
 
 
-def write(folder, questions=(QUESTION,), answers=(ANSWER,), picture="val2014/COCO_val2014_000000000042.jpg"):
-    (folder / picture).parent.mkdir(exist_ok=True)
-    Image.new("RGB", (40, 30)).save(folder / picture)
+def write(folder, questions=(QUESTION,), answers=(ANSWER,), image="val2014/COCO_val2014_000000000042.jpg"):
+    (folder / image).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (40, 30)).save(folder / image)
     (folder / "questions.json").write_text(json.dumps({"data_subtype": "val2014", "questions": list(questions)}))
     (folder / "annotations.json").write_text(json.dumps({"annotations": list(answers)}))
     return folder / "questions.json", folder / "annotations.json", folder
 
 
 @pytest.mark.parametrize(
-    "picture", ["val2014/COCO_val2014_000000000042.jpg", "COCO_val2014_000000000042.jpg", "000000000042.jpg"]
+    "image", ["val2014/COCO_val2014_000000000042.jpg", "COCO_val2014_000000000042.jpg", "000000000042.jpg"]
 )
-def test_rows(tmp_path, picture):
-    dataset = load_vqa(*write(tmp_path, picture=picture))
+def test_rows(tmp_path, image):
+    dataset = load_vqa(*write(tmp_path, image=image))
     row = dataset[0]
     check_row(row)
     assert row["question"] == QUESTION["question"] and row["answers"] == ["yes"] * 9 + ["no"]
@@ -42,7 +42,7 @@ def test_rows(tmp_path, picture):
 
 
 def test_questions_without_published_answers(tmp_path):
-    questions, _, folder = write(tmp_path, picture="q/42.png")
+    questions, _, folder = write(tmp_path, image="q/42.png")
     row = load_vqa(questions, None, folder / "q", file_name=lambda image_id: f"{image_id}.png")[0]
     assert row["answers"] == [] and "answer" not in row
 

@@ -76,7 +76,7 @@ def test_refuses_what_does_not_fit(monkeypatch):
         evaluate_captions(truth, [])
     with pytest.raises(ValueError, match="without a reference, such as 2"):
         evaluate_captions(truth, results({1: ["a dog"], 2: ["a cat"]}))
-    with pytest.raises(ValueError, match="picture 1 twice"):
+    with pytest.raises(ValueError, match="image 1 twice"):
         evaluate_captions(truth, results({1: ["a dog"]}) * 2)
     with pytest.raises(ValueError, match="choose from BLEU"):
         evaluate_captions(truth, results({1: ["a dog"]}), ["WER"])

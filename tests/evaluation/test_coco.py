@@ -13,7 +13,7 @@ TOLERANCE = 1e-6
 
 
 def truth(*boxes, crowd=(), first_id=1):
-    """One picture of 100 x 100 px, one category, boxes xywh."""
+    """One image of 100 x 100 px, one category, boxes xywh."""
     return {
         "images": [{"id": 7, "height": 100, "width": 100}, {"id": 8, "height": 100, "width": 100}],
         "categories": [{"id": 3, "name": "cat"}],
@@ -31,10 +31,10 @@ def truth(*boxes, crowd=(), first_id=1):
     }
 
 
-def found(*boxes, scores=None, picture=7):
+def found(*boxes, scores=None, image=7):
     scores = scores or [0.9 - 0.1 * index for index in range(len(boxes))]
     return [
-        {"image_id": picture, "category_id": 3, "bbox": list(box), "score": score}
+        {"image_id": image, "category_id": 3, "bbox": list(box), "score": score}
         for box, score in zip(boxes, scores, strict=True)
     ]
 
@@ -115,18 +115,18 @@ def test_arguments_stay_as_they_were():
     assert (annotations, predictions) == before
 
 
-def test_some_pictures_only():
+def test_some_images_only():
     annotations = truth((0, 0, 20, 20))
     assert score(annotations, found((0, 0, 20, 20)), image_ids=[7])["AP"] == pytest.approx(1)
     assert score(annotations, [], image_ids=[8])["AP"] == -1
-    with pytest.raises(ValueError, match="picture ids"):
+    with pytest.raises(ValueError, match="image ids"):
         score(annotations, found((0, 0, 20, 20)), image_ids=[8])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 99}, r"1 picture ids that the annotations do not list, such as \[99\]"),
+        ({"image_id": 99}, r"1 image ids that the annotations do not list, such as \[99\]"),
         ({"category_id": 0}, r"1 category ids"),
         ({"bbox": [0, 0, -5, 10]}, "not x1, y1, x2, y2"),
         ({"bbox": [0, 0, float("nan"), 10]}, "finite"),
@@ -170,7 +170,7 @@ def test_mask_areas_are_those_of_masks_even_beside_boxes():
 
 def test_refuses_masks_of_another_size_and_boxes_without_masks():
     annotations, prediction = with_masks(50, 60)
-    with pytest.raises(ValueError, match=r"\(50, 60\) \(height, width\), but picture 7 is \(100, 100\)"):
+    with pytest.raises(ValueError, match=r"\(50, 60\) \(height, width\), but image 7 is \(100, 100\)"):
         score(annotations, [prediction], iou_type="segm")
     with pytest.raises(ValueError, match="lacks segmentation"):
         score(annotations, found((0, 0, 20, 20)), iou_type="segm")

@@ -13,7 +13,7 @@ from transformers_glipv2.evaluation.detector import (
     detect_augmented,
     encode_sentence,
     mirror_boxes,
-    open_annotated_picture,
+    open_annotated_image,
     vote_boxes,
 )
 from transformers_glipv2.inference.detector import detect_labels, encode_labels
@@ -33,7 +33,7 @@ def processor():
     return GLIPv2Processor(GLIPv2ImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}), tiny_tokenizer())
 
 
-def picture(seed=0, size=(96, 64)):
+def make_image(seed=0, size=(96, 64)):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 255, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
@@ -52,18 +52,18 @@ def result(scores, boxes, labels=None):
 
 @pytest.mark.parametrize("labels_per_prompt", [None, 2])
 def test_finds_what_detect_labels_finds(model, processor, labels_per_prompt):
-    pictures = [picture(0), picture(1, (64, 64))]
-    ours = detector_of(model, processor, max_detections=20, labels_per_prompt=labels_per_prompt)(pictures)
+    images = [make_image(0), make_image(1, (64, 64))]
+    ours = detector_of(model, processor, max_detections=20, labels_per_prompt=labels_per_prompt)(images)
     theirs = detect_labels(
-        model, processor, pictures, LABELS, 0.0, max_detections=20, batch_size=2, labels_per_prompt=labels_per_prompt
+        model, processor, images, LABELS, 0.0, max_detections=20, batch_size=2, labels_per_prompt=labels_per_prompt
     )
     for mine, other in zip(ours, theirs, strict=True):
         assert all(torch.equal(mine[name], other[name]) for name in ("scores", "labels", "boxes"))
 
 
 def test_without_a_limit_each_prompt_keeps_its_own(model, processor):
-    few = detector_of(model, processor, max_detections=5, labels_per_prompt=1)([picture()])[0]
-    all_of_them = detector_of(model, processor, max_detections=None, labels_per_prompt=1)([picture()])[0]
+    few = detector_of(model, processor, max_detections=5, labels_per_prompt=1)([make_image()])[0]
+    all_of_them = detector_of(model, processor, max_detections=None, labels_per_prompt=1)([make_image()])[0]
     assert len(all_of_them["scores"]) > len(few["scores"]) >= 5
     assert set(all_of_them["labels"].tolist()) == {0, 1, 2}
     assert all_of_them["scores"].tolist() == sorted(all_of_them["scores"].tolist(), reverse=True)
@@ -71,7 +71,7 @@ def test_without_a_limit_each_prompt_keeps_its_own(model, processor):
 
 def test_boxes_are_measured_in_the_annotated_size(model, processor):
     detector = detector_of(model, processor, max_detections=5)
-    own, doubled = detector([picture()])[0], detector([picture()], target_sizes=[(128, 192)])[0]
+    own, doubled = detector([make_image()])[0], detector([make_image()], target_sizes=[(128, 192)])[0]
     assert torch.allclose(doubled["boxes"], 2 * own["boxes"])
 
 
@@ -101,15 +101,15 @@ def test_mirrored_boxes_are_those_of_the_mirrored_pixels():
 
 def test_one_scale_without_mirror_keeps_scores(model, processor):
     detector = detector_of(model, processor, max_detections=10)
-    plain = detector([picture()])[0]
-    merged = detect_augmented(detector, [picture()], [{"shortest_edge": 64, "longest_edge": 96}], flip=False)[0]
+    plain = detector([make_image()])[0]
+    merged = detect_augmented(detector, [make_image()], [{"shortest_edge": 64, "longest_edge": 96}], flip=False)[0]
     assert torch.equal(merged["scores"], plain["scores"]) and torch.equal(merged["labels"], plain["labels"])
 
 
-def test_a_mirrored_picture_gives_mirrored_boxes(model, processor):
+def test_a_mirrored_image_gives_mirrored_boxes(model, processor):
     detector = detector_of(model, processor, max_detections=10)
     sizes = [{"shortest_edge": 48, "longest_edge": 96}, {"shortest_edge": 64, "longest_edge": 96}]
-    image = picture()
+    image = make_image()
     one = detect_augmented(detector, [image], sizes)[0]
     other = detect_augmented(detector, [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], sizes)[0]
     back = mirror_boxes(other["boxes"], image.width)
@@ -135,9 +135,9 @@ def test_votes_move_boxes_to_the_weighted_mean():
 def test_augmentation_refuses_masks_and_no_sizes(model, processor):
     detector = detector_of(model, processor)
     with pytest.raises(ValueError, match="at least one size"):
-        detect_augmented(detector, [picture()], [])
+        detect_augmented(detector, [make_image()], [])
     with pytest.raises(ValueError, match="switch off masks"):
-        detect_augmented(detector_of(model, processor, masks=True), [picture()], [{"shortest_edge": 64}])
+        detect_augmented(detector_of(model, processor, masks=True), [make_image()], [{"shortest_edge": 64}])
 
 
 def test_entries_of_a_result_file():
@@ -147,8 +147,8 @@ def test_entries_of_a_result_file():
     assert coco_entries(7, result([0.5], [[3, 4, 1, 13]]), [90])[0]["bbox"][2] == 0
 
 
-def test_resized_copies_are_taken_and_other_pictures_refused(tmp_path):
+def test_resized_copies_are_taken_and_other_images_refused(tmp_path):
     Image.new("RGB", (51, 34)).save(tmp_path / "small.png")
-    assert open_annotated_picture(tmp_path / "small.png", (640, 427)).size == (51, 34)
+    assert open_annotated_image(tmp_path / "small.png", (640, 427)).size == (51, 34)
     with pytest.raises(ValueError, match="its annotations are for"):
-        open_annotated_picture(tmp_path / "small.png", (640, 640))
+        open_annotated_image(tmp_path / "small.png", (640, 640))

@@ -93,7 +93,7 @@ def test_no_annotations_and_no_boxes():
     assert evaluate_flickr30k([sentence([[0, 0, 9, 9]])], [prediction()])["any_box"]["upper_bound"]["all"] == 0
 
 
-def test_some_pictures_only(official):
+def test_some_images_only(official):
     _, annotations, predictions = official
     image_id = predictions[0]["image_id"]
     some = [entry for entry in predictions if entry["image_id"] == image_id]
@@ -104,7 +104,7 @@ def test_some_pictures_only(official):
 def test_refuses_what_does_not_fit():
     annotations = [sentence([[0, 0, 9, 9]])]
     good = prediction([0, 0, 9, 9])
-    with pytest.raises(ValueError, match="sentence 0 of picture 2, which the annotations lack"):
+    with pytest.raises(ValueError, match="sentence 0 of image 2, which the annotations lack"):
         evaluate_flickr30k(annotations, [good, prediction([0, 0, 9, 9], image_id=2)])
     with pytest.raises(ValueError, match="twice"):
         evaluate_flickr30k(annotations, [good, copy.deepcopy(good)])

@@ -31,12 +31,12 @@ def test_true_phrases_and_right_boxes():
     assert scores["phrase_precision"] == pytest.approx(100 * 3 / 4)
     assert scores["phrase_recall"] == pytest.approx(100 * 2 / 3)
     assert scores["R@1"] == pytest.approx(100 * 1 / 3)
-    results[0]["phrases"].insert(0, phrase("a picture", [0.0, 0, 100, 100]))
+    results[0]["phrases"].insert(0, phrase("an image", [0.0, 0, 100, 100]))
     assert grounded_caption_scores(ROWS, results) == scores
 
 
 def test_nothing_told_and_wrong_numbers():
     scores = grounded_caption_scores(ROWS, [{"phrases": []}, {"phrases": []}])
     assert scores == {"phrase_precision": -1.0, "phrase_recall": 0.0, "R@1": -1.0}
-    with pytest.raises(ValueError, match="1 captions for 2 pictures"):
+    with pytest.raises(ValueError, match="1 captions for 2 images"):
         grounded_caption_scores(ROWS, [{"phrases": []}])

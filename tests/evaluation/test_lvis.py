@@ -148,8 +148,8 @@ def test_masks():
         evaluate_lvis(annotations, [wrong_size], "segm", progress=False)
 
 
-def test_refuses_unknown_pictures_and_files_that_are_not_lvis():
-    with pytest.raises(ValueError, match="picture ids"):
+def test_refuses_unknown_images_and_files_that_are_not_lvis():
+    with pytest.raises(ValueError, match="image ids"):
         evaluate_lvis(lvis_file(), [{**detection(1, [0, 0, 9, 9], 0.5), "image_id": 2}], progress=False)
     annotations = lvis_file()
     del annotations["images"][0]["neg_category_ids"]

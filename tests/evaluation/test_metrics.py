@@ -28,7 +28,7 @@ def load(monkeypatch, tmp_path):
 
 
 def rows(content, entries, fields, image_fields=()):
-    """A row a picture."""
+    """A row an image."""
     by_image = defaultdict(list)
     for entry in entries:
         by_image[entry["image_id"]].append(entry)

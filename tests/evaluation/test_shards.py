@@ -15,13 +15,13 @@ def shards_of(folder, count=7, size=3, **settings):
 def run(shards, seen=None, broken=(), batch_size=2):
     def load(position):
         if position in broken:
-            raise OSError(f"no picture {position}")
+            raise OSError(f"no image {position}")
         return position
 
     def predict(items):
         if seen is not None:
             seen.append(items)
-        return [[{"picture": item, "box": index} for index in range(item)] for item in items]
+        return [[{"image": item, "box": index} for index in range(item)] for item in items]
 
     predict_in_shards(shards, load, predict, Accelerator(cpu=True), batch_size)
 
@@ -30,7 +30,7 @@ def test_batches_stay_within_files_and_predictions_in_order(tmp_path):
     shards, seen = shards_of(tmp_path), []
     run(shards, seen)
     assert seen == [[0, 1], [2], [3, 4], [5], [6]]
-    assert [entry["picture"] for entry in shards.predictions()] == [p for p in range(7) for _ in range(p)]
+    assert [entry["image"] for entry in shards.predictions()] == [p for p in range(7) for _ in range(p)]
     assert shards.remaining() == [] and shards.failures() == {}
 
 
@@ -45,10 +45,10 @@ def test_only_missing_files_are_predicted_again(tmp_path):
     assert seen == [[3, 4], [5]] and list(again.entries()) == before
 
 
-def test_unreadable_pictures_are_listed_and_have_no_predictions(tmp_path):
+def test_unreadable_images_are_listed_and_have_no_predictions(tmp_path):
     shards, seen = shards_of(tmp_path), []
     run(shards, seen, broken=(3, 4))
-    assert shards.failures() == {"p3": "OSError: no picture 3", "p4": "OSError: no picture 4"}
+    assert shards.failures() == {"p3": "OSError: no image 3", "p4": "OSError: no image 4"}
     assert seen == [[0, 1], [2], [5], [6]] and [e["id"] for e in shards.entries()] == shards.keys
 
 
@@ -60,13 +60,13 @@ def test_a_longer_run_keeps_whole_files(tmp_path):
     assert [entry["id"] for entry in longer.entries()] == longer.keys
 
 
-def test_refuses_other_settings_other_pictures_and_repeated_ids(tmp_path):
+def test_refuses_other_settings_other_images_and_repeated_ids(tmp_path):
     shards = shards_of(tmp_path, threshold=0.1)
     run(shards)
     with pytest.raises(ValueError, match=r"made with \{'threshold': 0.1\}, not \{'threshold': 0.2\}"):
         shards_of(tmp_path, threshold=0.2)
     other = PredictionShards(tmp_path, [f"q{index}" for index in range(7)], {"threshold": 0.1}, 3)
-    with pytest.raises(ValueError, match="other pictures"):
+    with pytest.raises(ValueError, match="other images"):
         list(other.entries())
     with pytest.raises(ValueError, match="give each once"):
         PredictionShards(tmp_path / "new", ["a", "a"], {})

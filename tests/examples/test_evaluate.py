@@ -32,7 +32,7 @@ from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSe
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-PICTURES = 24  # eight files of predictions
+IMAGES = 24  # eight files of predictions
 MAX_LENGTH = 192
 
 
@@ -54,7 +54,7 @@ def fresh_accelerator():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model with masks, and drawn pictures of cats and dogs."""
+    """A model with masks, and drawn images of cats and dogs."""
     folder = tmp_path_factory.mktemp("evaluate")
     text = {**tiny_config().text_config.to_diff_dict(), "max_position_embeddings": MAX_LENGTH}
     set_seed(0)
@@ -62,7 +62,7 @@ def folder(tmp_path_factory) -> Path:
     model.save_pretrained(folder / "model")
     image_processor = GLIPv2ImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     GLIPv2Processor(image_processor, tiny_tokenizer(MAX_LENGTH), MAX_LENGTH).save_pretrained(folder / "model")
-    drawn_coco(folder / "coco", val=PICTURES)
+    drawn_coco(folder / "coco", val=IMAGES)
     return folder
 
 
@@ -76,7 +76,7 @@ def test_the_documented_commands_are_ones_that_the_scripts_take():
 
 def arguments(folder: Path, output: str, *more) -> list[str]:
     given = ["--model", folder / "model", "--annotations", folder / "coco" / "val.json", "--images", folder / "coco"]
-    given += ["--output", folder / output, "--threshold", "0", "--max_detections", "10", "--pictures_per_file", "3"]
+    given += ["--output", folder / output, "--threshold", "0", "--max_detections", "10", "--images_per_file", "3"]
     return [str(value) for value in (*given, "--batch_size", "2", *more)]
 
 
@@ -107,7 +107,7 @@ def start(processes: int, given: list[str]) -> list[subprocess.Popen]:
 
 def test_scores_are_those_of_the_result_file(folder, uninterrupted):
     predictions = json.loads((uninterrupted / "predictions.json").read_text())
-    assert {entry["image_id"] for entry in predictions} == set(range(PICTURES))
+    assert {entry["image_id"] for entry in predictions} == set(range(IMAGES))
     assert set(predictions[0]) == {"image_id", "category_id", "bbox", "score"}
     metrics = json.loads((uninterrupted / "metrics.json").read_text())["coco"]["bbox"]
     scores = evaluate_coco(folder / "coco" / "val.json", predictions, progress=False)
@@ -123,7 +123,7 @@ def test_killed_on_one_process_it_goes_on_on_two(folder, uninterrupted):
     process.kill()
     assert process.wait() == -signal.SIGKILL
     left = sorted(shards.glob("predictions-*.json"))
-    assert 2 <= len(left) < PICTURES // 3
+    assert 2 <= len(left) < IMAGES // 3
     assert not (folder / "killed" / "metrics.json").exists()
     written = {path: path.stat().st_mtime_ns for path in left}
 
@@ -205,7 +205,7 @@ def test_flickr30k(folder, metrics_dir):
     chosen = list(dict.fromkeys(entry["image_id"] for entry in sentences if entry["phrases"]))[:3]
     count = sum(len(entry["phrases"]) for entry in sentences if entry["image_id"] in chosen)
     assert metrics["phrase_counts"]["all"] == count
-    # Boxes of random weights cover half of a picture here and there.
+    # Boxes of random weights cover half of an image here and there.
     assert metrics["merged_boxes"]["upper_bound"]["all"] > 0
 
 
@@ -221,14 +221,14 @@ def test_phrasecut(folder, metrics_dir, data_dir):
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "coco"])
-def test_labels_a_folder_and_lists_bad_pictures(folder, output_format):
-    pictures = folder / "pictures"
-    (pictures / "more").mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (96, 64), "red").save(pictures / "b.png")
-    Image.new("L", (64, 96)).save(pictures / "more" / "a.jpg")
-    (pictures / "broken.png").write_bytes(b"no picture")
-    (pictures / "notes.txt").write_text("no picture either")
-    given = ["--model", folder / "model", "--images", pictures, "--labels", "cat", "dog", "--task", "masks"]
+def test_labels_a_folder_and_lists_bad_images(folder, output_format):
+    images = folder / "images"
+    (images / "more").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (96, 64), "red").save(images / "b.png")
+    Image.new("L", (64, 96)).save(images / "more" / "a.jpg")
+    (images / "broken.png").write_bytes(b"no image")
+    (images / "notes.txt").write_text("no image either")
+    given = ["--model", folder / "model", "--images", images, "--labels", "cat", "dog", "--task", "masks"]
     given += ["--threshold", "0.05", "--max_detections", "4", "--output", folder / f"labelled-{output_format}"]
     path = predict_folder.main([str(value) for value in (*given, "--format", output_format)])
     assert list(read(path.parent / "failures.json")) == ["broken.png"]
@@ -274,7 +274,7 @@ def test_vqa(understanding):
     (understanding / "questions.json").write_text(json.dumps({"questions": questions}))
     (understanding / "answers.json").write_text(json.dumps({"annotations": annotations}))
     (understanding / "vqa").mkdir()
-    for index in range(2):  # the third picture is missing
+    for index in range(2):  # the third image is missing
         Image.new("RGB", (96, 64), "red").save(understanding / "vqa" / f"{index:012d}.jpg")
     given = ["--model", understanding / "answers", "--questions", understanding / "questions.json"]
     given += ["--images", understanding / "vqa", "--annotations", understanding / "answers.json"]
@@ -282,7 +282,7 @@ def test_vqa(understanding):
     predictions = read(understanding / "vqa-out" / "predictions.json")
     assert {entry["question_id"] for entry in predictions} == set(range(10, 16))
     assert [entry["answer"] for entry in predictions[4:]] == ["", ""]
-    # The pictures are the same, and so are the answers.
+    # The images are the same, and so are the answers.
     (answer,) = {entry["answer"] for entry in predictions[:4]}
     assert metrics["overall"] == pytest.approx({"yes": 100, "no": 90, "red": 0}[answer] * 4 / 6)
 

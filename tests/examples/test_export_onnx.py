@@ -1,4 +1,4 @@
-"""examples/export_onnx.py on a tiny model: its graphs give what PyTorch gives, for other pictures and words too."""
+"""examples/export_onnx.py on a tiny model: its graphs give what PyTorch gives, for other images and words too."""
 
 import importlib.util
 import json
@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import tiny_config
-from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
+from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation
-from transformers_glipv2.inference.onnx_export import DetectorGraph, encode_vocabulary, fit, in_picture
+from transformers_glipv2.inference.onnx_export import DetectorGraph, encode_vocabulary, fit, in_image
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="export needs onnxruntime")
 pytest.importorskip("onnxscript", reason="export needs onnxscript")
@@ -43,8 +43,8 @@ def exported(example, model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     model.save_pretrained(folder / "model")
     tiny_processor().save_pretrained(folder / "model")
-    natural_picture().save(folder / "picture.png")
-    arguments = ["--model", str(folder / "model"), "--output", str(folder), "--image", str(folder / "picture.png")]
+    natural_image().save(folder / "image.png")
+    arguments = ["--model", str(folder / "model"), "--output", str(folder), "--image", str(folder / "image.png")]
     arguments += ["--labels", *LABELS, "--max_labels", "5", "--max_tokens", "20", "--masks", "--int8"]
     return folder, example.main([*arguments, *SIZE])
 
@@ -87,12 +87,12 @@ def test_standard_operators_and_fixed_shapes(exported):
 
 
 @torch.no_grad()
-def test_another_picture_and_vocabulary(example, exported, model):
-    """Nothing is baked in: the same graph finds other labels in another picture, without a new export."""
+def test_another_image_and_vocabulary(example, exported, model):
+    """Nothing is baked in: the same graph finds other labels in another image, without a new export."""
     folder, report = exported
-    processor, labels, picture = tiny_processor(), ["red wine glass", "cat"], natural_picture(120, 90)
+    processor, labels, image = tiny_processor(), ["red wine glass", "cat"], natural_image(120, 90)
     vocabulary = encode_vocabulary(model, processor, labels, 5, 20)
-    pixels, scale = fit(processor, picture, 64, 96)
+    pixels, scale = fit(processor, image, 64, 96)
     values = (pixels, vocabulary.text_features, vocabulary.attention_mask, vocabulary.label_map)
     found = run(folder, "detector.onnx", dict(zip(example.DETECTOR_INPUTS, example.to_numpy(values), strict=True)))
     scores, indices, boxes = example.detect(found, report["level_sizes"], 0.3, 20)
@@ -106,9 +106,9 @@ def test_another_picture_and_vocabulary(example, exported, model):
     torch.testing.assert_close(scores, expected["scores"], atol=1e-4, rtol=0)
     assert torch.equal(indices, expected["labels"])
     torch.testing.assert_close(boxes, expected["boxes"], atol=1e-2, rtol=0)
-    inside = in_picture(boxes, scale, picture)
-    assert (inside[:, 2] <= picture.width).all()
-    assert (inside[:, 3] <= picture.height).all()
+    inside = in_image(boxes, scale, image)
+    assert (inside[:, 2] <= image.width).all()
+    assert (inside[:, 3] <= image.height).all()
 
     words = vocabulary.label_map[indices]
     feeds = {"boxes": torch.zeros(50, 4), "words": vocabulary.label_map[:1].repeat(50, 1)}

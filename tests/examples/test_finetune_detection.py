@@ -1,4 +1,4 @@
-"""examples/finetune_detection.py on drawn pictures: every way of tuning, few shots, rehearsal, resuming."""
+"""examples/finetune_detection.py on drawn images: every way of tuning, few shots, rehearsal, resuming."""
 
 import json
 from pathlib import Path
@@ -90,8 +90,8 @@ def test_learns_to_find_what_is_drawn(folder):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_few_shots_with_empty_pictures_and_rehearsal(folder):
-    more = ("--shots", "1", "--shot_seed", "30", "--empty_pictures", "1", "--sizes", "48", "64")
+def test_few_shots_with_empty_images_and_rehearsal(folder):
+    more = ("--shots", "1", "--shot_seed", "30", "--empty_images", "1", "--sizes", "48", "64")
     metrics = finetune.main(arguments(folder, "few", *more, "--keep_vocabulary", str(folder / "data.yaml")))
     assert (metrics["shots"], metrics["shot_seed"]) == (1, 30)
     assert set(metrics["kept_vocabulary_before"]) == set(metrics["kept_vocabulary_after"])
@@ -116,7 +116,7 @@ def test_an_unknown_split_is_told_before_training(folder):
     assert not (folder / "wrong" / "checkpoints").exists()
 
 
-def test_few_pictures_are_trained_on_and_scored_at_the_size_that_is_saved(folder, monkeypatch):
+def test_few_images_are_trained_on_and_scored_at_the_size_that_is_saved(folder, monkeypatch):
     seen = {}
 
     class Mixture(finetune.MixtureDataset):
@@ -133,7 +133,7 @@ def test_few_pictures_are_trained_on_and_scored_at_the_size_that_is_saved(folder
 
     monkeypatch.setattr(finetune, "MixtureDataset", Mixture)
     monkeypatch.setattr(finetune, "DetectionEvaluator", Evaluator)
-    more = ("--max_pictures", "3", "--eval_split", "train", "--eval_steps", "2", "--sizes", "48", "72")
+    more = ("--max_samples", "3", "--eval_split", "train", "--eval_steps", "2", "--sizes", "48", "72")
     assert "AP50" in finetune.main(arguments(folder, "overfit", *more))["train"]
     assert seen == {"trained": {0, 1, 2}, "scored": {0, 1, 2}, "size": 72}
     size = GLIPv2Processor.from_pretrained(folder / "overfit").image_processor.size

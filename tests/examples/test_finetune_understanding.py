@@ -162,7 +162,7 @@ def test_training_all_for_captions_and_another_size(folder):
     assert (size["shortest_edge"], size["longest_edge"]) == (48, 72)
 
 
-def test_blind_runs_see_no_picture(folder):
+def test_blind_runs_see_no_image(folder):
     metrics = finetune_vqa.main(arguments(folder, "vqa", "model", "blind", "--freeze_shared", "--blind"))
     assert metrics["blind"]
     vqa_collator = finetune_vqa.AnswerCollator(lambda rows: {"pixel_values": torch.ones(1, 3, 4, 4)}, ["yes"], False)
@@ -171,7 +171,7 @@ def test_blind_runs_see_no_picture(folder):
     assert batch["answer_labels"].tolist() == [[1.0]]
 
 
-def test_both_heads_are_scored_beside_what_sees_no_picture(folder, both, monkeypatch):
+def test_both_heads_are_scored_beside_what_sees_no_image(folder, both, monkeypatch):
     # The official tokenizer, a Java program, is tested elsewhere and takes a second each time.
     monkeypatch.setattr(shutil, "which", lambda name: None)
     output = folder / "understanding.json"
@@ -220,26 +220,26 @@ def test_endless_data_needs_a_number_of_steps(folder):
 
 
 def test_ask_draws_answers_and_boxes(folder, both, capsys):
-    picture, output = folder / "asked.png", folder / "drawn" / "asked.png"
-    Image.new("RGB", (96, 64), "white").save(picture)
-    given = ["--model", both, "--image", picture, "--question", "a red chair?", "--threshold", "0", "--top_k", "3"]
+    image, output = folder / "asked.png", folder / "drawn" / "asked.png"
+    Image.new("RGB", (96, 64), "white").save(image)
+    given = ["--model", both, "--image", image, "--question", "a red chair?", "--threshold", "0", "--top_k", "3"]
     result = ask.main([str(value) for value in (*given, "--output", output)])
     printed = capsys.readouterr().out
     assert len(result["answers"]) == 3
     assert all(entry["answer"] in printed for entry in result["answers"])
     assert [phrase["phrase"] for phrase in result["phrases"]] == ["a red chair"]
     assert Image.open(output).size == (96, 64)
-    assert Image.open(output).tobytes() != Image.open(picture).tobytes()
+    assert Image.open(output).tobytes() != Image.open(image).tobytes()
 
 
 def test_caption_draws_the_caption_and_boxes(folder, both, capsys):
-    picture, output = folder / "described.png", folder / "drawn" / "described.png"
-    Image.new("RGB", (96, 64), "white").save(picture)
+    image, output = folder / "described.png", folder / "drawn" / "described.png"
+    Image.new("RGB", (96, 64), "white").save(image)
     given = [
         "--model",
         both,
         "--image",
-        picture,
+        image,
         "--prefix",
         "the red cat",
         "--max_new_tokens",
@@ -251,7 +251,7 @@ def test_caption_draws_the_caption_and_boxes(folder, both, capsys):
     assert result["caption"].startswith("the red cat")
     assert result["caption"] in capsys.readouterr().out
     assert result["phrases"][0]["phrase"].startswith("the red cat")
-    assert Image.open(output).tobytes() != Image.open(picture).tobytes()
+    assert Image.open(output).tobytes() != Image.open(image).tobytes()
 
 
 def test_pre_training_learns_answers_and_captions_beside_boxes(folder):

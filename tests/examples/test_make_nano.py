@@ -71,7 +71,7 @@ def test_every_weight_finds_its_place(tmp_path, capsys):
     torch.testing.assert_close(passed, nn.functional.layer_norm(words, (384,)), rtol=1e-4, atol=1e-4)
     ends = (model.config.text_config.bos_token_id, model.config.text_config.eos_token_id)
     assert processor.tokenizer.convert_ids_to_tokens(ends) == ["[CLS]", "[SEP]"]
-    # The same pictures give the same maps as timm's own network.
+    # The same images give the same maps as timm's own network.
     network = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4))
     network.load_state_dict(imagenet, strict=False)
     pixels = torch.randn(1, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""examples/pretrain.py on drawn pictures: goes on exactly, stops in good order, does the same on two processes."""
+"""examples/pretrain.py on drawn images: goes on exactly, stops in good order, does the same on two processes."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def fresh_accelerator():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny checkpoint with dropout, drawn pictures and a data file."""
+    """A tiny checkpoint with dropout, drawn images and a data file."""
     folder = tmp_path_factory.mktemp("pretrain")
     tiny_checkpoint(folder / "model", fusion_dropout=0.1)
     tiny_checkpoint(folder / "no_dropout")
@@ -50,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def arguments(folder: Path, output: str, *more: str, model: str = "model", data: str = "data.yaml") -> list[str]:
-    """Four steps of four pictures, a checkpoint and a line of the log at each."""
+    """Four steps of four images, a checkpoint and a line of the log at each."""
     given = ["--model", folder / model, "--data", folder / data, "--output", folder / output, "--num_steps", "4"]
     given += ["--batch_size", "4", "--save_steps", "1", "--warmup_steps", "1", "--learning_rate", "1e-3", *more]
     return [str(value) for value in given]
@@ -187,7 +187,7 @@ def test_accumulates_in_half_precision(folder):
     AcceleratorState._reset_state(True)
     pretrain.main(arguments(folder, "whole", "--num_steps", "2", model="no_dropout"))
     half, whole = read_log(folder / "half")[0], read_log(folder / "whole")[0]
-    # The contrast is over two pictures instead of four.
+    # The contrast is over two images instead of four.
     assert half["loss_inter"] < whole["loss_inter"]
     assert half["loss_intra"] == pytest.approx(whole["loss_intra"], rel=0.3)
     assert half["loss_intra"] != whole["loss_intra"]

@@ -1,4 +1,4 @@
-"""Scripts that train, draw, score and time masks, on drawn pictures."""
+"""Scripts that train, draw, score and time masks, on drawn images."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def add_masks(folder: Path, split: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A pre-trained checkpoint without masks, and drawn pictures with them."""
+    """A pre-trained checkpoint without masks, and drawn images with them."""
     folder = tmp_path_factory.mktemp("segmentation")
     tiny_checkpoint(folder / "model")
     drawn_coco(folder / "coco", train=6, val=3)
@@ -95,7 +95,7 @@ def test_everything_learns_from_a_data_file(folder, trained):
     assert {"loss_box", "loss_intra", "loss_mask"} <= set(line)
 
 
-def test_without_pictures_to_evaluate_on_the_last_weights_stay(folder, trained, tmp_path):
+def test_without_images_to_evaluate_on_the_last_weights_stay(folder, trained, tmp_path):
     drawn_coco(tmp_path / "nuts", train=4, test=2)
     for split in ("train", "test"):
         add_masks(tmp_path / "nuts", split)
@@ -183,7 +183,7 @@ def test_referring_phrases_are_scored(folder, trained, tmp_path):
 def test_a_sheet_of_masks_is_drawn(trained, folder, tmp_path):
     make_assets(tmp_path / "assets", cutouts=3)
     draw_segments = load_script("docs/draw_segments.py")
-    arguments = ["--model", trained, "--assets", tmp_path / "assets", "--coco", folder / "coco", "--pictures", 2]
+    arguments = ["--model", trained, "--assets", tmp_path / "assets", "--coco", folder / "coco", "--images", 2]
     draw_segments.main([str(value) for value in [*arguments, "--output", tmp_path / "out" / "sheet.jpg"]])
     sheet = Image.open(tmp_path / "out" / "sheet.jpg")
     assert sheet.size == (3 * 384, 4 * (288 + 22))

@@ -16,7 +16,7 @@ from transformers import pipeline
 
 from tests.hub.hub_server import HubServer
 from tests.scripts import REPOSITORY, load_script
-from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
+from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForConditionalGeneration, GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2Processor
 from transformers_glipv2.conversion.remote_code import code_files, model_auto_map
 
@@ -35,10 +35,10 @@ sys.meta_path.insert(0, Blocked())
 import PIL.Image, torch
 from transformers import AutoModel, AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
-repo, picture, labels = sys.argv[1], PIL.Image.open(sys.argv[2]), json.loads(sys.argv[3])
+repo, image, labels = sys.argv[1], PIL.Image.open(sys.argv[2]), json.loads(sys.argv[3])
 trust = {"trust_remote_code": True}
 processor = AutoProcessor.from_pretrained(repo, **trust)
-inputs = processor(images=picture, text=[labels])
+inputs = processor(images=image, text=[labels])
 base = AutoModel.from_pretrained(repo, **trust)
 with torch.no_grad():
     fused_text = base(**inputs).fused_text
@@ -49,7 +49,7 @@ print("RESULT" + json.dumps({
     "modules": sorted({type(one).__module__.split(".")[0] for one in (processor, base, detector, detector.model)}),
     "fused_text": fused_text.double().abs().sum().item(),
     "logits": logits.double().sum().item(),
-    "found": detector(picture, candidate_labels=labels, threshold=0.0, top_k=20),
+    "found": detector(image, candidate_labels=labels, threshold=0.0, top_k=20),
     "leaked": [name for name in sys.modules if name.split(".")[0] == "transformers_glipv2"],
 }))
 """
@@ -138,8 +138,8 @@ def test_a_dry_run_completes_the_folder_and_sends_nothing(push, folder, server, 
     # Boxes and masks of three parts of the scenes and of COCO, AP and AP50 each.
     assert [len(one["metrics"]) for one in index["results"]] == [2] * 8
     assert values["composite scenes", "box AP"] == 7.5
-    assert values["121 pictures of COCO", "box AP"] == 12.34
-    assert values["121 pictures of COCO", "box AP50"] == 25.0
+    assert values["121 images of COCO", "box AP"] == 12.34
+    assert values["121 images of COCO", "box AP50"] == 25.0
     card = files["README.md"].decode()
     assert "| Detection | composite scenes, nouns of training | box AP | 30.13 | `python " in card
     assert "`detection_head`: boxes" in card
@@ -189,11 +189,11 @@ def test_a_fresh_process_loads_by_name(push, folder, server, tmp_path, name):
             pytest.skip(f"the shipped checkpoint is not at {SHIPPED}")
         folder = shutil.copytree(SHIPPED, tmp_path / name)
     run(push, folder, "--push")
-    natural_picture().save(tmp_path / "picture.png")
+    natural_image().save(tmp_path / "image.png")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0"}
-    arguments = [REPO, str(tmp_path / "picture.png"), json.dumps(LABELS)]
+    arguments = [REPO, str(tmp_path / "image.png"), json.dumps(LABELS)]
     done = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT, *arguments],
         cwd=tmp_path,
@@ -210,14 +210,14 @@ def test_a_fresh_process_loads_by_name(push, folder, server, tmp_path, name):
     assert f"GET /{REPO}/resolve/{server.repos[f'models/{REPO}'].sha}/model.safetensors" in server.requests
 
     processor = GLIPv2Processor.from_pretrained(folder)
-    inputs = processor(images=natural_picture(), text=[LABELS])
+    inputs = processor(images=natural_image(), text=[LABELS])
     with torch.no_grad():
         fused_text = GLIPv2Model.from_pretrained(folder).eval()(**inputs).fused_text
         logits = GLIPv2ForObjectDetection.from_pretrained(folder).eval()(**inputs).logits
     assert fresh["fused_text"] == pytest.approx(fused_text.double().abs().sum().item(), rel=1e-4)
     assert fresh["logits"] == pytest.approx(logits.double().sum().item(), rel=1e-4)
     detector = pipeline("zero-shot-object-detection", model=str(folder), device="cpu")
-    expected = detector(natural_picture(), candidate_labels=LABELS, threshold=0.0, top_k=20)
+    expected = detector(natural_image(), candidate_labels=LABELS, threshold=0.0, top_k=20)
     assert len(expected) == 20
     assert [one["score"] for one in fresh["found"]] == pytest.approx([one["score"] for one in expected], abs=1e-4)
     for found, other in zip(fresh["found"], expected, strict=True):

@@ -16,7 +16,7 @@ import pytest
 
 from tests.hub.webdriver import Browser, find_browser, wait_for
 from tests.scripts import REPOSITORY, load_script
-from tests.tiny_detector import LABELS, natural_picture, tiny_detector, tiny_processor
+from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2Config, detect_labels
 from transformers_glipv2.conversion.remote_code import model_auto_map, save_remote_code
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
@@ -24,7 +24,7 @@ from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSe
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 
 pytest.importorskip("gradio", reason="the Space needs gradio (the extra `demo`)")
-pytest.importorskip("skimage", reason="the Space shows pictures of scikit-image (the extra `demo`)")
+pytest.importorskip("skimage", reason="the Space shows images of scikit-image (the extra `demo`)")
 
 # The Space as the Hub runs it: its own folder, and the package not installed.
 SCRIPT = """
@@ -83,14 +83,14 @@ def whole(app, tmp_path_factory):
 
 
 def assert_drawn(drawing: PIL.Image.Image) -> None:
-    assert drawing.size == natural_picture().size
-    assert (np.asarray(drawing) != np.asarray(natural_picture())).any()
+    assert drawing.size == natural_image().size
+    assert (np.asarray(drawing) != np.asarray(natural_image())).any()
 
 
 def test_detect_gives_the_boxes_of_the_package(plain):
-    drawing, table = plain.detect(natural_picture(), " person, traffic light,, person ", 0.4)
+    drawing, table = plain.detect(natural_image(), " person, traffic light,, person ", 0.4)
     labels = ["person", "traffic light"]
-    (expected,) = detect_labels(plain.models["detection_head"], plain.processor, natural_picture(), labels, 0.4)
+    (expected,) = detect_labels(plain.models["detection_head"], plain.processor, natural_image(), labels, 0.4)
     assert 0 < len(table) <= 30
     assert [row[0] for row in table] == expected["text_labels"][: len(table)]
     assert [row[1] for row in table] == pytest.approx(expected["scores"][: len(table)].tolist(), abs=1e-3)
@@ -98,7 +98,7 @@ def test_detect_gives_the_boxes_of_the_package(plain):
 
 
 def test_ground_gives_boxes_of_phrases(plain):
-    drawing, table = plain.ground(natural_picture(), "the man left of a dog", 0.0)
+    drawing, table = plain.ground(natural_image(), "the man left of a dog", 0.0)
     assert {row[0] for row in table} == {"the man", "a dog"}
     assert [row[1] for row in table] == sorted((row[1] for row in table), reverse=True)
     assert len(table) == 6
@@ -106,17 +106,17 @@ def test_ground_gives_boxes_of_phrases(plain):
 
 
 def test_masks_answers_and_captions(whole):
-    drawing, table = whole.segment(natural_picture(), "person, dog", 0.3)
+    drawing, table = whole.segment(natural_image(), "person, dog", 0.3)
     assert {row[0] for row in table} <= {"person", "dog"}
     assert len(table) > 0
     assert_drawn(drawing)
-    answers, drawing, table = whole.ask(natural_picture(), "is the dog red?", 0.0)
+    answers, drawing, table = whole.ask(natural_image(), "is the dog red?", 0.0)
     assert len(answers) == 5
     assert set(answers) < set(ANSWERS)
     assert list(answers.values()) == sorted(answers.values(), reverse=True)
     assert "the dog" in {row[0] for row in table}
-    assert isinstance(whole.caption(natural_picture(), ""), str)
-    assert whole.caption(natural_picture(), "a red cat").startswith("a red cat")
+    assert isinstance(whole.caption(natural_image(), ""), str)
+    assert whole.caption(natural_image(), "a red cat").startswith("a red cat")
 
 
 def test_heads_share_the_detector(whole):
@@ -138,14 +138,14 @@ def test_tabs_without_a_head_say_so(app, plain, whole):
 def test_bad_input_is_told_on_the_page(app, plain, whole):
     detect = app.checked(plain.detect)
     for arguments, message in [
-        ((None, "person", 0.3), "picture"),
-        ((natural_picture(), " , ", 0.3), "Write what"),
-        ((natural_picture(), "z" * 100, 0.3), "100 tokens long"),
+        ((None, "person", 0.3), "image"),
+        ((natural_image(), " , ", 0.3), "Write what"),
+        ((natural_image(), "z" * 100, 0.3), "100 tokens long"),
     ]:
         with pytest.raises(app.gr.Error, match=message):
             detect(*arguments)
-    # A caption needs no beginning, and a transparent picture is one too.
-    assert isinstance(app.checked(whole.caption)(natural_picture().convert("RGBA"), ""), str)
+    # A caption needs no beginning, and a transparent image is one too.
+    assert isinstance(app.checked(whole.caption)(natural_image().convert("RGBA"), ""), str)
 
 
 def test_the_model_is_named_in_the_readme(app, monkeypatch):
@@ -165,8 +165,8 @@ def free_port() -> int:
     find_browser() is None, reason="no chromium and chromedriver here (apt-get install chromium-driver)"
 )
 def test_page_in_a_browser(plain, tmp_path):
-    """A picture is uploaded and boxes appear; GLIPV2_SCREENSHOT keeps what is seen."""
-    natural_picture(360, 520).save(tmp_path / "picture.png")
+    """An image is uploaded and boxes appear; GLIPV2_SCREENSHOT keeps what is seen."""
+    natural_image(360, 520).save(tmp_path / "image.png")
     port = free_port()
     environment = os.environ | {
         "GLIPV2_MODEL": plain.name,
@@ -192,8 +192,8 @@ def test_page_in_a_browser(plain, tmp_path):
         wait_for(lambda: urllib.request.urlopen(address, timeout=5).status == 200, 240, "the page does not start")
         with Browser(free_port()) as browser:
             browser.open(address)
-            browser.write("#picture input[type=file]", str(tmp_path / "picture.png"))
-            browser.find("#picture img")
+            browser.write("#image input[type=file]", str(tmp_path / "image.png"))
+            browser.find("#image img")
             # Frameworks set the value of a field behind its back; an event tells them that it changed.
             browser.run(
                 "const field = document.querySelector('#labels textarea'); field.value = arguments[0];"
@@ -211,7 +211,7 @@ def test_page_in_a_browser(plain, tmp_path):
         server.terminate()
         server.wait(30)
         log.close()
-    expected, table = plain.detect(natural_picture(360, 520), ", ".join(LABELS), 0.3)
+    expected, table = plain.detect(natural_image(360, 520), ", ".join(LABELS), 0.3)
     assert drawing.size == expected.size
     # Lines may fall a pixel apart where the other process rounds a coordinate the other way.
     assert (np.asarray(drawing) != np.asarray(expected)).mean() < 0.02

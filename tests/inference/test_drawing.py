@@ -1,4 +1,4 @@
-"""Results drawn into pictures."""
+"""Results drawn into images."""
 
 import numpy as np
 import pytest

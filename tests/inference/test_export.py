@@ -64,7 +64,7 @@ def test_export(inputs, expected):
     torch.export.save(exported, saved)
     saved.seek(0)
     assert_same(torch.export.load(saved).module()(*inputs), expected)
-    # The values of another picture and text are not baked in.
+    # The values of another image and text are not baked in.
     other = tuple(tiny_inputs(seed=1).values())
     assert_same(exported.module()(*other), detector()(*other))
 

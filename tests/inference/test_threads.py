@@ -9,7 +9,7 @@ import torch
 from transformers import pipeline
 
 from tests.tiny import tiny_config
-from tests.tiny_detector import natural_picture, tiny_detector, tiny_processor
+from tests.tiny_detector import natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, detect_labels, segment_labels
 
 THREADS, BOUND = 8, 3
@@ -40,12 +40,12 @@ def in_threads(work: Callable[[int], object], rounds: int = 4) -> list:
 
 
 def test_more_vocabularies_than_the_cache_holds(model):
-    processor, picture = tiny_processor(), natural_picture()
-    expected = [detect_labels(model, processor, picture, labels)[0] for labels in VOCABULARIES]
+    processor, image = tiny_processor(), natural_image()
+    expected = [detect_labels(model, processor, image, labels)[0] for labels in VOCABULARIES]
     lengths = []
 
     def work(index: int):
-        (found,) = detect_labels(model, processor, picture, VOCABULARIES[index])
+        (found,) = detect_labels(model, processor, image, VOCABULARIES[index])
         lengths.append(len(model.model.text_cache))
         return found
 
@@ -60,13 +60,13 @@ def test_more_vocabularies_than_the_cache_holds(model):
 
 
 def test_the_cache_forgets_what_was_unused_for_longest(model):
-    processor, picture = tiny_processor(), natural_picture()
+    processor, image = tiny_processor(), natural_image()
     model.model.text_cache.clear()
     encoded = []
     hook = model.model.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
     try:
         for index in (0, 1, 2, 0, 3, 0, 1):  # 3 pushes 1 out, as 0 was asked for again
-            detect_labels(model, processor, picture, VOCABULARIES[index])
+            detect_labels(model, processor, image, VOCABULARIES[index])
     finally:
         hook.remove()
     assert len(encoded) == 5
@@ -76,11 +76,11 @@ def test_the_cache_forgets_what_was_unused_for_longest(model):
 def test_without_a_cache(model):
     cacheless = GLIPv2ForInstanceSegmentation(tiny_config(text_cache_size=0)).eval()
     cacheless.load_state_dict(model.state_dict())
-    processor, picture = tiny_processor(), natural_picture()
-    expected = [detect_labels(model, processor, picture, labels)[0] for labels in VOCABULARIES]
+    processor, image = tiny_processor(), natural_image()
+    expected = [detect_labels(model, processor, image, labels)[0] for labels in VOCABULARIES]
 
     def work(index: int):
-        return detect_labels(cacheless, processor, picture, VOCABULARIES[index])[0]
+        return detect_labels(cacheless, processor, image, VOCABULARIES[index])[0]
 
     for index, found in in_threads(work, 1):
         torch.testing.assert_close(found["scores"], expected[index]["scores"])
@@ -88,10 +88,10 @@ def test_without_a_cache(model):
 
 
 def test_masks_in_threads(model):
-    processor, pictures = tiny_processor(), [natural_picture(60 + 5 * index, 90) for index in range(len(VOCABULARIES))]
+    processor, images = tiny_processor(), [natural_image(60 + 5 * index, 90) for index in range(len(VOCABULARIES))]
 
     def work(index: int):
-        (found,) = segment_labels(model, processor, pictures[index], VOCABULARIES[index], max_detections=5)
+        (found,) = segment_labels(model, processor, images[index], VOCABULARIES[index], max_detections=5)
         return found
 
     expected = [work(index) for index in range(len(VOCABULARIES))]
@@ -101,7 +101,7 @@ def test_masks_in_threads(model):
 
 
 def test_one_pipeline_in_threads(model):
-    processor, picture = tiny_processor(), natural_picture()
+    processor, image = tiny_processor(), natural_image()
     detector = pipeline(
         "zero-shot-object-detection",
         model=model,
@@ -109,24 +109,24 @@ def test_one_pipeline_in_threads(model):
         image_processor=processor.image_processor,
         device="cpu",
     )
-    expected = [detector(picture, candidate_labels=labels) for labels in VOCABULARIES]
-    for index, found in in_threads(lambda index: detector(picture, candidate_labels=VOCABULARIES[index]), 2):
+    expected = [detector(image, candidate_labels=labels) for labels in VOCABULARIES]
+    for index, found in in_threads(lambda index: detector(image, candidate_labels=VOCABULARIES[index]), 2):
         assert [(one["label"], one["box"]) for one in found] == [(one["label"], one["box"]) for one in expected[index]]
         scores = [one["score"] for one in expected[index]]
         assert [one["score"] for one in found] == pytest.approx(scores, abs=1e-6)
 
 
 def test_weights_that_change_between_calls_are_noticed_by_all_threads(model):
-    processor, picture = tiny_processor(), natural_picture()
+    processor, image = tiny_processor(), natural_image()
     changed = GLIPv2ForInstanceSegmentation(tiny_config(text_cache_size=BOUND)).eval()
     changed.load_state_dict(model.state_dict())
     labels = VOCABULARIES[0]
-    (before,) = detect_labels(changed, processor, picture, labels)
+    (before,) = detect_labels(changed, processor, image, labels)
     with torch.no_grad():
         for parameter in changed.model.text_encoder.parameters():
             parameter.mul_(1.5)
     with ThreadPoolExecutor(THREADS) as pool:
-        results = list(pool.map(lambda _: detect_labels(changed, processor, picture, labels)[0], range(THREADS)))
+        results = list(pool.map(lambda _: detect_labels(changed, processor, image, labels)[0], range(THREADS)))
     for found in results:
         torch.testing.assert_close(found["scores"], results[0]["scores"])
     assert not torch.allclose(results[0]["scores"][:5], before["scores"][:5], atol=1e-3)

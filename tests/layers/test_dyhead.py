@@ -35,16 +35,16 @@ def expected_deform_conv2d(feature_map, offsets, modulation, weight, bias, strid
     batch, channels = feature_map.shape[:2]
     height, width = offsets.shape[-2:]
     output = torch.zeros(batch, weight.shape[0], height, width, dtype=torch.float64)
-    for picture in range(batch):
+    for image in range(batch):
         for row in range(height):
             for column in range(width):
-                output[picture, :, row, column] = bias
+                output[image, :, row, column] = bias
                 for tap in range(9):
-                    dy, dx = offsets[picture, 2 * tap : 2 * tap + 2, row, column].tolist()
+                    dy, dx = offsets[image, 2 * tap : 2 * tap + 2, row, column].tolist()
                     y, x = row * stride - 1 + tap // 3 + dy, column * stride - 1 + tap % 3 + dx
                     for channel in range(channels):
-                        sample = bilinear(feature_map[picture, channel], y, x) * modulation[picture, tap, row, column]
-                        output[picture, :, row, column] += weight[:, channel, tap // 3, tap % 3] * sample
+                        sample = bilinear(feature_map[image, channel], y, x) * modulation[image, tap, row, column]
+                        output[image, :, row, column] += weight[:, channel, tap // 3, tap % 3] * sample
     return output
 
 
@@ -154,7 +154,7 @@ def test_released_offsets_are_read_with_the_strides_of_the_output():
     assert torch.equal(fitted_modulation.flatten(), torch.arange(9 * 3 * 2.0))
 
 
-def test_resized_offsets_keep_their_length_in_the_picture():
+def test_resized_offsets_keep_their_length_in_the_image():
     dyconv = GLIPv2DyConv(tiny_config(dyconv_offset_mode="resized"))
     offsets, modulation = torch.full((1, 18, 6, 4), 4.0), torch.full((1, 9, 6, 4), 0.5)
     fitted_offsets, fitted_modulation = dyconv._fit(offsets, modulation, 3, 2)
@@ -177,15 +177,15 @@ def test_each_level_sees_its_neighbours_only(mode):
     assert coarsest[0] is None
 
 
-def test_pictures_of_a_batch_do_not_mix():
+def test_images_of_a_batch_do_not_mix():
     torch.manual_seed(0)
     dyconv = GLIPv2DyConv(tiny_config())
     maps = pyramid(batch=2)
     together = dyconv(maps)
-    for picture in range(2):
-        alone = dyconv(tuple(feature_map[picture : picture + 1] for feature_map in maps))
+    for image in range(2):
+        alone = dyconv(tuple(feature_map[image : image + 1] for feature_map in maps))
         for one, other in zip(alone, together, strict=True):
-            torch.testing.assert_close(one, other[picture : picture + 1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(one, other[image : image + 1], atol=1e-5, rtol=1e-5)
 
 
 def test_dynamic_relu_formula():

@@ -96,7 +96,7 @@ def test_positive_boxes_are_the_originals(golden):
 
 
 def test_targets_from_pixels_are_near_those_from_polygons(reference_dir, golden, extractor):
-    """The original draws polygons at 28 x 28; pixels of a 256 x 341 picture hold less than that of its small boxes."""
+    """The original draws polygons at 28 x 28; pixels of a 256 x 341 image hold less than that of its small boxes."""
     coco_mask = pytest.importorskip("pycocotools.mask")
     key = {"fcn": "fcn_fpn", "hourglass": "hourglass_fused"}[extractor]
     polygons = json.loads((reference_dir / "mask.json").read_text())[key]["train"]["polygons"]
@@ -123,7 +123,7 @@ def test_levels_follow_the_size():
     assert roi_levels(boxes, STRIDES[1:]).tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 3, 3]
 
 
-def test_pictures_are_pooled_apart():
+def test_images_are_pooled_apart():
     generator = torch.Generator().manual_seed(0)
     maps = tuple(torch.randn(3, 4, 64 // 2**i, 80 // 2**i, generator=generator) for i in range(5))
     boxes = [
@@ -226,7 +226,7 @@ def test_weights_are_means_over_words():
 @pytest.mark.parametrize(
     "boxes, positive_maps, message",
     [
-        ([torch.zeros(1, 4)], [torch.ones(1, 5)], "for 2 pictures"),
+        ([torch.zeros(1, 4)], [torch.ones(1, 5)], "for 2 images"),
         ([torch.zeros(1, 4)] * 2, [torch.ones(1, 5), torch.ones(2, 5)], r"positive_maps\[1\]"),
         ([torch.zeros(1, 4)] * 2, [torch.ones(1, 5), torch.zeros(1, 5)], "no word"),
         ([torch.zeros(1, 3)] * 2, [torch.ones(1, 5)] * 2, r"boxes\[0\]"),

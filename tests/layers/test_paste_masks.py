@@ -1,4 +1,4 @@
-"""Masks in pictures: pasted as torchvision and the original do, encoded as pycocotools does, bounded in memory."""
+"""Masks in images: pasted as torchvision and the original do, encoded as pycocotools does, bounded in memory."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ SIZE = (61, 87)
 BOXES = torch.tensor(
     [
         [3.2, 5.9, 40.1, 50.6],
-        [0.0, 0.0, 86.0, 60.0],  # the whole picture
+        [0.0, 0.0, 86.0, 60.0],  # the whole image
         [70.5, 40.0, 86.0, 60.0],  # its corner
         [-12.0, -7.5, 20.0, 200.0],  # leaves it
         [33.3, 21.0, 33.3, 21.0],  # one pixel
@@ -75,7 +75,7 @@ def test_run_lengths_of_full_empty_and_random_regions(height, width):
     generator = np.random.default_rng(0)
     full = np.ones((height, width), dtype=bool)
     for region in (full, ~full, *(generator.random((10, height, width)) < 0.5)):
-        # Alone it fills the picture, so that runs go on from one column to the next.
+        # Alone it fills the image, so that runs go on from one column to the next.
         for top, left, size in ((0, 0, (height, width)), (2, 3, (height + 5, width + 3)), (0, 1, (height, width + 2))):
             mask = np.zeros(size, dtype=np.uint8, order="F")
             mask[top : top + height, left : left + width] = region
@@ -99,12 +99,12 @@ def test_union_is_where_any_mask_is():
     assert not union_mask(logits[:0], BOXES[:0], SIZE).any()
 
 
-def test_pictures_without_boxes():
+def test_images_without_boxes():
     assert instance_masks(random_logits(0), BOXES[:0], SIZE).shape == (0, *SIZE)
     assert instance_masks(random_logits(0), BOXES[:0], SIZE, return_rle=True) == []
 
 
-def test_boxes_go_back_to_the_resized_picture():
+def test_boxes_go_back_to_the_resized_image():
     image_sizes = torch.tensor([[50, 100], [40, 20]])
     boxes = [torch.tensor([[10.0, 20.0, 30.0, 40.0]]), torch.zeros(0, 4)]
     scaled, sizes = boxes_for_masks(boxes, image_sizes, [(100, 400), (40, 20)])

@@ -54,14 +54,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def make_images():
     """Of different sizes, so that a padded batch would show."""
     colours = ("red", "blue", "green")
     made = []
     for index, colour in enumerate(colours):
-        picture = Image.new("RGB", (120, 80 + 20 * index), "white")
-        picture.paste(Image.new("RGB", (40, 30), colour), (10 + 20 * index, 20))
-        made.append(picture)
+        image = Image.new("RGB", (120, 80 + 20 * index), "white")
+        image.paste(Image.new("RGB", (40, 30), colour), (10 + 20 * index, 20))
+        made.append(image)
     return made
 
 
@@ -78,38 +78,38 @@ def describe(folder):
 # Answers -------------------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_those_of_the_model(ask, pictures):
+def test_answers_are_those_of_the_model(ask, images):
     assert isinstance(ask, GLIPv2VisualQuestionAnsweringPipeline)
     assert isinstance(ask.model, GLIPv2ForVisualQuestionAnswering)
-    found = ask(pictures[0], QUESTION, top_k=3)
+    found = ask(images[0], QUESTION, top_k=3)
     with torch.no_grad():
-        outputs = ask.model(**ask.processor(images=pictures[0], text=QUESTION))
+        outputs = ask.model(**ask.processor(images=images[0], text=QUESTION))
     scores, indices = outputs.answer_logits[0].sigmoid().topk(3)
     assert [entry["answer"] for entry in found] == [ANSWERS[index] for index in indices]
     assert [entry["score"] for entry in found] == pytest.approx(scores.tolist(), rel=1e-5)
-    assert len(ask(pictures[0], QUESTION)) == len(ANSWERS)
+    assert len(ask(images[0], QUESTION)) == len(ANSWERS)
 
 
-def test_every_way_to_call_gives_the_same_answers(ask, pictures, tmp_path):
-    alone = [ask(picture, QUESTION) for picture in pictures]
-    pictures[0].save(tmp_path / "one.png")
+def test_every_way_to_call_gives_the_same_answers(ask, images, tmp_path):
+    alone = [ask(image, QUESTION) for image in images]
+    images[0].save(tmp_path / "one.png")
     assert ask(str(tmp_path / "one.png"), QUESTION) == alone[0]
-    assert ask({"image": pictures[0], "question": QUESTION}) == alone[0]
-    assert ask(pictures, QUESTION) == alone
-    assert ask(pictures, [QUESTION] * 3, batch_size=2) == alone
-    assert list(ask({"image": picture, "question": QUESTION} for picture in pictures)) == alone
-    several = ask(pictures[0], [QUESTION, "a dog"])
+    assert ask({"image": images[0], "question": QUESTION}) == alone[0]
+    assert ask(images, QUESTION) == alone
+    assert ask(images, [QUESTION] * 3, batch_size=2) == alone
+    assert list(ask({"image": image, "question": QUESTION} for image in images)) == alone
+    several = ask(images[0], [QUESTION, "a dog"])
     assert several[0] == alone[0]
     assert several[1] != alone[0]
 
 
-def test_boxes_of_the_question_come_from_the_same_forward(ask, pictures):
+def test_boxes_of_the_question_come_from_the_same_forward(ask, images):
     calls = []
     handle = ask.model.register_forward_hook(lambda *_: calls.append(1))
-    found = ask(pictures[1], QUESTION, ground=True, boxes_per_phrase=2, threshold=0.0)
+    found = ask(images[1], QUESTION, ground=True, boxes_per_phrase=2, threshold=0.0)
     handle.remove()
     assert len(calls) == 1
-    assert found["answers"] == ask(pictures[1], QUESTION)
+    assert found["answers"] == ask(images[1], QUESTION)
     assert [phrase["phrase"] for phrase in found["phrases"]] == ["the red cat", "the dog"]
     for phrase in found["phrases"]:
         start, end = phrase["span"]
@@ -119,22 +119,22 @@ def test_boxes_of_the_question_come_from_the_same_forward(ask, pictures):
             assert 0 <= entry["box"]["xmin"] <= entry["box"]["xmax"] <= 120
             assert 0 <= entry["box"]["ymin"] <= entry["box"]["ymax"] <= 100
     (direct,) = answer_and_ground(
-        ask.model, ask.processor, pictures[1], QUESTION, boxes_per_phrase=2, threshold=0.0, progress=False
+        ask.model, ask.processor, images[1], QUESTION, boxes_per_phrase=2, threshold=0.0, progress=False
     )
     assert direct["answers"] == found["answers"]
     scores = [phrase["scores"].tolist() for phrase in direct["phrases"]]
     assert scores == [[entry["score"] for entry in phrase["boxes"]] for phrase in found["phrases"]]
 
 
-def test_bad_questions_are_refused(ask, folder, pictures):
-    with pytest.raises(ValueError, match="2 questions for 3 pictures"):
-        ask(pictures, ["a", "b"])
+def test_bad_questions_are_refused(ask, folder, images):
+    with pytest.raises(ValueError, match="2 questions for 3 images"):
+        ask(images, ["a", "b"])
     with pytest.raises(ValueError, match="question"):
-        ask(pictures[0])
+        ask(images[0])
     with pytest.raises(ValueError, match="top_k"):
         top_answers(torch.zeros(1, 2), {0: "a", 1: "b"}, 0)
     with pytest.raises(ValueError, match="1 entries for 3"):
-        answer_and_ground(ask.model, ask.processor, pictures, ["a cat"])
+        answer_and_ground(ask.model, ask.processor, images, ["a cat"])
     detector = GLIPv2ForObjectDetection.from_pretrained(folder)
     with pytest.raises(TypeError, match="answers no questions"):
         GLIPv2VisualQuestionAnsweringPipeline(model=detector, processor=ask.processor)
@@ -143,35 +143,35 @@ def test_bad_questions_are_refused(ask, folder, pictures):
 # Captions ------------------------------------------------------------------------------------------------------------
 
 
-def test_captions_are_those_of_the_model(describe, pictures):
+def test_captions_are_those_of_the_model(describe, images):
     assert isinstance(describe, GLIPv2ImageTextToTextPipeline)
     assert isinstance(describe.model, GLIPv2ForConditionalGeneration)
     for text in ("", "a red"):
         prefix = describe.tokenizer([text], return_tensors="pt", return_token_type_ids=False)
-        pixels = describe.processor.image_processor(pictures[0], return_tensors="pt")
+        pixels = describe.processor.image_processor(images[0], return_tensors="pt")
         tokens = describe.model.generate(**prefix, **pixels, max_new_tokens=6)
         (expected,) = describe.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        (found,) = describe(pictures[0], text=text)
+        (found,) = describe(images[0], text=text)
         assert found["input_text"] == text
         assert found["generated_text"].split() == expected.split()
-    assert describe(pictures[0]) == describe(pictures[0], text="")
+    assert describe(images[0]) == describe(images[0], text="")
 
 
-def test_several_pictures_and_beginnings(describe, pictures):
-    same = [picture.resize((120, 80)) for picture in pictures]
+def test_several_images_and_beginnings(describe, images):
+    same = [image.resize((120, 80)) for image in images]
     texts = ["a red", "the", ""]
-    alone = [describe(picture, text=text)[0] for picture, text in zip(same, texts, strict=True)]
+    alone = [describe(image, text=text)[0] for image, text in zip(same, texts, strict=True)]
     assert describe(same, text=texts) == alone
     assert [entry["generated_text"] for entry in describe(same)] == [
-        describe(picture)[0]["generated_text"] for picture in same
+        describe(image)[0]["generated_text"] for image in same
     ]
     beams = describe(same[0], text="a", generate_kwargs={"num_beams": 4, "num_return_sequences": 2})
     assert len(beams) == 2
 
 
-def test_grounded_captions_have_boxes_and_spans(describe, pictures):
+def test_grounded_captions_have_boxes_and_spans(describe, images):
     # A noun phrase, whatever words follow it; another noun lengthens it.
-    (found,) = describe(pictures[1], text="the red cat", ground=True, threshold=0.0, boxes_per_phrase=1)
+    (found,) = describe(images[1], text="the red cat", ground=True, threshold=0.0, boxes_per_phrase=1)
     assert found["generated_text"].replace(" ", "") == found["caption"].replace(" ", "")
     assert found["phrases"][0]["phrase"].startswith("the red cat")
     for phrase in found["phrases"]:
@@ -179,62 +179,62 @@ def test_grounded_captions_have_boxes_and_spans(describe, pictures):
         assert found["caption"][start:end] == phrase["phrase"]
         (entry,) = phrase["boxes"]
         assert 0 <= entry["box"]["xmin"] <= entry["box"]["xmax"] <= 120
-    with pytest.raises(ValueError, match="one a picture"):
-        describe(pictures[1], ground=True, generate_kwargs={"num_beams": 2, "num_return_sequences": 2})
+    with pytest.raises(ValueError, match="one an image"):
+        describe(images[1], ground=True, generate_kwargs={"num_beams": 2, "num_return_sequences": 2})
 
 
-def test_caption_and_ground_runs_the_backbone_once_and_finds_what_a_detector_finds(describe, folder, pictures):
+def test_caption_and_ground_runs_the_backbone_once_and_finds_what_a_detector_finds(describe, folder, images):
     model, processor = describe.model, describe.processor
     calls = []
     handle = model.model.backbone.register_forward_hook(lambda *_: calls.append(1))
     generate_kwargs = {"max_new_tokens": 6, "num_beams": 2}
     results = caption_and_ground(
-        model, processor, pictures, "the red cat", generate_kwargs, threshold=0.0, progress=False
+        model, processor, images, "the red cat", generate_kwargs, threshold=0.0, progress=False
     )
     handle.remove()
     assert len(calls) == len(results) == 3
     detector = GLIPv2ForObjectDetection.from_pretrained(folder)
-    for picture, result in zip(pictures, results, strict=True):
+    for image, result in zip(images, results, strict=True):
         assert result["caption"].startswith("the red cat")
         with torch.no_grad():
-            outputs = detector(**processor(images=picture, text=result["caption"]))
+            outputs = detector(**processor(images=image, text=result["caption"]))
         (expected,) = processor.post_process_phrase_grounding(
-            outputs, text=result["caption"], target_sizes=[(picture.height, picture.width)], top_k=1
+            outputs, text=result["caption"], target_sizes=[(image.height, image.width)], top_k=1
         )
         assert [phrase["span"] for phrase in result["phrases"]] == [phrase["span"] for phrase in expected]
         for own, other in zip(result["phrases"], expected, strict=True):
             torch.testing.assert_close(own["boxes"], other["boxes"], atol=1e-2, rtol=1e-3)
 
 
-def test_an_empty_caption_has_no_phrases(describe, pictures):
+def test_an_empty_caption_has_no_phrases(describe, images):
     tokenizer = describe.tokenizer
     stop = {"max_new_tokens": 2, "prefix_allowed_tokens_fn": lambda row, ids: [tokenizer.sep_token_id]}
     results = caption_and_ground(
-        describe.model, describe.processor, pictures[:2], ["", "a cat"], stop, batch_size=2, progress=False
+        describe.model, describe.processor, images[:2], ["", "a cat"], stop, batch_size=2, progress=False
     )
     assert [result["caption"] for result in results] == ["", "a cat"]
     assert results[0]["phrases"] == []
     assert [phrase["phrase"] for phrase in results[1]["phrases"]] == ["a cat"]
 
 
-def test_a_caption_that_reads_longer_than_it_was_written_is_grounded_in_part(describe, pictures):
+def test_a_caption_that_reads_longer_than_it_was_written_is_grounded_in_part(describe, images):
     model, processor = describe.model, describe.processor
     text = "the red cat " + "q" * 70
     part = fitting_part(text, processor)
     assert text.startswith(part)
     assert len(processor.tokenizer(part)["input_ids"]) == processor.max_tokens
     assert fitting_part("a cat", processor) == "a cat"
-    features = model.get_image_features(**processor.image_processor(pictures[0], return_tensors="pt"))
+    features = model.get_image_features(**processor.image_processor(images[0], return_tensors="pt"))
     (result,) = ground_captions(model, processor, features, [text], [(80, 120)], {"top_k": 1})
     assert result["caption"] == text
     start, end = result["phrases"][0]["span"]
     assert text[start:end].startswith("the red cat")
 
 
-def test_bad_captions_are_refused(describe, pictures):
-    with pytest.raises(ValueError, match="2 texts for 3 pictures"):
-        describe(pictures, text=["a", "b"])
+def test_bad_captions_are_refused(describe, images):
+    with pytest.raises(ValueError, match="2 texts for 3 images"):
+        describe(images, text=["a", "b"])
     with pytest.raises(ValueError, match="no chats"):
         describe(text="a cat")
     with pytest.raises(ValueError, match="2 entries for 3"):
-        caption_and_ground(describe.model, describe.processor, pictures, ["a", "b"])
+        caption_and_ground(describe.model, describe.processor, images, ["a", "b"])

@@ -1,4 +1,4 @@
-"""From pictures and words to masks: the processor's post-processing, `segment_labels` and the pipeline."""
+"""From images and words to masks: the processor's post-processing, `segment_labels` and the pipeline."""
 
 import numpy as np
 import pytest
@@ -41,14 +41,14 @@ def processor() -> GLIPv2Processor:
     return GLIPv2Processor(GLIPv2ImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}), tiny_tokenizer())
 
 
-def picture(width: int = 150, height: int = 100, seed: int = 0) -> Image.Image:
+def make_image(width: int = 150, height: int = 100, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 @pytest.fixture(scope="module")
 def outputs(model, processor) -> GLIPv2InstanceSegmentationOutput:
-    inputs = processor(images=[picture(), picture(90, 120, 1)], text=[LABELS, LABELS[:2]])
+    inputs = processor(images=[make_image(), make_image(90, 120, 1)], text=[LABELS, LABELS[:2]])
     with torch.no_grad():
         return model(**inputs)
 
@@ -67,7 +67,7 @@ def test_boxes_get_masks_of_their_labels(model, processor, outputs):
         assert result["text_labels"] == found["text_labels"]
         assert result["masks"].shape == (len(found["scores"]), *size)
         assert result["masks"].dtype == torch.bool
-        # One mask, by hand: in the box as the resized picture has it, of the label's own words.
+        # One mask, by hand: in the box as the resized image has it, of the label's own words.
         resized = outputs.image_sizes[index]
         scale = torch.tensor([resized[1] / size[1], resized[0] / size[0]]).repeat(2)
         words = processor.tokenizer(". ".join(options["text_labels"][index]), return_offsets_mapping=True)
@@ -114,7 +114,7 @@ def test_copies_of_outputs_need_the_model(model, processor, outputs):
 @torch.no_grad()
 def test_a_detectors_outputs_are_refused(model, processor):
     detector = GLIPv2ForObjectDetection(model.config).eval()
-    outputs = detector(**processor(images=picture(), text=LABELS))
+    outputs = detector(**processor(images=make_image(), text=LABELS))
     with pytest.raises(TypeError, match="GLIPv2ForInstanceSegmentation"):
         processor.post_process_instance_segmentation(outputs, LABELS)
 
@@ -122,7 +122,7 @@ def test_a_detectors_outputs_are_refused(model, processor):
 @pytest.fixture(scope="module")
 def referring(model, processor) -> GLIPv2InstanceSegmentationOutput:
     with torch.no_grad():
-        return model(**processor(images=picture(), text="the red dog left of the man"))
+        return model(**processor(images=make_image(), text="the red dog left of the man"))
 
 
 def test_a_phrase_gets_the_union_of_its_masks(processor, referring):
@@ -165,7 +165,7 @@ def test_phrases_without_a_referent(processor, referring):
 
 def test_segmenting_any_number_of_labels(model, processor):
     """Prompts of one label each give what one prompt of that label gives, and boxes are those of `detect_labels`."""
-    images = [picture(), picture(90, 120, 1)]
+    images = [make_image(), make_image(90, 120, 1)]
     options = {"threshold": 0.2, "max_detections": 8, "labels_per_prompt": 1}
     results = list(segment_labels(model, processor, iter(images), LABELS, **options, return_rle=False))
     expected = detect_labels(model, processor, images, LABELS, **options)
@@ -195,9 +195,9 @@ def test_pipeline(model, processor, folder):
     register_pipelines()
     segmenter = pipeline(TASK, model=folder, device="cpu")
     assert isinstance(segmenter, GLIPv2ZeroShotInstanceSegmentationPipeline)
-    results = segmenter(picture(), candidate_labels=LABELS, threshold=0.2, max_detections=5)
+    results = segmenter(make_image(), candidate_labels=LABELS, threshold=0.2, max_detections=5)
     (expected,) = segment_labels(
-        model, processor, picture(), LABELS, threshold=0.2, max_detections=5, return_rle=False
+        model, processor, make_image(), LABELS, threshold=0.2, max_detections=5, return_rle=False
     )
     assert [result["label"] for result in results] == expected["text_labels"]
     for result, score, mask in zip(results, expected["scores"], expected["masks"], strict=True):
@@ -205,17 +205,17 @@ def test_pipeline(model, processor, folder):
         assert result["score"] == pytest.approx(float(score), abs=1e-5)
         assert (result["mask"].mode, result["mask"].size) == ("L", (150, 100))
         assert np.array_equal(np.asarray(result["mask"]), mask.numpy() * np.uint8(255))
-    (best,) = segmenter(picture(), candidate_labels=LABELS, threshold=0.2, top_k=1, return_rle=True)
+    (best,) = segmenter(make_image(), candidate_labels=LABELS, threshold=0.2, top_k=1, return_rle=True)
     assert best["mask"]["size"] == [100, 150]
 
 
-def test_pipeline_on_several_pictures_in_batches(folder):
+def test_pipeline_on_several_images_in_batches(folder):
     AutoModelForInstanceSegmentation.register(GLIPv2Config, GLIPv2ForInstanceSegmentation, exist_ok=True)
     register_pipelines()
     segmenter = pipeline(TASK, model=folder, device="cpu")
     images = [
-        {"image": picture(), "candidate_labels": LABELS},
-        {"image": picture(90, 120, 1), "candidate_labels": "dog"},
+        {"image": make_image(), "candidate_labels": LABELS},
+        {"image": make_image(90, 120, 1), "candidate_labels": "dog"},
     ]
     options = {"threshold": 0.2, "max_detections": 3, "return_rle": True}
     together = segmenter(images, batch_size=2, **options)

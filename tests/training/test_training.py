@@ -407,16 +407,16 @@ class Oracle:
     """A detector that sees the annotations."""
 
     def __init__(self, truth: list[list[tuple[int, list[float]]]]):
-        self.truth, self.pictures, self.prompts = truth, 0, []
+        self.truth, self.images, self.prompts = truth, 0, []
 
     def __call__(self, model, processor, prompts):
         self.prompts = prompts
         return self._detect
 
-    def _detect(self, pictures, size, target_sizes):
-        assert (pictures[0].size, target_sizes) == ((96, 64), [(64, 96)])
-        found = self.truth[self.pictures]
-        self.pictures += 1
+    def _detect(self, images, size, target_sizes):
+        assert (images[0].size, target_sizes) == ((96, 64), [(64, 96)])
+        found = self.truth[self.images]
+        self.images += 1
         boxes = torch.tensor([box for _, box in found], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2] - 1
         labels = torch.tensor([label for label, _ in found], dtype=torch.long)
@@ -441,7 +441,7 @@ def test_perfect_detections_score_a_hundred(tmp_path, monkeypatch):
         oracle = Oracle(found)
         monkeypatch.setattr(evaluation_module, "Detector", oracle)
         scores = evaluator(nn.Linear(1, 1))
-        assert oracle.pictures == 6
+        assert oracle.images == 6
         if expected:
             assert scores["AP"] == scores["AP50"] == scores["AR@100"] == pytest.approx(100)
             assert scores["APs"] == -1
@@ -449,6 +449,6 @@ def test_perfect_detections_score_a_hundred(tmp_path, monkeypatch):
             assert scores["AP"] < 50
 
 
-def test_every_process_gets_as_many_pictures():
+def test_every_process_gets_as_many_images():
     assert evaluation_module.share(5, 0, 1) == [0, 1, 2, 3, 4]
     assert [evaluation_module.share(5, index, 2) for index in range(2)] == [[0, 1, 2], [3, 4, 0]]

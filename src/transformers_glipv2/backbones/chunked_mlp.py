@@ -1,4 +1,4 @@
-"""Swin's multilayer perceptrons in chunks, which halves what a picture needs beyond the weights."""
+"""Swin's multilayer perceptrons in chunks, which halves what an image needs beyond the weights."""
 
 import torch
 from torch import nn

@@ -41,7 +41,7 @@ class GLIPv2CoSwinConfig(SwinConfig):
 
 class GLIPv2CoSwinStem(nn.Module):
     """
-    Picture to the first map: overlapping convolution, then norm.
+    Image to the first map: overlapping convolution, then norm.
 
     Args:
         config: sizes and options.
@@ -130,7 +130,7 @@ class GLIPv2CoSwinBackbone(BackboneMixin, SwinPreTrainedModel):
                 SwinStage(
                     config,
                     dim,
-                    # Sizes come with each picture; the stages are told to go by those.
+                    # Sizes come with each image; the stages are told to go by those.
                     input_resolution=(0, 0),
                     depth=config.depths[stage],
                     num_heads=config.num_heads[stage],
@@ -172,7 +172,7 @@ class GLIPv2CoSwinBackbone(BackboneMixin, SwinPreTrainedModel):
 
         Returns:
             `feature_maps`, `(batch, channels, map height, map width)` each, as the config asks for. Take their sides
-            from them: they are not always those of the picture divided by 4, 8, 16 and 32.
+            from them: they are not always those of the image divided by 4, 8, 16 and 32.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBa
 from transformers_glipv2.configuration_glipv2 import GLIPv2Config
 from transformers_glipv2.conversion.glip_original_config import (
     GLIPConfig,
-    PictureSettings,
+    ImageSettings,
     read_mapping,
     translate_config,
 )
@@ -413,20 +413,20 @@ def load_tokenizer(folder: str | Path | None, vocab_size: int) -> PreTrainedToke
     return tokenizer
 
 
-def make_processor(pictures: PictureSettings, tokenizer: PreTrainedTokenizerBase):
-    """The processor that prepares pictures as the original did."""
+def make_processor(images: ImageSettings, tokenizer: PreTrainedTokenizerBase):
+    """The processor that prepares images as the original did."""
     from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor
     from transformers_glipv2.processing_glipv2 import GLIPv2Processor
 
     # Ours are in the order of the network's channels.
-    mean, std = (list(values[::-1] if pictures.is_bgr else values) for values in (pictures.mean, pictures.std))
+    mean, std = (list(values[::-1] if images.is_bgr else values) for values in (images.mean, images.std))
     image_processor = GLIPv2ImageProcessor(
-        size={"shortest_edge": pictures.shortest_edge, "longest_edge": pictures.longest_edge},
-        do_bgr=pictures.is_bgr,
+        size={"shortest_edge": images.shortest_edge, "longest_edge": images.longest_edge},
+        do_bgr=images.is_bgr,
         rescale_factor=1.0,
         image_mean=mean,
         image_std=std,
-        size_divisor=pictures.pad_divisor,
+        size_divisor=images.pad_divisor,
     )
     return GLIPv2Processor(image_processor, tokenizer)
 
@@ -481,7 +481,7 @@ def convert_checkpoint(
     translation = translate(original)
     _refuse_unknown(translation, len(original))
     model = check_fit(translation.state, config)
-    processor = make_processor(glip_config.pictures, load_tokenizer(tokenizer, config.text_config.vocab_size))
+    processor = make_processor(glip_config.images, load_tokenizer(tokenizer, config.text_config.vocab_size))
     # The weights go through the model's own saving, which writes the names that every release of transformers reads.
     model.save_pretrained(output, state_dict=translation.state)
     processor.save_pretrained(output)

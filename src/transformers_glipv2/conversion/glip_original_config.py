@@ -47,7 +47,7 @@ _SWITCHES: dict[str, tuple[tuple[Any, ...], str]] = {
     "MODEL.DYHEAD.FUSE_CONFIG.USE_CONTRASTIVE_ALIGN_LOSS": ((False,), "scores are dot products with words"),
     "MODEL.ROI_MASK_HEAD.HG_SCALE": ((1,), "hourglasses have one scale"),
     "MODEL.ROI_MASK_HEAD.DILATION": ((1,), "the mask head's convolutions are not dilated"),
-    "INPUT.FIX_RES": ((False,), "pictures keep their aspect ratio"),
+    "INPUT.FIX_RES": ((False,), "images keep their aspect ratio"),
 }
 
 # The original's own defaults, for what a config leaves out.
@@ -115,15 +115,15 @@ _SIZES: dict[str, str] = {
 
 
 @dataclass
-class PictureSettings:
+class ImageSettings:
     """
-    How the original prepares pictures.
+    How the original prepares images.
 
     Args:
         shortest_edge, longest_edge: pixels.
         mean, std: three numbers each, in the order red, green, blue and on the scale 0 to 255.
         is_bgr: whether the network reads blue, green, red.
-        pad_divisor: padded sizes are multiples of this; 1 pads to the largest picture only.
+        pad_divisor: padded sizes are multiples of this; 1 pads to the largest image only.
     """
 
     shortest_edge: int = 800
@@ -143,14 +143,14 @@ class GLIPConfig:
         fields: arguments of `GLIPv2Config`.
         backbone_fields: arguments of its `backbone_config`.
         sizes: their option -> (our name, value) for sizes that must agree with the weights.
-        pictures: how pictures are prepared.
+        images: how images are prepared.
         notes: what a reader of the conversion should know.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     backbone_fields: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, tuple[str, Any]] = field(default_factory=dict)
-    pictures: PictureSettings = field(default_factory=PictureSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
     notes: list[str] = field(default_factory=list)
 
 
@@ -233,7 +233,7 @@ def _refusals(given: dict[str, Any]) -> list[str]:
 
 
 def _notes(given: dict[str, Any]) -> list[str]:
-    """Options whose other position changes numbers only beyond what float32 pictures reach, or not at all."""
+    """Options whose other position changes numbers only beyond what float32 images reach, or not at all."""
     fuse = "MODEL.DYHEAD.FUSE_CONFIG."
     notes = []
     unclamped = [name for name, value in given.items() if name.startswith(fuse + "CLAMP_") and not value]
@@ -246,7 +246,7 @@ def _notes(given: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _pictures(value: dict[str, Any]) -> PictureSettings:
+def _images(value: dict[str, Any]) -> ImageSettings:
     """
     Raises:
         ValueError: when mean or std are not three numbers.
@@ -263,7 +263,7 @@ def _pictures(value: dict[str, Any]) -> PictureSettings:
             raise ValueError(f"INPUT.{name} must be three numbers, not {triple!r}.")
         triple = triple[::-1] if is_bgr else triple
         numbers[name] = tuple(float(number) * (1 if is_255 else 255) for number in triple)
-    return PictureSettings(
+    return ImageSettings(
         shortest_edge=int(value["INPUT.MIN_SIZE_TEST"]),
         longest_edge=int(value["INPUT.MAX_SIZE_TEST"]),
         mean=numbers["PIXEL_MEAN"],
@@ -302,6 +302,6 @@ def translate_config(tree: dict[str, Any]) -> GLIPConfig:
         fields=fields,
         backbone_fields={"drop_path_rate": value["MODEL.SWINT.DROP_PATH_RATE"]},
         sizes={theirs: (ours, given[theirs]) for theirs, ours in _SIZES.items() if theirs in given},
-        pictures=_pictures(value),
+        images=_images(value),
         notes=_notes(given),
     )

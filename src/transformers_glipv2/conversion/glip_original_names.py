@@ -117,7 +117,7 @@ _MASK_NAMES: list[tuple[str, Replacement]] = [
 # Tensors that are left out, and why.
 _EXTRAS: list[tuple[str, str]] = [
     (r"backbone\.body\.layers\.\d+\.blocks\.\d+\.attn\.relative_position_index", "follows from the window size"),
-    (r"backbone\.body\.layers\.\d+\.blocks\.\d+\.attn_mask", "follows from the picture's size"),
+    (r"backbone\.body\.layers\.\d+\.blocks\.\d+\.attn_mask", "follows from the image's size"),
     (r"rpn\.anchor_generator\.cell_anchors\.\d+", "follows from the anchors' sizes and strides"),
     (r"language_backbone\.body\.model\.embeddings\.(position|token_type)_ids", "a range of numbers"),
     (r"language_backbone\.body\.model\.pooler\.dense\.(weight|bias)", "GLIP does not use BERT's pooler"),

@@ -11,7 +11,7 @@ Data sets in one schema, sampling, augmentation, mixtures and the collator. Need
 | PhraseCut | `load_phrasecut` |
 | COCO captions, Karpathy's splits | `load_coco_captions`, `load_karpathy_captions` |
 | VQA v2 | `load_vqa` |
-| Hub, parquet and picture folders | `load_hub`, `from_hf_dataset` |
+| Hub, parquet and image folders | `load_hub`, `from_hf_dataset` |
 
 The row is described in `data/schema.py`, memory and streaming in `data/dataset.py`.
 """
@@ -32,7 +32,7 @@ _MODULES = {
     "captions": ("load_coco_captions", "load_karpathy_captions"),
     "formats.coco": ("load_coco",),
     "collate": ("GroundingCollator",),
-    "dataset": ("PictureDataset", "PictureStream"),
+    "dataset": ("ImageDataset", "ImageStream"),
     "flickr30k": ("load_flickr30k",),
     "hub": ("from_hf_dataset", "load_hub"),
     "hub_export": ("to_hf_dataset",),

@@ -44,7 +44,7 @@ class Compose:
 
 class HorizontalFlip:
     """
-    Mirrors picture, boxes and masks, and swaps "left" and "right" in every text of the row.
+    Mirrors image, boxes and masks, and swaps "left" and "right" in every text of the row.
 
     Args:
         probability (`float`, *optional*, defaults to 0.5).
@@ -87,19 +87,19 @@ class PhotometricDistortion:
 
 class CopyPaste:
     """
-    Cuts objects out of another detection picture and pastes them into this one.
+    Cuts objects out of another detection image and pastes them into this one.
 
     Only detection rows are changed: a sentence does not speak of what is pasted. Only objects with a mask, and only of
-    classes that the row's labels hold, are pasted: of others nobody said where they are in this picture. What the
+    classes that the row's labels hold, are pasted: of others nobody said where they are in this image. What the
     pasted objects hide is taken off the masks and, where there is one, off the box; objects of which less than
     `min_visible` is left are dropped.
 
     Args:
         source: a map-style data set of detection rows with `segmentation`.
         probability (`float`, *optional*, defaults to 0.5).
-        max_objects (`int`, *optional*, defaults to 3): pasted into one picture.
+        max_objects (`int`, *optional*, defaults to 3): pasted into one image.
         scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.5)`): range of the objects' enlargement, after
-            the pictures' shorter sides were brought to the same.
+            the images' shorter sides were brought to the same.
         min_visible (`float`, *optional*, defaults to 0.3): share of an object's area that must stay visible.
     """
 
@@ -139,7 +139,7 @@ class CopyPaste:
     def _paste(
         self, row: Row, name: str, cutout: Image.Image, alpha: Image.Image, size: tuple[int, int], rng: random.Random
     ) -> Row:
-        """The row with one cut-out (picture and mask of the same size) somewhere inside it."""
+        """The row with one cut-out (image and mask of the same size) somewhere inside it."""
         width, height = row["image"].size
         factor = rng.uniform(*self.scale) * min(width, height) / min(size)
         factor = min(factor, width / cutout.width, height / cutout.height)
@@ -175,7 +175,7 @@ def flip_row(row: Mapping[str, Any]) -> Row:
         row (`Mapping`): of any kind.
 
     Returns:
-        `dict`: picture, boxes, masks, and all texts with their sides swapped; spans follow their words.
+        `dict`: image, boxes, masks, and all texts with their sides swapped; spans follow their words.
     """
     width, height = row["image"].size
     flipped = {**row, "image": ImageOps.mirror(row["image"])}
@@ -233,7 +233,7 @@ class SpanMap:
 
 def hide(objects: Mapping[str, Sequence[Any]], mask: np.ndarray, min_visible: float) -> dict[str, list[Any]]:
     """
-    What is left of a picture's objects when something lies over them.
+    What is left of an image's objects when something lies over them.
 
     Args:
         objects (`Mapping[str, Sequence]`): columns of the schema.
@@ -273,7 +273,7 @@ def mask_box(mask: np.ndarray) -> list[float]:
 
 
 def _cut_out(row: Mapping[str, Any], index: int) -> tuple[Image.Image, Image.Image] | None:
-    """Picture and mask (mode L) of one object, cropped to it."""
+    """Image and mask (mode L) of one object, cropped to it."""
     width, height = row["image"].size
     mask = decode_mask(row["objects"]["segmentation"][index], height, width)
     if mask is None or not mask.any():

@@ -159,7 +159,7 @@ class GroundingCollator:
             return
         if not self.cut_off:
             logger.warning(
-                f"picture {row['image_id']!r}: {len(lost)} boxes left out, their words lie beyond the "
+                f"image {row['image_id']!r}: {len(lost)} boxes left out, their words lie beyond the "
                 f"{self.max_text_length} tokens of a text. Further ones are counted in `cut_off`."
             )
         self.cut_off += len(lost)
@@ -219,8 +219,8 @@ def prompt_labels(
     text: GroundedText, offsets: Sequence[Sequence[int]], attention_mask: torch.Tensor
 ) -> dict[str, list[str] | torch.Tensor]:
     """
-    Every class that a sentence lists and its tokens, whether the picture has it or not: L_inter tells by them which
-    words of other pictures a region matches.
+    Every class that a sentence lists and its tokens, whether the image has it or not: L_inter tells by them which
+    words of other images a region matches.
 
     Args:
         text (`GroundedText`): a sentence.

@@ -1,7 +1,7 @@
 """
-Rows of the schema whose pictures are opened when they are asked for.
+Rows of the schema whose images are opened when they are asked for.
 
-No loader holds pictures in memory, only their annotations, packed: about 200 bytes a row, 60 a box, and polygons. The
+No loader holds images in memory, only their annotations, packed: about 200 bytes a row, 60 a box, and polygons. The
 formats that are one json file (COCO, LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since
 Python parses it whole, and 15 seconds a million boxes. Line-wise files, folders and the Hub can be streamed
 (`streaming=True`) in constant memory; a large json file can be made into such a data set once, by
@@ -22,18 +22,18 @@ from tqdm.auto import tqdm
 from transformers_glipv2.data.schema import BoxReport
 
 
-class PictureDataset(Dataset):
+class ImageDataset(Dataset):
     """
     A map-style data set over records: rows of the schema with an `image_path` in the place of the `image`.
 
     Args:
         records (`Sequence[Mapping]`): rows without `image`; `width` and `height`, where present, are checked against
-            the picture.
+            the image.
         class_names (`list[str]`, *optional*): detection: every class of the data set; rows that have no `labels` of
             their own get it.
-        report (`BoxReport`, *optional*): where unreadable pictures are counted; skipped by default.
+        report (`BoxReport`, *optional*): where unreadable images are counted; skipped by default.
 
-    An unreadable picture under the policy "skip" is replaced by the next readable row, counted and told once; under
+    An unreadable image under the policy "skip" is replaced by the next readable row, counted and told once; under
     "refuse" it raises. Rows carry their own `image_id`, so nothing is mistaken for something else.
     """
 
@@ -58,7 +58,7 @@ class PictureDataset(Dataset):
             row = self._read((index + step) % length)
             if row is not None:
                 return row
-        raise ValueError(f"none of the {length} pictures can be read; the first failure: {self.report.summary()}")
+        raise ValueError(f"none of the {length} images can be read; the first failure: {self.report.summary()}")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Rows in order, each readable one once."""
@@ -67,12 +67,12 @@ class PictureDataset(Dataset):
             if row is not None:
                 yield row
 
-    def select(self, indices: Sequence[int]) -> "PictureDataset":
+    def select(self, indices: Sequence[int]) -> "ImageDataset":
         """The rows at these indices, in this order; an index may come several times."""
-        return PictureDataset(_Selection(self.records, indices), self.class_names, self.report)
+        return ImageDataset(_Selection(self.records, indices), self.class_names, self.report)
 
-    def filter(self, keep: Callable[[Mapping[str, Any]], bool]) -> "PictureDataset":
-        """The rows whose record (no picture is opened) passes."""
+    def filter(self, keep: Callable[[Mapping[str, Any]], bool]) -> "ImageDataset":
+        """The rows whose record (no image is opened) passes."""
         return self.select([index for index, record in enumerate(self.records) if keep(record)])
 
     def to_hf(self) -> "datasets.Dataset":  # noqa: F821
@@ -81,26 +81,26 @@ class PictureDataset(Dataset):
 
         return to_hf_dataset(self)
 
-    def stream(self) -> "PictureStream":
+    def stream(self) -> "ImageStream":
         """The same rows as an iterable that data loader workers share."""
-        return PictureStream(_Repeat(self.records), self.class_names, self.report)
+        return ImageStream(_Repeat(self.records), self.class_names, self.report)
 
     def _read(self, index: int) -> dict[str, Any] | None:
         return read_row(self.records[index], self.class_names, self.report)
 
 
-class PictureStream(IterableDataset):
+class ImageStream(IterableDataset):
     """
     Rows in the order of their source, read while they are asked for.
 
     Args:
-        read_records (`Callable[[BoxReport], Iterable[Mapping]]`): starts a pass over the records of `PictureDataset`,
+        read_records (`Callable[[BoxReport], Iterable[Mapping]]`): starts a pass over the records of `ImageDataset`,
             and counts problems in the report it is given.
-        class_names (`list[str]`, *optional*), report (`BoxReport`, *optional*): as in `PictureDataset`. The report's
+        class_names (`list[str]`, *optional*), report (`BoxReport`, *optional*): as in `ImageDataset`. The report's
             counts are those of the pass that was started last.
 
-    Unreadable pictures are left out, counted and told once. Data loader workers share the rows between them: each
-    reads every annotation, but opens its own pictures only. Streams of the Hub are shared by `datasets` instead, file
+    Unreadable images are left out, counted and told once. Data loader workers share the rows between them: each
+    reads every annotation, but opens its own images only. Streams of the Hub are shared by `datasets` instead, file
     by file.
     """
 
@@ -195,27 +195,27 @@ def make_dataset(
     report: BoxReport,
     class_names: list[str] | None = None,
     streaming: bool = False,
-) -> "PictureDataset | PictureStream":
+) -> "ImageDataset | ImageStream":
     """What every loader returns: all records packed, or a stream of them; problems are told once all were read."""
     if streaming:
-        return PictureStream(read_records, class_names, report)
+        return ImageStream(read_records, class_names, report)
     records = PackedRecords(read_records(report))
     report.warn_once()
-    return PictureDataset(records, class_names, report)
+    return ImageDataset(records, class_names, report)
 
 
 def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: BoxReport) -> dict[str, Any] | None:
     """
-    The row of a record, its picture opened.
+    The row of a record, its image opened.
 
     Args:
-        record (`Mapping`): a row with `image_path` in the place of `image`: a file's path, its `bytes`, a PIL picture,
+        record (`Mapping`): a row with `image_path` in the place of `image`: a file's path, its `bytes`, a PIL image,
             or a function that gives one of these.
         class_names (`list[str]`, *optional*): the `labels` of a detection row that has none.
-        report (`BoxReport`): counts unreadable pictures and those of another size than the record's, and decides.
+        report (`BoxReport`): counts unreadable images and those of another size than the record's, and decides.
 
     Returns:
-        `dict | None`: `None` where the picture is left out.
+        `dict | None`: `None` where the image is left out.
     """
     row = dict(record)
     source = row.pop("image_path")
@@ -224,13 +224,13 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
         row.setdefault("labels", class_names)
     size = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
     try:
-        image = open_picture(source() if callable(source) else source, size)
+        image = open_image(source() if callable(source) else source, size)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        report.add("unreadable_picture", f"picture {row['image_id']!r} at {name}: {error}")
+        report.add("unreadable_image", f"image {row['image_id']!r} at {name}: {error}")
         report.warn_once()
         return None
     if size is not None and image.size != size:
-        where = f"picture {row['image_id']!r} at {name} is {image.size}, its annotations say {size}"
+        where = f"image {row['image_id']!r} at {name} is {image.size}, its annotations say {size}"
         action = report.add("wrong_size", where)
         report.warn_once()
         if action == "skip":
@@ -238,14 +238,14 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
     return {"image": image, **row}
 
 
-def open_picture(path: str | Path | bytes | Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(path: str | Path | bytes | Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
     """
-    A picture as RGB.
+    An image as RGB.
 
     Args:
-        path (`str`, `Path`, `bytes` or `PIL.Image.Image`): the file, what is in it, or a picture opened already.
+        path (`str`, `Path`, `bytes` or `PIL.Image.Image`): the file, what is in it, or an image opened already.
         size (`tuple[int, int]`, *optional*): width and height that the annotations were made for. Where only the
-            EXIF rotation makes the picture fit it, the rotation is applied; else pixels are left as stored.
+            EXIF rotation makes the image fit it, the rotation is applied; else pixels are left as stored.
     """
     if isinstance(path, Image.Image):
         return path.convert("RGB")
@@ -273,7 +273,7 @@ class _Selection(Sequence):
 
 
 class _Repeat:
-    """Records that are there already, as what `PictureStream` calls; a class, so that it can be pickled."""
+    """Records that are there already, as what `ImageStream` calls; a class, so that it can be pickled."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]):
         self.records = records
@@ -282,5 +282,5 @@ class _Repeat:
         return self.records
 
 
-def _iterate(stream: PictureStream) -> Iterator[dict[str, Any]]:
+def _iterate(stream: ImageStream) -> Iterator[dict[str, Any]]:
     yield from stream

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torchvision.ops import box_iou
 
-from transformers_glipv2.data.dataset import PictureDataset, PictureStream, make_dataset
+from transformers_glipv2.data.dataset import ImageDataset, ImageStream, make_dataset
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 # A phrase opens with a word of its own: "[/EN#283585/people" or, of several types, "[/EN#283585/people/other".
@@ -31,7 +31,7 @@ class FlickrPhrase:
         text (`str`): its words.
         span (`tuple[int, int]`): its characters [start, end) in the sentence.
         first_word (`int`): its first word's place in the sentence.
-        chain_id (`str`): phrases of a picture with the same id mean the same; "0" means nothing visible.
+        chain_id (`str`): phrases of an image with the same id mean the same; "0" means nothing visible.
         types (`tuple[str, ...]`): "people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "scene",
             "other", "notvisual".
     """
@@ -54,10 +54,10 @@ class FlickrSentence:
 @dataclass(frozen=True)
 class FlickrAnnotation:
     """
-    The boxes of a picture.
+    The boxes of an image.
 
     Attributes:
-        width, height (`int`): of the picture, in pixels.
+        width, height (`int`): of the image, in pixels.
         boxes (`dict[str, list[list[int]]]`): x1, y1, x2, y2 in pixels as the file has them, by chain id.
         scene, no_box (`list[str]`): ids of chains that mean the whole scene, and of those that were given no box.
     """
@@ -158,14 +158,14 @@ def load_flickr30k(
     same_box_iou: float = 0.95,
     keep_empty: bool = True,
     streaming: bool = False,
-) -> PictureDataset | PictureStream:
+) -> ImageDataset | ImageStream:
     """
     Grounding rows of Flickr30k Entities, one a sentence.
 
     Args:
         folder (`str` or `Path`): holds `Annotations/`, `Sentences/` and `train.txt`, `val.txt`, `test.txt`.
         image_folder (`str` or `Path`): holds `ID.jpg`.
-        split (`str`, *optional*, defaults to `"train"`): the name of a list of picture ids in the folder.
+        split (`str`, *optional*, defaults to `"train"`): the name of a list of image ids in the folder.
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
         merge_boxes (`bool`, *optional*, defaults to `False`): give a chain of several boxes the one around them all
             (the MERGED-BOXES protocol); else each is an object (ANY-BOX).
@@ -175,7 +175,7 @@ def load_flickr30k(
         streaming (`bool`, *optional*, defaults to `False`): read files while rows are asked for.
 
     Returns:
-        `PictureDataset` or `PictureStream`: rows with `sentence_id` (the sentence's place in its file) and objects of
+        `ImageDataset` or `ImageStream`: rows with `sentence_id` (the sentence's place in its file) and objects of
         bbox, phrase (the first of the box's) and tokens_positive.
 
     Raises:
@@ -185,7 +185,7 @@ def load_flickr30k(
     folder, image_folder = Path(folder), Path(image_folder)
     if not (folder / f"{split}.txt").is_file():
         lists = ", ".join(sorted(path.stem for path in folder.glob("*.txt")))
-        raise FileNotFoundError(f"no list of pictures at {folder / f'{split}.txt'}; lists found: {lists or 'none'}.")
+        raise FileNotFoundError(f"no list of images at {folder / f'{split}.txt'}; lists found: {lists or 'none'}.")
     read = partial(_records, folder, image_folder, split, merge_boxes, same_box_iou, keep_empty)
     return make_dataset(read, BoxReport(policy, f"Flickr30k Entities {split}"), streaming=streaming)
 
@@ -236,19 +236,19 @@ def _records(
     keep_empty: bool,
     report: BoxReport,
 ) -> Iterator[dict[str, Any]]:
-    for picture in (folder / f"{split}.txt").read_text().split():
+    for image in (folder / f"{split}.txt").read_text().split():
         try:
-            annotation = read_annotation(folder / "Annotations" / f"{picture}.xml")
-            sentences = read_sentences(folder / "Sentences" / f"{picture}.txt")
+            annotation = read_annotation(folder / "Annotations" / f"{image}.xml")
+            sentences = read_sentences(folder / "Sentences" / f"{image}.txt")
         except (OSError, ValueError) as error:
-            report.add("bad_entry", f"picture {picture}: {error}")
+            report.add("bad_entry", f"image {image}: {error}")
             continue
         boxes = annotation.boxes
         if merge_boxes:
             boxes = {chain_id: [enclosing_box(several)] for chain_id, several in boxes.items()}
         size = (annotation.width, annotation.height)
         for number, sentence in enumerate(sentences):
-            where = f"picture {picture}, sentence {number}"
+            where = f"image {image}, sentence {number}"
             if not sentence.text.strip():
                 report.add("empty_text", where)
                 continue
@@ -257,8 +257,8 @@ def _records(
             if keep_empty or objects["bbox"]:
                 yield {
                     "kind": "grounding",
-                    "image_id": int(picture) if picture.isdecimal() else picture,
-                    "image_path": str(image_folder / f"{picture}.jpg"),
+                    "image_id": int(image) if image.isdecimal() else image,
+                    "image_path": str(image_folder / f"{image}.jpg"),
                     "width": size[0],
                     "height": size[1],
                     "text": sentence.text,

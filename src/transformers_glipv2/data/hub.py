@@ -1,7 +1,7 @@
 """
-Data sets of the Hugging Face Hub, and local parquet and picture folders, as rows of the schema.
+Data sets of the Hugging Face Hub, and local parquet and image folders, as rows of the schema.
 
-Read are the usual detection schema (a picture, and `objects` of bbox and category, as `cppe-5` has it; also a list of
+Read are the usual detection schema (an image, and `objects` of bbox and category, as `cppe-5` has it; also a list of
 objects in the place of columns), and what `to_hf_dataset` writes (any kind of row, told by its column `kind`).
 """
 
@@ -13,13 +13,13 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from transformers_glipv2.data.dataset import PackedRecords, PictureDataset, PictureStream
+from transformers_glipv2.data.dataset import ImageDataset, ImageStream, PackedRecords
 from transformers_glipv2.data.hub_export import import_datasets
 from transformers_glipv2.data.schema import KINDS, BoxReport, category_name, checked_objects, xyxy_to_xywh
 
 # Names that columns go by; the first that is there counts.
 _NAMES = {
-    "image": ("image", "img", "picture"),
+    "image": ("image", "img", "image"),
     "image_id": ("image_id", "img_id", "id"),
     "width": ("width",),
     "height": ("height",),
@@ -41,16 +41,16 @@ def load_hub(
     policy: str | Mapping[str, str] = "skip",
     streaming: bool = False,
     **load_arguments: Any,
-) -> PictureDataset | PictureStream:
+) -> ImageDataset | ImageStream:
     """
     Rows of a data set of the Hub or a local folder.
 
     Args:
-        path (`str`): as for `datasets.load_dataset`: a Hub id, a folder of parquet files or of pictures with
+        path (`str`): as for `datasets.load_dataset`: a Hub id, a folder of parquet files or of images with
             `metadata.jsonl`, or "parquet" or "imagefolder" with `data_files` or `data_dir`.
         split (`str`, *optional*, defaults to `"train"`).
         box_format (`str`, *optional*, defaults to `"xywh"`): of bbox, in pixels: "xywh" or, as some data sets have it,
-            "xyxy". Many boxes reported as leaving their pictures are a sign of the other one.
+            "xyxy". Many boxes reported as leaving their images are a sign of the other one.
         columns (`Mapping[str, str]`, *optional*): the data set's name of a column by ours: image, image_id, width,
             height, objects, bbox, category. Usual names are found without it.
         class_names (`Sequence[str]`, *optional*): where the data set has no `ClassLabel`: the names that integer
@@ -60,7 +60,7 @@ def load_hub(
         load_arguments: go to `datasets.load_dataset`, for example `name`, `revision` or `data_files`.
 
     Returns:
-        `PictureDataset` or `PictureStream`: see `from_hf_dataset`.
+        `ImageDataset` or `ImageStream`: see `from_hf_dataset`.
 
     Raises:
         ImportError: when `datasets` is not installed.
@@ -80,7 +80,7 @@ def from_hf_dataset(
     class_names: Sequence[str] | None = None,
     policy: str | Mapping[str, str] = "skip",
     name: str = "",
-) -> PictureDataset | PictureStream:
+) -> ImageDataset | ImageStream:
     """
     A `datasets` data set as rows of the schema.
 
@@ -90,9 +90,9 @@ def from_hf_dataset(
         name (`str`, *optional*): the data set, for messages.
 
     Returns:
-        `PictureDataset` for a map-style data set: boxes are checked once, in a pass over all rows (which opens the
-        heads of pictures where there is no width and height), pictures stay where they are until asked for.
-        `PictureStream` for an iterable one. Where there is no column of ids, a row's number is its id.
+        `ImageDataset` for a map-style data set: boxes are checked once, in a pass over all rows (which opens the
+        heads of images where there is no width and height), images stay where they are until asked for.
+        `ImageStream` for an iterable one. Where there is no column of ids, a row's number is its id.
 
     Raises:
         TypeError: when it is not one split.
@@ -106,7 +106,7 @@ def from_hf_dataset(
     report = BoxReport(policy, name)
     features = dataset.features
     for column, feature in (features or {}).items():
-        # Undecoded, an unreadable picture is a value like any other.
+        # Undecoded, an unreadable image is a value like any other.
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     first = next(iter(dataset), None)
@@ -115,12 +115,12 @@ def from_hf_dataset(
     reader = _reader(datasets, first if features is None else features, dict(columns or {}), box_format, class_names)
     if isinstance(dataset, datasets.IterableDataset):
         reader.check_class_names(first)
-        return PictureStream(_StreamedRecords(dataset, reader), reader.class_names, report)
+        return ImageStream(_StreamedRecords(dataset, reader), reader.class_names, report)
     if reader.class_names is None and reader.names_classes(first):
         reader.class_names = _all_names(dataset, reader)
     records = PackedRecords(_checked_records(dataset, reader, report))
     report.warn_once()
-    return PictureDataset(_HubRecords(dataset, records, reader.columns["image"]), reader.class_names, report)
+    return ImageDataset(_HubRecords(dataset, records, reader.columns["image"]), reader.class_names, report)
 
 
 @dataclass
@@ -144,7 +144,7 @@ class _RowReader:
             )
 
     def record(self, row: Mapping[str, Any], index: int, source: Any, report: BoxReport) -> dict[str, Any] | None:
-        """Without `image_path`; `None` where the row is of no kind, or its picture cannot be measured."""
+        """Without `image_path`; `None` where the row is of no kind, or its image cannot be measured."""
         if self.is_ours:
             record = {field: value for field, value in row.items() if value is not None and field != "image"}
             if record.get("kind") not in KINDS:
@@ -154,7 +154,7 @@ class _RowReader:
             image_id = row.get(self.columns.get("image_id"))
             record = {"kind": "detection", "image_id": index if image_id is None else image_id}
             record["objects"] = row[self.columns["objects"]] or {}
-        where = f"picture {record['image_id']!r}, row {index}"
+        where = f"image {record['image_id']!r}, row {index}"
         width, height = (row.get(self.columns.get(side)) for side in ("width", "height"))
         size = (int(width), int(height)) if width and height else None
         if size is not None:
@@ -192,10 +192,10 @@ class _RowReader:
 
 
 class _HubRecords(Sequence):
-    """Packed records, each with its picture to be read from the data set."""
+    """Packed records, each with its image to be read from the data set."""
 
     def __init__(self, dataset: Any, records: PackedRecords, image: str):
-        self.pictures = dataset.select_columns(image)
+        self.images = dataset.select_columns(image)
         self.records = records
 
     def __len__(self) -> int:
@@ -206,22 +206,22 @@ class _HubRecords(Sequence):
             return [self[place] for place in range(*index.indices(len(self)))]
         record = self.records[index]
         row = record.pop("hub_row")
-        return {**record, "image_path": _HubPicture(self.pictures, row)}
+        return {**record, "image_path": _HubImage(self.images, row)}
 
 
-class _HubPicture:
-    """Reads one picture when it is called."""
+class _HubImage:
+    """Reads one image when it is called."""
 
-    def __init__(self, pictures: Any, row: int):
-        self.pictures = pictures
+    def __init__(self, images: Any, row: int):
+        self.images = images
         self.row = row
 
     def __call__(self) -> str | bytes | Image.Image:
-        return _source(next(iter(self.pictures[self.row].values())))
+        return _source(next(iter(self.images[self.row].values())))
 
 
 class _StreamedRecords:
-    """Starts passes for `PictureStream`; a class, so that it can be pickled."""
+    """Starts passes for `ImageStream`; a class, so that it can be pickled."""
 
     shares_among_workers = True
 
@@ -242,22 +242,22 @@ class _StreamedRecords:
 
 def _checked_records(dataset: Any, reader: _RowReader, report: BoxReport) -> Iterator[dict[str, Any]]:
     image = reader.columns["image"]
-    pictures = dataset.select_columns(image)
-    # With the sizes in columns of their own, the pictures' bytes are not even read.
+    images = dataset.select_columns(image)
+    # With the sizes in columns of their own, the images' bytes are not even read.
     rows = dataset.remove_columns(image) if "width" in reader.columns and "height" in reader.columns else dataset
     for index, row in enumerate(rows):
-        source = partial(_source, row[image]) if image in row else _HubPicture(pictures, index)
+        source = partial(_source, row[image]) if image in row else _HubImage(images, index)
         record = reader.record(row, index, source, report)
         if record is not None:
             yield {**record, "hub_row": index}
 
 
 def _source(value: Any) -> str | bytes | Image.Image:
-    """A path, bytes or picture from what an undecoded `Image` column, or one of paths, holds."""
+    """A path, bytes or image from what an undecoded `Image` column, or one of paths, holds."""
     if isinstance(value, Mapping):
         value = value["path"] if value.get("bytes") is None else value["bytes"]
     if value is None:
-        raise OSError("the row has no picture")
+        raise OSError("the row has no image")
     if isinstance(value, str) and "://" in value:
         # `datasets` brings fsspec, which knows hf://, https:// and files inside of archives.
         import fsspec
@@ -275,7 +275,7 @@ def _stored_size(source: Any, report: BoxReport, where: str) -> tuple[int, int] 
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return image.size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        report.add("unreadable_picture", f"{where}: {error}")
+        report.add("unreadable_image", f"{where}: {error}")
         return None
 
 

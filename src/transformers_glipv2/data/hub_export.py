@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from transformers_glipv2.data.dataset import PictureDataset, open_picture
+from transformers_glipv2.data.dataset import ImageDataset, open_image
 from transformers_glipv2.data.masks import decode_mask, encode_mask
 
 # Arrow wants rows in handfuls: small enough to keep Python's copies out of the way.
@@ -24,17 +24,17 @@ def import_datasets() -> ModuleType:
     return datasets
 
 
-def to_hf_dataset(dataset: PictureDataset) -> "datasets.Dataset":  # noqa: F821
+def to_hf_dataset(dataset: ImageDataset) -> "datasets.Dataset":  # noqa: F821
     """
     A data set with an `Image` column and, of detection rows, the usual `objects` of bbox (x, y, width, height in
     pixels) and category.
 
     Args:
-        dataset (`PictureDataset`): of any loader. No picture is opened but to draw masks whose row has no size.
+        dataset (`ImageDataset`): of any loader. No image is opened but to draw masks whose row has no size.
 
     Returns:
         `datasets.Dataset`: one column a field of the rows, `None` where a row has none. Categories are a `ClassLabel`
-        of the data set's class names (classes of one name are one), masks COCO run lengths of the picture's size, ids
+        of the data set's class names (classes of one name are one), masks COCO run lengths of the image's size, ids
         strings where some row's id is one.
 
     Raises:
@@ -132,6 +132,6 @@ def _run_lengths(segmentations: Sequence[Any], record: Mapping[str, Any], source
         return list(segmentations)
     width, height = record.get("width"), record.get("height")
     if not width or not height:
-        width, height = open_picture(source).size
+        width, height = open_image(source).size
     masks = [decode_mask(segmentation, height, width) for segmentation in segmentations]
     return [None if mask is None else encode_mask(mask) for mask in masks]

@@ -15,7 +15,7 @@ def decode_mask(segmentation: Segmentation | None, height: int, width: int) -> n
     Args:
         segmentation: COCO polygons `[[x0, y0, x1, y1, ...], ...]` in pixels, COCO RLE `{"size": [height, width],
             "counts": list | str | bytes}` (crowds), a `(height, width)` array, or `None`.
-        height, width (`int`): of the picture, in pixels.
+        height, width (`int`): of the image, in pixels.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool, or `None` where there is no mask.
@@ -44,7 +44,7 @@ def mask_problem(segmentation: Any, height: int, width: int) -> str | None:
 
     Args:
         segmentation: as `decode_mask` takes it.
-        height, width (`int`): of the picture, in pixels.
+        height, width (`int`): of the image, in pixels.
 
     Returns:
         `str | None`: for a message; `None` for one that can be decoded, and for `None`.
@@ -63,7 +63,7 @@ def mask_problem(segmentation: Any, height: int, width: int) -> str | None:
         return f"not a segmentation: {str(segmentation)[:80]}"
     if tuple(size) == (height, width):
         return None
-    return f"a mask of (height, width) {tuple(size)} for a picture of {(height, width)}"
+    return f"a mask of (height, width) {tuple(size)} for an image of {(height, width)}"
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 def stack_masks(segmentations: Sequence[Segmentation | None], height: int, width: int) -> np.ndarray:
     """
-    The masks of all objects of a picture.
+    The masks of all objects of an image.
 
     Returns:
         `np.ndarray` of shape `(objects, height, width)`, bool; all False where an object has no mask, which mask
@@ -115,7 +115,7 @@ def _as_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, An
 
 def _check_size(size: Sequence[int], height: int, width: int) -> None:
     if tuple(size) != (height, width):
-        raise ValueError(f"a mask of (height, width) {tuple(size)} does not fit a picture of {(height, width)}.")
+        raise ValueError(f"a mask of (height, width) {tuple(size)} does not fit an image of {(height, width)}.")
 
 
 def _polygon_problem(polygons: Sequence[Any]) -> str | None:

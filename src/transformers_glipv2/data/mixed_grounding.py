@@ -1,8 +1,8 @@
 """
 Grounding json as MDETR publishes it, of which GoldG is made (final_mixed_train, final_flickr_separateGT_train, ...).
 
-COCO-like: each entry of `images` is a picture with one `caption`, and each of its `annotations` has `tokens_positive`,
-the characters of the caption that name the box. The same picture comes again for each caption. `tokens_negative` is
+COCO-like: each entry of `images` is an image with one `caption`, and each of its `annotations` has `tokens_positive`,
+the characters of the caption that name the box. The same image comes again for each caption. `tokens_negative` is
 not read: the losses take every word that is not named as negative, which is what the published files say too.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
-from transformers_glipv2.data.formats.coco import PictureFinder, by_picture, read_coco_json
+from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
+from transformers_glipv2.data.formats.coco import ImageFinder, by_image, read_coco_json
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 
@@ -23,13 +23,13 @@ def load_mixed_grounding(
     min_score: float = 0.0,
     with_masks: bool = False,
     keep_empty: bool = True,
-) -> PictureDataset:
+) -> ImageDataset:
     """
     Grounding rows of an MDETR-style file.
 
     Args:
         annotation_file (`str` or `Path`): the json (`.gz` too).
-        image_folder (`str`, `Path` or a sequence of them): where the pictures are. GoldG's mixed file names pictures
+        image_folder (`str`, `Path` or a sequence of them): where the images are. GoldG's mixed file names images
             of COCO and of Visual Genome: give both folders; the first that holds a `file_name` counts.
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
         min_score (`float`, *optional*, defaults to 0.0): boxes whose `score` is below are left out (files with pseudo
@@ -38,7 +38,7 @@ def load_mixed_grounding(
         keep_empty (`bool`, *optional*, defaults to `True`): keep captions without boxes.
 
     Returns:
-        `PictureDataset`: rows whose `image_id` is the entry's id, one a caption; `original_image_id`, `dataset_name`
+        `ImageDataset`: rows whose `image_id` is the entry's id, one a caption; `original_image_id`, `dataset_name`
         and `sentence_id` where the file has them; objects of bbox, phrase (the words of all spans), tokens_positive,
         iscrowd and, on request, segmentation.
 
@@ -54,7 +54,7 @@ def load_mixed_grounding(
     report = BoxReport(policy, path.name)
     records = PackedRecords(_records(content, folders, report, min_score, with_masks, keep_empty))
     report.warn_once()
-    return PictureDataset(records, report=report)
+    return ImageDataset(records, report=report)
 
 
 def _records(
@@ -65,9 +65,9 @@ def _records(
     with_masks: bool,
     keep_empty: bool,
 ) -> Iterator[dict[str, Any]]:
-    finders = [PictureFinder(Path(folder)) for folder in folders]
-    for image, annotations in by_picture(content, report, ("file_name", "width", "height")):
-        where = f"picture {image['id']!r} ({image['file_name']})"
+    finders = [ImageFinder(Path(folder)) for folder in folders]
+    for image, annotations in by_image(content, report, ("file_name", "width", "height")):
+        where = f"image {image['id']!r} ({image['file_name']})"
         text = image.get("caption")
         if not isinstance(text, str) or not text.strip():
             report.add("empty_text", f"{where}, caption {text!r}")
@@ -76,7 +76,7 @@ def _records(
         objects = _objects(entries, text, image, report, where, with_masks)
         if not keep_empty and not objects["bbox"]:
             continue
-        # The published original id is the picture's own; a caption's id is a running number.
+        # The published original id is the image's own; a caption's id is a running number.
         original = image.get("original_img_id", image.get("original_id"))
         extra = {
             "original_image_id": original,
@@ -115,7 +115,7 @@ def _objects(
     return objects
 
 
-def _first_found(finders: Sequence[PictureFinder], file_name: str) -> str:
+def _first_found(finders: Sequence[ImageFinder], file_name: str) -> str:
     """The file in the first folder that has it; in the first folder where none has."""
     paths = [finder(file_name) for finder in finders]
     return next((path for path in paths if Path(path).is_file()), paths[0])

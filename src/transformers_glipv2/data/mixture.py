@@ -188,7 +188,7 @@ class IndexedStream:
     def _start(self) -> None:
         if hasattr(self.iterable, "set_epoch"):
             self.iterable.set_epoch(self._epoch)
-        # A `PictureStream` gives each data loader worker a part; here the number of a row must be the same in all.
+        # A `ImageStream` gives each data loader worker a part; here the number of a row must be the same in all.
         whole = getattr(self.iterable, "all_rows", None)
         self._iterator = iter(self.iterable) if whole is None else whole()
 

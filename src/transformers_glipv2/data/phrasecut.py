@@ -1,11 +1,11 @@
-"""PhraseCut (VGPhraseCut_v0): one phrase of a picture, and boxes and polygons of everything that it refers to."""
+"""PhraseCut (VGPhraseCut_v0): one phrase of an image, and boxes and polygons of everything that it refers to."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
-from transformers_glipv2.data.formats.coco import PictureFinder, read_json
+from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
+from transformers_glipv2.data.formats.coco import ImageFinder, read_json
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 
@@ -16,21 +16,21 @@ def load_phrasecut(
     *,
     policy: str | Mapping[str, str] = "skip",
     file_names: Mapping[int, str] | None = None,
-) -> PictureDataset:
+) -> ImageDataset:
     """
-    Grounding rows with masks of PhraseCut, one a task (a phrase of a picture).
+    Grounding rows with masks of PhraseCut, one a task (a phrase of an image).
 
     Args:
         folder (`str` or `Path`): holds `refer_SPLIT.json` and `image_data_split.json`.
-        image_folder (`str` or `Path`): holds Visual Genome's pictures, `ID.jpg`.
+        image_folder (`str` or `Path`): holds Visual Genome's images, `ID.jpg`.
         split (`str`, *optional*, defaults to `"train"`): "train", "val", "test" or "miniv".
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
-        file_names (`Mapping[int, str]`, *optional*): names of pictures under `image_folder` by id, where they are not
-            `ID.jpg`; pictures that it does not name are left out and counted.
+        file_names (`Mapping[int, str]`, *optional*): names of images under `image_folder` by id, where they are not
+            `ID.jpg`; images that it does not name are left out and counted.
 
     Returns:
-        `PictureDataset`: rows with `task_id` and objects of bbox, phrase, tokens_positive (the whole phrase) and
-        segmentation (polygons in pixels, as published: some leave the picture). An object is an instance; the
+        `ImageDataset`: rows with `task_id` and objects of bbox, phrase, tokens_positive (the whole phrase) and
+        segmentation (polygons in pixels, as published: some leave the image). An object is an instance; the
         phrase's mask is the union.
 
     Raises:
@@ -39,42 +39,42 @@ def load_phrasecut(
     """
     folder = Path(folder)
     path = folder / f"refer_{split}.json"
-    tasks, pictures = read_json(path), read_json(folder / "image_data_split.json")
-    for name, content in ((path.name, tasks), ("image_data_split.json", pictures)):
+    tasks, images = read_json(path), read_json(folder / "image_data_split.json")
+    for name, content in ((path.name, tasks), ("image_data_split.json", images)):
         if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
             raise ValueError(f"{folder / name} is not a file of PhraseCut: expected a list of objects.")
-    sizes = {entry.get("image_id"): (entry.get("width"), entry.get("height")) for entry in pictures}
+    sizes = {entry.get("image_id"): (entry.get("width"), entry.get("height")) for entry in images}
     report = BoxReport(policy, f"PhraseCut {split}")
-    find = PictureFinder(Path(image_folder))
+    find = ImageFinder(Path(image_folder))
 
     def records() -> Iterator[dict[str, Any]]:
         seen: set[str] = set()
         for task in tasks:
-            picture, task_id = task.get("image_id"), task.get("task_id")
-            name = f"{picture}.jpg" if file_names is None else file_names.get(picture)
-            if picture not in sizes or name is None:
-                report.add("unknown_picture", f"task {task_id!r} of picture {picture!r}")
+            image, task_id = task.get("image_id"), task.get("task_id")
+            name = f"{image}.jpg" if file_names is None else file_names.get(image)
+            if image not in sizes or name is None:
+                report.add("unknown_image", f"task {task_id!r} of image {image!r}")
             elif task_id is None or task_id in seen:
-                report.add("bad_entry", f"picture {picture!r}: task {task_id!r} has no id or comes twice")
+                report.add("bad_entry", f"image {image!r}: task {task_id!r} has no id or comes twice")
             else:
                 seen.add(task_id)
-                record = task_record(task, *sizes[picture], report)
+                record = task_record(task, *sizes[image], report)
                 if record is not None:
                     yield {**record, "image_path": find(name)}
 
-    dataset = PictureDataset(PackedRecords(records()), report=report)
+    dataset = ImageDataset(PackedRecords(records()), report=report)
     report.warn_once()
     return dataset
 
 
 def task_record(task: Mapping[str, Any], width: int, height: int, report: BoxReport) -> dict[str, Any] | None:
     """
-    One task as a record of `PictureDataset`, without `image_path`; `None` where it is left out.
+    One task as a record of `ImageDataset`, without `image_path`; `None` where it is left out.
 
     Args:
         task (`Mapping`): with task_id, image_id, phrase, instance_boxes (x, y, width, height of each instance) and
             Polygons (instances, each a list of polygons, each a list of [x, y]).
-        width, height (`int`): the picture's, in pixels.
+        width, height (`int`): the image's, in pixels.
         report (`BoxReport`): counts problems.
     """
     where = f"task {task['task_id']!r}"

@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from transformers_glipv2.data.dataset import PictureDataset, PictureStream, make_dataset
-from transformers_glipv2.data.formats.coco import PictureFinder
+from transformers_glipv2.data.dataset import ImageDataset, ImageStream, make_dataset
+from transformers_glipv2.data.formats.coco import ImageFinder
 from transformers_glipv2.data.schema import BoxReport, checked_objects, xyxy_to_xywh
 
 _FORMATS = ("xyxy", "xywh")
@@ -33,7 +33,7 @@ def load_pseudo_boxes(
     min_score: float = 0.5,
     box_format: str = "xyxy",
     streaming: bool = False,
-) -> PictureDataset | PictureStream:
+) -> ImageDataset | ImageStream:
     """
     Rows of captions with pseudo boxes.
 
@@ -46,7 +46,7 @@ def load_pseudo_boxes(
         streaming (`bool`, *optional*, defaults to `False`): read lines while rows are asked for, one in memory.
 
     Returns:
-        `PictureDataset` or `PictureStream`: grounding rows with objects of bbox, phrase, tokens_positive and score. A
+        `ImageDataset` or `ImageStream`: grounding rows with objects of bbox, phrase, tokens_positive and score. A
         caption without a box that passes becomes a caption row without `objects`: nobody said that what it names is
         not there.
 
@@ -71,11 +71,11 @@ def pseudo_box_entry(
     What a grounding model found, as an object for a line.
 
     Args:
-        image (`str`): the file's path from the folder of pictures.
+        image (`str`): the file's path from the folder of images.
         caption (`str`): the sentence.
-        phrases (`Sequence[Mapping]`): a picture's result of `post_process_phrase_grounding`: each with "span",
+        phrases (`Sequence[Mapping]`): an image's result of `post_process_phrase_grounding`: each with "span",
             "scores" and "boxes" (x1, y1, x2, y2 in pixels).
-        size (`tuple[int, int]`): width and height of the picture in pixels.
+        size (`tuple[int, int]`): width and height of the image in pixels.
     """
     entry: dict[str, Any] = {"image": image, "caption": caption, "width": size[0], "height": size[1]}
     found = [
@@ -92,7 +92,7 @@ def pseudo_box_entry(
 def _records(
     paths: Sequence[Path], image_folder: Path, min_score: float, box_format: str, report: BoxReport
 ) -> Iterator[dict[str, Any]]:
-    find = PictureFinder(image_folder)
+    find = ImageFinder(image_folder)
     for path in paths:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -128,8 +128,8 @@ def _parse(line: str, report: BoxReport, where: str) -> dict[str, Any] | None:
     return entry
 
 
-def _size(entry: Mapping[str, Any], find: PictureFinder, report: BoxReport, where: str) -> tuple[int, int] | None:
-    """Width and height as the line says, else as the picture does."""
+def _size(entry: Mapping[str, Any], find: ImageFinder, report: BoxReport, where: str) -> tuple[int, int] | None:
+    """Width and height as the line says, else as the image does."""
     if isinstance(entry.get("width"), int) and isinstance(entry.get("height"), int):
         return entry["width"], entry["height"]
     path = find(entry["image"])
@@ -137,7 +137,7 @@ def _size(entry: Mapping[str, Any], find: PictureFinder, report: BoxReport, wher
         with Image.open(path) as image:
             return image.size
     except (OSError, UnidentifiedImageError) as error:
-        report.add("unreadable_picture", f"{where}, {path}: {error}")
+        report.add("unreadable_image", f"{where}, {path}: {error}")
         return None
 
 

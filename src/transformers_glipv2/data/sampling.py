@@ -12,16 +12,16 @@ from transformers_glipv2.prompts import Span, join_labels
 @dataclass
 class GroundedText:
     """
-    A sentence and what each box of a picture has to do with it.
+    A sentence and what each box of an image has to do with it.
 
     Attributes:
         text (`str`): the sentence.
         kept (`list[int]`): indices of the row's objects that stay, in order.
         spans (`list[list[tuple[int, int]]]`): character spans [start, end) of each kept object.
         class_names (`list[str]` or `None`): the class of each kept object; `None` for sentences that are no lists of
-            classes, whose words say nothing about other pictures.
+            classes, whose words say nothing about other images.
         maskable (`list[tuple[int, int]]` or `None`): characters that masked language modelling may hide; `None` means
-            all. In a list of classes only the names that have a box can be told from the picture.
+            all. In a list of classes only the names that have a box can be told from the image.
         labels (`list[str]` or `None`), label_spans (`list[tuple[int, int]]`): every class that the sentence lists,
             present or not, and its characters; `None` for other sentences.
     """
@@ -39,14 +39,14 @@ class DetectionSampler:
     """
     Turns detection rows into `GroundedText`, anew each time.
 
-    As in the original's pre-training, a picture's own classes (positives) meet sampled absent ones (negatives): with
+    As in the original's pre-training, an image's own classes (positives) meet sampled absent ones (negatives): with
     `full_probability` as many negatives as allowed, else a uniform number from 1 up. All of it is shuffled, so that
     order says nothing.
 
     Args:
         max_negatives (`int`, *optional*, defaults to 85): absent classes at most.
         full_probability (`float`, *optional*, defaults to 0.5): how often all allowed negatives are taken.
-        no_negative_probability (`float`, *optional*, defaults to 0.0): how often there is none (if the picture has
+        no_negative_probability (`float`, *optional*, defaults to 0.0): how often there is none (if the image has
             objects), as when users ask only for what is there.
         separator (`str`, *optional*, defaults to `". "`): between class names.
         prefix (`str`, *optional*): before the first name, as the original's "object detection : ".
@@ -100,7 +100,7 @@ class DetectionSampler:
         A sentence for a row.
 
         Args:
-            row (`Mapping`): a row of kind "detection"; no picture is needed.
+            row (`Mapping`): a row of kind "detection"; no image is needed.
             rng (`random.Random`): the only source of chance.
 
         Returns:

@@ -1,16 +1,16 @@
 """One schema for every data set: what a row holds, how it is checked, and what is told about bad annotations.
 
-A row is a plain dict of one picture:
+A row is a plain dict of one image:
 
     image     `PIL.Image.Image`, RGB
     image_id  `int` or `str`
     kind      "detection", "grounding", "caption" or "vqa"
-    labels    detection: the names of the classes that were looked for in this picture
+    labels    detection: the names of the classes that were looked for in this image
     negative_labels   optional; detection: the labels known to be absent, where the others are only unknown (LVIS)
     text      grounding, caption: the sentence
     question, answers   vqa: the question and the annotators' answers
     objects   columns of equal length, one entry a box:
-        bbox             [x, y, width, height] in pixels of the picture, x and y from the left top corner
+        bbox             [x, y, width, height] in pixels of the image, x and y from the left top corner
         category         detection: the class name (an index into `labels` is taken too)
         phrase           optional; grounding: the words that the box belongs to
         tokens_positive  grounding: character spans [[start, end), ...] into `text`
@@ -35,22 +35,22 @@ KINDS = ("detection", "grounding", "caption", "vqa")
 PROBLEMS = {
     "not_a_number": "a box with fewer or more than 4 numbers, or with one that is NaN or infinite",
     "degenerate": "a box without width or height",
-    "out_of_picture": "a box that leaves its picture by more than a pixel",
+    "out_of_image": "a box that leaves its image by more than a pixel",
     "crowd": "a box around a crowd",
     "unknown_class": "a box of a class that the data set does not list",
     "bad_span": "a span that is empty or leaves its text",
     "bad_mask": "a mask that is malformed, without area or made for another size",
     "bad_entry": "an entry that lacks a field, has one of a wrong type or comes twice",
     "empty_text": "a sentence or question without words, or a question without answers",
-    "unknown_picture": "an annotation of a picture that the file does not list",
-    "unreadable_picture": "a picture that cannot be read",
-    "wrong_size": "a picture of another size than its annotations say",
+    "unknown_image": "an annotation of an image that the file does not list",
+    "unreadable_image": "an image that cannot be read",
+    "wrong_size": "an image of another size than its annotations say",
 }
 _ACTIONS = {
     problem: (
         "skip",
         "refuse",
-        *{"out_of_picture": ("clip", "keep"), "crowd": ("keep",), "wrong_size": ("keep",)}.get(problem, ()),
+        *{"out_of_image": ("clip", "keep"), "crowd": ("keep",), "wrong_size": ("keep",)}.get(problem, ()),
     )
     for problem in PROBLEMS
 }
@@ -62,9 +62,9 @@ class BoxReport:
 
     Args:
         policy (`str` or `Mapping[str, str]`, *optional*, defaults to `"skip"`):
-            "skip" leaves bad boxes and pictures out, "refuse" raises at the first, "clip" cuts boxes that leave their
-            picture and skips everything else. A mapping from the names in `PROBLEMS` to an action sets them one by
-            one (the others are skipped); there "keep" leaves "out_of_picture", "crowd" and "wrong_size" as they are.
+            "skip" leaves bad boxes and images out, "refuse" raises at the first, "clip" cuts boxes that leave their
+            image and skips everything else. A mapping from the names in `PROBLEMS` to an action sets them one by
+            one (the others are skipped); there "keep" leaves "out_of_image", "crowd" and "wrong_size" as they are.
         name (`str`, *optional*): the data set, for messages.
 
     Attributes:
@@ -88,7 +88,7 @@ class BoxReport:
 
         Args:
             problem (`str`): a name in `PROBLEMS`.
-            where (`str`): picture, box and value, for the message.
+            where (`str`): image, box and value, for the message.
 
         Returns:
             `str`: what to do: "skip", "clip" or "keep".
@@ -121,7 +121,7 @@ class BoxReport:
         return f"{self.name}: " if self.name else ""
 
     def _line(self, problem: str) -> str:
-        done = {"skip": "left out", "clip": "cut to the picture", "keep": "kept"}[self.actions[problem]]
+        done = {"skip": "left out", "clip": "cut to the image", "keep": "kept"}[self.actions[problem]]
         return (
             f"{self._prefix()}{self.counts[problem]} times {PROBLEMS[problem]} ({problem}), {done}; "
             f"the first: {self.examples[problem]}"
@@ -149,9 +149,9 @@ def checked_box(box: Sequence[float], width: int, height: int, report: BoxReport
 
     Args:
         box (`Sequence[float]`): x, y, width, height in pixels.
-        width, height (`int`): the picture's, in pixels.
+        width, height (`int`): the image's, in pixels.
         report (`BoxReport`): counts problems.
-        where (`str`): picture and box, for messages.
+        where (`str`): image and box, for messages.
 
     Returns:
         `list[float] | None`: x, y, width, height, or `None` where the box is left out.
@@ -165,7 +165,7 @@ def checked_box(box: Sequence[float], width: int, height: int, report: BoxReport
         return None
     # Published corners are rounded: up to a pixel outside is no mistake.
     if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        action = report.add("out_of_picture", f"{where}, bbox {list(box)} in a picture of {width} x {height}")
+        action = report.add("out_of_image", f"{where}, bbox {list(box)} in an image of {width} x {height}")
         if action == "clip":
             x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
             return [x1, y1, x2 - x1, y2 - y1] if x2 > x1 and y2 > y1 else None
@@ -214,9 +214,9 @@ def checked_objects(
 
     Args:
         objects (`Mapping[str, Sequence]`): columns as in the schema.
-        width, height (`int`): the picture's, in pixels.
+        width, height (`int`): the image's, in pixels.
         report (`BoxReport`): counts problems and decides.
-        where (`str`): the picture, for messages.
+        where (`str`): the image, for messages.
         labels (`Sequence[str]`, *optional*): class names; categories become names and unknown ones are reported.
         text (`str`, *optional*): the sentence that `tokens_positive` points into.
 
@@ -304,10 +304,10 @@ def check_row(row: Mapping[str, Any], report: BoxReport | None = None) -> dict[s
         raise ValueError(f"the {kind} row {row.get('image_id')!r} lacks {', '.join(missing)}.")
     size = getattr(row["image"], "size", None)
     if not isinstance(size, tuple):
-        raise TypeError(f"`image` of row {row['image_id']!r} is a {type(row['image']).__name__}; pass a PIL picture.")
+        raise TypeError(f"`image` of row {row['image_id']!r} is a {type(row['image']).__name__}; pass a PIL image.")
     checked = dict(row)
     if row.get("objects") is not None:
         report = report if report is not None else BoxReport("refuse")
-        where = f"picture {row['image_id']!r}"
+        where = f"image {row['image_id']!r}"
         checked["objects"] = checked_objects(row["objects"], *size, report, where, row.get("labels"), row.get("text"))
     return checked

@@ -1,11 +1,11 @@
-"""VQA v2: questions about COCO pictures with the answers of ten annotators."""
+"""VQA v2: questions about COCO images with the answers of ten annotators."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
-from transformers_glipv2.data.formats.coco import PictureFinder, read_coco_json
+from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
+from transformers_glipv2.data.formats.coco import ImageFinder, read_coco_json
 from transformers_glipv2.data.schema import BoxReport
 
 
@@ -16,7 +16,7 @@ def load_vqa(
     *,
     policy: str | Mapping[str, str] = "skip",
     file_name: Callable[[int | str], str] | None = None,
-) -> PictureDataset:
+) -> ImageDataset:
     """
     Question rows of VQA v2 files, or of others in their format.
 
@@ -24,14 +24,14 @@ def load_vqa(
         questions_file (`str` or `Path`): json with `questions` of question_id, image_id, question (`.gz` too).
         annotations_file (`str`, `Path` or `None`): json with `annotations` of question_id, image_id, answers and
             multiple_choice_answer; `None` where answers are not published (test): then `answers` are empty.
-        image_folder (`str` or `Path`): holds the pictures.
+        image_folder (`str` or `Path`): holds the images.
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
         file_name (`Callable`, *optional*): the file under the folder of an image id. By default COCO's names:
             `COCO_val2014_000000262148.jpg`, in `val2014/` or not, as the file's `data_subtype` says, or
             `000000262148.jpg`, as COCO 2017 has them.
 
     Returns:
-        `PictureDataset`: rows with question_id, question, answers (`list[str]`) and, with annotations, answer (the
+        `ImageDataset`: rows with question_id, question, answers (`list[str]`) and, with annotations, answer (the
         annotators' majority), question_type and answer_type.
 
     Raises:
@@ -47,21 +47,21 @@ def load_vqa(
     find = file_name_finder(image_folder, str(questions.get("data_subtype", "")), file_name)
     records = PackedRecords(_records(questions["questions"], annotations, find, report))
     report.warn_once()
-    return PictureDataset(records, report=report)
+    return ImageDataset(records, report=report)
 
 
 def file_name_finder(
     image_folder: str | Path, subset: str = "", file_name: Callable[[int | str], str] | None = None
 ) -> Callable[[int | str], str]:
     """
-    Where the picture of an id lies, for files that give ids only.
+    Where the image of an id lies, for files that give ids only.
 
     Args:
-        image_folder (`str` or `Path`): holds the pictures.
+        image_folder (`str` or `Path`): holds the images.
         subset (`str`, *optional*): "train2014", "val2014" or "test2015" in COCO's older names.
         file_name (`Callable`, *optional*): the file under the folder of an image id, in the place of COCO's names.
     """
-    finder = PictureFinder(Path(image_folder))
+    finder = ImageFinder(Path(image_folder))
 
     def find(image_id: int | str) -> str:
         if file_name is not None:
@@ -83,7 +83,7 @@ def _records(
     seen: set[Any] = set()
     for entry in questions:
         question_id, image_id, question = (entry.get(name) for name in ("question_id", "image_id", "question"))
-        where = f"question {question_id!r} of picture {image_id!r}"
+        where = f"question {question_id!r} of image {image_id!r}"
         if question_id is None or image_id is None or question_id in seen:
             report.add("bad_entry", f"{where} has no ids or comes twice")
             continue

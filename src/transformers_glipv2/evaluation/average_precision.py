@@ -20,7 +20,7 @@ def outside_areas(areas: np.ndarray) -> np.ndarray:
 
 def match_detections(ious: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Greedy matching in one picture and category, for every area range and IoU threshold.
+    Greedy matching in one image and category, for every area range and IoU threshold.
 
     A detection takes the free ground truth that it overlaps most, at the threshold or above; ground truth that counts
     goes before ignored one; of equal overlaps the later wins, as in the official evaluators.
@@ -64,7 +64,7 @@ def precision_and_recall(
     Interpolated precision and final recall of one category.
 
     Args:
-        scores (`np.ndarray` of shape `(detections,)`): of all pictures; equal scores count in the order given.
+        scores (`np.ndarray` of shape `(detections,)`): of all images; equal scores count in the order given.
         matched, ignored (`np.ndarray` of shape `(areas, thresholds, detections)`): bool.
         num_truths (`np.ndarray` of shape `(areas,)`): ground truths that count.
 

@@ -36,9 +36,9 @@ def evaluate_captions(
     tokenize: bool = True,
 ) -> dict[str, Any]:
     """
-    Scores of one caption a picture.
+    Scores of one caption an image.
 
-    CIDEr weighs words by the references of the pictures that have a prediction, so its value depends on which those
+    CIDEr weighs words by the references of the images that have a prediction, so its value depends on which those
     are.
 
     Args:
@@ -53,7 +53,7 @@ def evaluate_captions(
         `dict`: Bleu_1 to Bleu_4, METEOR, ROUGE_L, CIDEr (and SPICE) as fractions, and "per_image": id -> the same.
 
     Raises:
-        ValueError: when a picture is unknown or has two predictions, or there is none, or a metric is unknown.
+        ValueError: when an image is unknown or has two predictions, or there is none, or a metric is unknown.
         RuntimeError: when Java or SPICE's models are missing.
     """
     unknown = [name for name in metrics if name not in METRICS]
@@ -67,7 +67,7 @@ def evaluate_captions(
     without = [image_id for image_id, captions in truths.items() if not captions]
     if without:
         raise ValueError(
-            f"`predictions` hold {len(without)} pictures without a reference, such as {without[0]!r}; is it another "
+            f"`predictions` hold {len(without)} images without a reference, such as {without[0]!r}; is it another "
             "split?"
         )
     if tokenize or "METEOR" in metrics or "SPICE" in metrics:
@@ -84,7 +84,7 @@ def ptb_tokenize(captions: Mapping[Any, Sequence[str]]) -> dict[Any, list[str]]:
     Captions as the Penn Treebank tokenizer splits them, in lower case and without punctuation.
 
     Args:
-        captions (`Mapping[Any, Sequence[str]]`): by picture.
+        captions (`Mapping[Any, Sequence[str]]`): by image.
 
     Returns:
         `dict[Any, list[str]]`: of the same keys and lengths, words joined by single spaces.
@@ -98,7 +98,7 @@ def ptb_tokenize(captions: Mapping[Any, Sequence[str]]) -> dict[Any, list[str]]:
     tokenized = PTBTokenizer().tokenize(entries)
     short = [key for key, texts in captions.items() if len(tokenized.get(key, ())) != len(texts)]
     if short:
-        raise RuntimeError(f"the tokenizer lost captions of {len(short)} pictures, such as {short[0]!r}.")
+        raise RuntimeError(f"the tokenizer lost captions of {len(short)} images, such as {short[0]!r}.")
     return tokenized
 
 
@@ -106,9 +106,7 @@ def _candidates(predictions: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]
     candidates: dict[Any, list[str]] = {}
     for entry in predictions:
         if entry["image_id"] in candidates:
-            raise ValueError(
-                f"`predictions` hold the picture {entry['image_id']!r} twice; keep one caption a picture."
-            )
+            raise ValueError(f"`predictions` hold the image {entry['image_id']!r} twice; keep one caption an image.")
         candidates[entry["image_id"]] = [entry["caption"]]
     if not candidates:
         raise ValueError("`predictions` is empty; there is nothing to score.")

@@ -48,10 +48,10 @@ def evaluate_coco(
         annotations (`str`, `Path` or `Mapping`): a COCO instances file or its content.
         predictions (`str`, `Path`, `Iterable[Mapping]` or `DetectionTable`): a COCO result file or its entries:
             `image_id`, `category_id`, `score` and `bbox` (x, y, width, height in pixels) or `segmentation` (RLE of the
-            picture's size). With `iou_type="segm"` areas are those of the masks, whether or not there are boxes.
+            image's size). With `iou_type="segm"` areas are those of the masks, whether or not there are boxes.
         iou_type (`str`, *optional*, defaults to `"bbox"`): "bbox" or "segm".
         use_categories (`bool`, *optional*, defaults to `True`): `False` lets any category match any other.
-        image_ids (`Iterable[int]`, *optional*): score these pictures only; predictions of others are refused.
+        image_ids (`Iterable[int]`, *optional*): score these images only; predictions of others are refused.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
 
     Returns:
@@ -60,7 +60,7 @@ def evaluate_coco(
         ground truth (empty without `use_categories`).
 
     Raises:
-        ValueError: when predictions name unknown pictures or categories or do not fit them.
+        ValueError: when predictions name unknown images or categories or do not fit them.
     """
     content = read_annotations(annotations)
     if image_ids is not None:
@@ -97,7 +97,7 @@ def _ground_truth(content: Mapping[str, Any], iou_type: str) -> COCO:
         without = next((entry for entry in entries if not entry.get("segmentation")), None)
         if without is not None:
             raise ValueError(
-                f"annotation {without.get('id')!r} of picture {without['image_id']!r} has no `segmentation`; "
+                f"annotation {without.get('id')!r} of image {without['image_id']!r} has no `segmentation`; "
                 "leave it out of the annotations, or score with iou_type='bbox'."
             )
     areas = annotation_areas(entries)

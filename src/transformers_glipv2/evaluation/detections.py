@@ -32,7 +32,7 @@ def read_annotations(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         `dict`: a shallow copy with `images`, `annotations` and `categories`.
 
     Raises:
-        ValueError: when a part is missing, or a picture is listed twice.
+        ValueError: when a part is missing, or an image is listed twice.
     """
     content = read_json(source)
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
@@ -41,12 +41,12 @@ def read_annotations(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     image_ids = [image["id"] for image in content["images"]]
     if len(set(image_ids)) != len(image_ids):
         twice = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)
-        raise ValueError(f"the annotations list picture {twice!r} more than once; keep one entry a picture.")
+        raise ValueError(f"the annotations list image {twice!r} more than once; keep one entry an image.")
     return dict(content)
 
 
 def subset_annotations(annotations: Mapping[str, Any], image_ids: Iterable[int]) -> dict[str, Any]:
-    """The annotations of some pictures only; all categories stay. For scores of a part of a data set."""
+    """The annotations of some images only; all categories stay. For scores of a part of a data set."""
     kept = set(image_ids)
     return {
         **annotations,
@@ -64,7 +64,7 @@ class DetectionTable:
         image_ids (`np.ndarray` of shape `(n,)`): int64.
         category_ids (`np.ndarray` of shape `(n,)`): int64.
         scores (`np.ndarray` of shape `(n,)`): float64.
-        boxes (`np.ndarray` of shape `(n, 4)`): float64, x, y, width, height in pixels of the picture.
+        boxes (`np.ndarray` of shape `(n, 4)`): float64, x, y, width, height in pixels of the image.
         masks (`list[dict]`, *optional*): compressed COCO RLE, for masks.
     """
 
@@ -104,15 +104,15 @@ def detection_table(
         predictions (`str`, `Path`, `Iterable[Mapping]` or `DetectionTable`): the json file, or its entries:
             `image_id`, `category_id`, `score` and, by `iou_type`, `bbox` (x, y, width, height in pixels) or
             `segmentation` (COCO RLE).
-        annotations (`Mapping`): the benchmark's, for the ids and sizes of its pictures.
+        annotations (`Mapping`): the benchmark's, for the ids and sizes of its images.
         iou_type (`str`, *optional*, defaults to `"bbox"`): "bbox" or "segm".
 
     Returns:
         `DetectionTable`: in the order given.
 
     Raises:
-        ValueError: when an entry names a picture or category that the annotations do not have, holds a number that is
-            not finite, a box of negative size, or a mask of another size than its picture's.
+        ValueError: when an entry names an image or category that the annotations do not have, holds a number that is
+            not finite, a box of negative size, or a mask of another size than its image's.
     """
     if iou_type not in IOU_TYPES:
         raise ValueError(f"`iou_type` is {iou_type!r}; choose one of {', '.join(IOU_TYPES)}.")
@@ -166,7 +166,7 @@ def compressed_rle(segmentation: Mapping[str, Any], where: str) -> dict[str, Any
 
 def _check_table(table: DetectionTable, annotations: Mapping[str, Any], iou_type: str) -> None:
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in annotations["images"]}
-    check_known("picture", table.image_ids, sizes)
+    check_known("image", table.image_ids, sizes)
     check_known("category", table.category_ids, [category["id"] for category in annotations["categories"]])
     numbers = np.column_stack((table.scores, table.boxes))
     bad = ~np.isfinite(numbers).all(axis=1) | (table.boxes[:, 2:] < 0).any(axis=1)
@@ -181,8 +181,8 @@ def _check_table(table: DetectionTable, annotations: Mapping[str, Any], iou_type
             size = sizes[int(table.image_ids[index])]
             if None not in size and tuple(mask["size"]) != size:
                 raise ValueError(
-                    f"the mask of `predictions[{index}]` is {tuple(mask['size'])} (height, width), but picture "
-                    f"{int(table.image_ids[index])} is {size}; resize masks to the original picture."
+                    f"the mask of `predictions[{index}]` is {tuple(mask['size'])} (height, width), but image "
+                    f"{int(table.image_ids[index])} is {size}; resize masks to the original image."
                 )
 
 

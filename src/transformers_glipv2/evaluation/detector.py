@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from transformers_glipv2.boxes import batched_nms_inclusive
-from transformers_glipv2.data.dataset import open_picture
+from transformers_glipv2.data.dataset import open_image
 from transformers_glipv2.inference.detector import (
     EncodedPrompt,
     detect_prompts,
-    features_of_picture,
+    features_of_image,
     max_prompt_tokens,
 )
 from transformers_glipv2.inference.segmentation import segment_prompts
@@ -28,9 +28,9 @@ VOTE_THRESHOLD = 0.66
 PER_PROMPT = 300
 
 
-def open_annotated_picture(path: str | Path, size: tuple[int, int]) -> Image.Image:
+def open_annotated_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
     """
-    A picture as RGB that may be a resized copy of the annotated one: boxes are measured in the annotations' size.
+    An image as RGB that may be a resized copy of the annotated one: boxes are measured in the annotations' size.
 
     Args:
         path (`str` or `Path`): the file.
@@ -40,12 +40,12 @@ def open_annotated_picture(path: str | Path, size: tuple[int, int]) -> Image.Ima
         OSError: when it cannot be read.
         ValueError: when it is of another shape.
     """
-    picture = open_picture(path, size)
-    width, height = (own / told for own, told in zip(picture.size, size, strict=True))
+    image = open_image(path, size)
+    width, height = (own / told for own, told in zip(image.size, size, strict=True))
     # Rounding moves a side of a resized copy by up to a pixel.
-    if abs(width / height - 1) > 1 / min(size) + 1 / min(picture.size):
-        raise ValueError(f"{path} is {picture.size} (width, height), its annotations are for {size}.")
-    return picture
+    if abs(width / height - 1) > 1 / min(size) + 1 / min(image.size):
+        raise ValueError(f"{path} is {image.size} (width, height), its annotations are for {size}.")
+    return image
 
 
 def encode_sentence(
@@ -80,14 +80,14 @@ def encode_sentence(
 @dataclass
 class Detector:
     """
-    Finds the labels of encoded prompts in batches of pictures.
+    Finds the labels of encoded prompts in batches of images.
 
     Args:
         model: `GLIPv2ForObjectDetection`, or for masks `GLIPv2ForInstanceSegmentation`, in evaluation mode.
         processor: `GLIPv2Processor`.
         prompts (`Sequence[EncodedPrompt]`): of `inference.encode_labels` or `encode_sentence`.
         threshold, nms_threshold: as of `detect_labels`.
-        max_detections (`int`, *optional*, defaults to 100): boxes of a picture; `None` keeps the best 300 of each
+        max_detections (`int`, *optional*, defaults to 100): boxes of an image; `None` keeps the best 300 of each
             prompt and cuts no more, as fixed AP wants.
         masks (`bool`, *optional*, defaults to `False`): also a mask for each box.
     """
@@ -103,29 +103,29 @@ class Detector:
     @torch.no_grad()
     def __call__(
         self,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         size: Mapping[str, int] | None = None,
         target_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
         """
         Args:
-            pictures (`Sequence[Image.Image]`): RGB.
+            images (`Sequence[Image.Image]`): RGB.
             size (`Mapping`, *optional*): {"shortest_edge", "longest_edge"} in px, instead of the processor's.
-            target_sizes (`Sequence[tuple[int, int]]`, *optional*): (height, width) to measure each picture's boxes and
-                masks in; by default the picture's own.
+            target_sizes (`Sequence[tuple[int, int]]`, *optional*): (height, width) to measure each image's boxes and
+                masks in; by default the image's own.
 
         Returns:
-            `list[dict]`: for each picture "scores" `(n,)` in falling order, "labels" `(n,)` (indices of the
+            `list[dict]`: for each image "scores" `(n,)` in falling order, "labels" `(n,)` (indices of the
             vocabulary), "boxes" `(n, 4)` inclusive xyxy in pixels, all on the CPU, and "masks", n COCO RLEs, where
             asked for.
         """
         options = {} if size is None else {"size": dict(size)}
-        inputs = self.processor.image_processor(list(pictures), return_tensors="pt", **options)
+        inputs = self.processor.image_processor(list(images), return_tensors="pt", **options)
         inputs = {name: inputs[name].to(self.model.device) for name in ("pixel_values", "pixel_mask")}
         features = self.model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
-        target_sizes = target_sizes or [(picture.height, picture.width) for picture in pictures]
+        target_sizes = target_sizes or [(image.height, image.width) for image in images]
         return [
-            self._detect(features_of_picture(features, index), target_size)
+            self._detect(features_of_image(features, index), target_size)
             for index, target_size in enumerate(target_sizes)
         ]
 
@@ -156,7 +156,7 @@ class Detector:
 
 def detect_augmented(
     detector: Detector,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     sizes: Sequence[Mapping[str, int]],
     flip: bool = True,
     target_sizes: Sequence[tuple[int, int]] | None = None,
@@ -166,7 +166,7 @@ def detect_augmented(
 
     Args:
         detector (`Detector`): without masks.
-        pictures (`Sequence[Image.Image]`): RGB.
+        images (`Sequence[Image.Image]`): RGB.
         sizes (`Sequence[Mapping]`): {"shortest_edge", "longest_edge"} in px, one a scale.
         flip (`bool`, *optional*, defaults to `True`): also mirrored.
         target_sizes (`Sequence[tuple[int, int]]`, *optional*): as of `Detector`.
@@ -179,11 +179,11 @@ def detect_augmented(
     """
     if not sizes or detector.masks:
         raise ValueError("test-time augmentation needs at least one size, and merges boxes only: switch off masks.")
-    target_sizes = target_sizes or [(picture.height, picture.width) for picture in pictures]
-    mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures] if flip else []
-    found: list[list[dict[str, Tensor]]] = [[] for _ in pictures]
+    target_sizes = target_sizes or [(image.height, image.width) for image in images]
+    mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images] if flip else []
+    found: list[list[dict[str, Tensor]]] = [[] for _ in images]
     for size in sizes:
-        for mine, result in zip(found, detector(pictures, size, target_sizes), strict=True):
+        for mine, result in zip(found, detector(images, size, target_sizes), strict=True):
             mine.append(result)
         if flip:
             results = detector(mirrored, size, target_sizes)
@@ -193,7 +193,7 @@ def detect_augmented(
 
 
 def mirror_boxes(boxes_xyxy: Tensor, width: int) -> Tensor:
-    """Boxes `(n, 4)` of a mirrored picture of that width in the picture itself; inclusive corners in pixels."""
+    """Boxes `(n, 4)` of a mirrored image of that width in the image itself; inclusive corners in pixels."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
     return torch.stack((width - 1 - x2, y1, width - 1 - x1, y2), dim=-1)
 
@@ -205,7 +205,7 @@ def vote_boxes(
     vote_threshold: float = VOTE_THRESHOLD,
 ) -> dict[str, Tensor]:
     """
-    Several results for one picture as one: suppression, then each box that stays moves to the mean, weighted by score,
+    Several results for one image as one: suppression, then each box that stays moves to the mean, weighted by score,
     of all boxes of its label that overlap it (Gidaris and Komodakis, ICCV 2015).
 
     Args:
@@ -234,7 +234,7 @@ def coco_entries(image_id: int, result: Mapping[str, Any], category_ids: Sequenc
     A result as entries of a COCO result file.
 
     Args:
-        image_id (`int`): of the picture.
+        image_id (`int`): of the image.
         result (`Mapping`): as of `Detector`.
         category_ids (`Sequence[int]`): of each label of the vocabulary.
 

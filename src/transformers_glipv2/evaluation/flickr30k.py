@@ -35,12 +35,12 @@ def flickr30k_annotations(folder: str | Path, split: str = "test", progress: boo
         as the files have them)}. A sentence may have none.
 
     Raises:
-        FileNotFoundError: when the split or one of its pictures has no file.
+        FileNotFoundError: when the split or one of its images has no file.
     """
     folder = Path(folder)
     names = (folder / f"{split}.txt").read_text(encoding="utf-8").split()
     sentences = []
-    for name in tqdm(names, desc=f"Flickr30k {split}", unit=" pictures", disable=not progress):
+    for name in tqdm(names, desc=f"Flickr30k {split}", unit=" images", disable=not progress):
         annotation = read_annotation(folder / "Annotations" / f"{name}.xml")
         for index, sentence in enumerate(read_sentences(folder / "Sentences" / f"{name}.txt")):
             phrases = [
@@ -85,7 +85,7 @@ def evaluate_flickr30k(
             `sentence_id` and `boxes`: for each of the sentence's evaluated phrases, in order, boxes x1, y1, x2, y2 in
             pixels, best first (none is a miss). With `scores`, of the same form, the boxes are put in order first.
         top_k (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): the ks.
-        image_ids (`Iterable[int]`, *optional*): score these pictures only; predictions of others are refused.
+        image_ids (`Iterable[int]`, *optional*): score these images only; predictions of others are refused.
 
     Returns:
         `dict`: "any_box" and "merged_boxes", each {"recall@1", ..., "upper_bound"} of fractions by type and of "all";
@@ -149,14 +149,14 @@ def _boxes_by_sentence(
     for entry in predictions:
         key = (entry["image_id"], entry["sentence_id"])
         if key not in sentences:
-            raise ValueError(f"`predictions` hold sentence {key[1]} of picture {key[0]}, which the annotations lack.")
+            raise ValueError(f"`predictions` hold sentence {key[1]} of image {key[0]}, which the annotations lack.")
         if key in ranked:
-            raise ValueError(f"`predictions` hold sentence {key[1]} of picture {key[0]} twice; keep one.")
+            raise ValueError(f"`predictions` hold sentence {key[1]} of image {key[0]} twice; keep one.")
         if not sentences[key]:
             continue
         if len(entry["boxes"]) != len(sentences[key]):
             raise ValueError(
-                f"sentence {key[1]} of picture {key[0]} has {len(entry['boxes'])} lists of boxes for its "
+                f"sentence {key[1]} of image {key[0]} has {len(entry['boxes'])} lists of boxes for its "
                 f"{len(sentences[key])} evaluated phrases; give one for each, empty where nothing is found."
             )
         boxes = [np.asarray(rows, dtype=np.float64).reshape(-1, 4) for rows in entry["boxes"]]
@@ -166,12 +166,12 @@ def _boxes_by_sentence(
                 for rows, scores in zip(boxes, entry["scores"], strict=True)
             ]
         if not all(np.isfinite(rows).all() for rows in boxes):
-            raise ValueError(f"sentence {key[1]} of picture {key[0]} has a box that is not finite.")
+            raise ValueError(f"sentence {key[1]} of image {key[0]} has a box that is not finite.")
         ranked[key] = boxes
     missing = [key for key, phrases in sentences.items() if phrases and key not in ranked]
     if missing:
         raise ValueError(
-            f"`predictions` lack {len(missing)} sentences, such as sentence {missing[0][1]} of picture "
+            f"`predictions` lack {len(missing)} sentences, such as sentence {missing[0][1]} of image "
             f"{missing[0][0]}; predict every sentence, or pass `image_ids` for a part of the set."
         )
     return ranked

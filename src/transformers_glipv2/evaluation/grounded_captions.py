@@ -7,18 +7,18 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 ARTICLES = ("a ", "an ", "the ")
-# "a picture of ..." claims nothing.
-NO_CLAIMS = ("picture",)
+# "an image of ..." claims nothing.
+NO_CLAIMS = ("image",)
 
 
 def grounded_caption_scores(
     rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
 ) -> dict[str, float]:
     """
-    Scores captions and their boxes against pictures whose objects have phrases.
+    Scores captions and their boxes against images whose objects have phrases.
 
-    A phrase is true where the picture has objects of that phrase (articles and case aside), and its box is right where
-    it overlaps one of them. "A picture" does not count.
+    A phrase is true where the image has objects of that phrase (articles and case aside), and its box is right where
+    it overlaps one of them. "An image" does not count.
 
     Args:
         rows: of the schema, with `objects` of "bbox" and "phrase".
@@ -28,14 +28,14 @@ def grounded_caption_scores(
 
     Returns:
         In percent, -1 where there is nothing to average: "phrase_precision", the share of phrases that are true;
-        "phrase_recall", the share of the pictures' phrases that are told; "R@1", the share of true phrases whose box
+        "phrase_recall", the share of the images' phrases that are told; "R@1", the share of true phrases whose box
         is right.
 
     Raises:
         ValueError: when rows and results differ in number.
     """
     if len(rows) != len(results):
-        raise ValueError(f"There are {len(results)} captions for {len(rows)} pictures; pass one for each.")
+        raise ValueError(f"There are {len(results)} captions for {len(rows)} images; pass one for each.")
     told = true = right = known = found = 0
     for row, result in zip(rows, results, strict=True):
         objects: dict[str, list[Sequence[float]]] = {}

@@ -2,7 +2,7 @@
 LVIS box and mask average precision, classic (Gupta et al., "LVIS", CVPR 2019) and fixed (Dave et al., "Evaluating
 Large-Vocabulary Object Detectors: The Devil is in the Details", 2021).
 
-The `lvis` package fails on numpy 1.24 and later and keeps every pair of picture and category in memory, so the
+The `lvis` package fails on numpy 1.24 and later and keeps every pair of image and category in memory, so the
 arithmetic is here; overlaps are pycocotools'.
 
 >>> evaluate_lvis_fixed("lvis_v1_minival.json", "results.json")["APr"]
@@ -50,9 +50,9 @@ def evaluate_lvis_fixed(
     progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Fixed AP: the best `per_category` detections of each category over the whole set, and no limit a picture.
+    Fixed AP: the best `per_category` detections of each category over the whole set, and no limit an image.
 
-    For this pictures must be predicted with far more than 300 detections. Arguments, results and errors otherwise as
+    For this images must be predicted with far more than 300 detections. Arguments, results and errors otherwise as
     `evaluate_lvis`.
     """
     return evaluate_lvis(
@@ -77,20 +77,20 @@ def evaluate_lvis(
     progress: bool = True,
 ) -> dict[str, Any]:
     """
-    Classic LVIS AP: at most 300 detections a picture, of all categories together.
+    Classic LVIS AP: at most 300 detections an image, of all categories together.
 
     Both limits apply before the federated filter, which drops detections of categories that are neither in the
-    picture nor in its `neg_category_ids`; unmatched ones of its `not_exhaustive_category_ids` do not count.
+    image nor in its `neg_category_ids`; unmatched ones of its `not_exhaustive_category_ids` do not count.
 
     Args:
         annotations (`str`, `Path` or `Mapping`): an LVIS file or its content.
         predictions (`str`, `Path`, `Iterable[Mapping]` or `DetectionTable`): entries of `image_id`, `category_id`,
-            `score` and `bbox` (x, y, width, height in pixels) or `segmentation` (RLE of the picture's size).
+            `score` and `bbox` (x, y, width, height in pixels) or `segmentation` (RLE of the image's size).
         iou_type (`str`, *optional*, defaults to `"bbox"`): "bbox" or "segm".
-        per_image (`int`, *optional*, defaults to 300): detections kept a picture; `None` keeps all.
-        per_category (`int`, *optional*): detections kept a category over all pictures; `None` keeps all. Of equal
+        per_image (`int`, *optional*, defaults to 300): detections kept an image; `None` keeps all.
+        per_category (`int`, *optional*): detections kept a category over all images; `None` keeps all. Of equal
             scores at the cut those of earlier entries stay.
-        image_ids (`Iterable[int]`, *optional*): score these pictures only; predictions of others are refused.
+        image_ids (`Iterable[int]`, *optional*): score these images only; predictions of others are refused.
         progress (`bool`, *optional*, defaults to `True`): show a bar.
 
     Returns:
@@ -98,7 +98,7 @@ def evaluate_lvis(
         to average; `per_category`: id -> {"name", "frequency", "AP"}, `None` without ground truth.
 
     Raises:
-        ValueError: when predictions name unknown pictures or categories or do not fit them, or the file lacks LVIS'
+        ValueError: when predictions name unknown images or categories or do not fit them, or the file lacks LVIS'
             fields.
     """
     content = read_annotations(annotations)
@@ -150,7 +150,7 @@ def top_of_each(groups: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarra
 
 
 def _by_category(table: DetectionTable, category_ids: Sequence[int]) -> Iterable[tuple[int, np.ndarray]]:
-    """Category ids with the rows of each: by picture, then by falling score, then in the order given."""
+    """Category ids with the rows of each: by image, then by falling score, then in the order given."""
     order = np.lexsort((-table.scores, table.image_ids, table.category_ids))
     bounds = np.searchsorted(table.category_ids[order], [*category_ids, np.iinfo(np.int64).max])
     for index, category_id in enumerate(category_ids):
@@ -161,16 +161,16 @@ def _by_category(table: DetectionTable, category_ids: Sequence[int]) -> Iterable
 class _GroundTruth:
     """
     Args:
-        regions: (category, picture) -> boxes xywh or RLEs, in the file's order.
-        areas: (category, picture) -> their areas in pixels.
-        pictures: category -> pictures that hold it, rising.
-        negative: picture -> categories known to be absent.
-        not_exhaustive: picture -> categories of which only some objects are annotated.
+        regions: (category, image) -> boxes xywh or RLEs, in the file's order.
+        areas: (category, image) -> their areas in pixels.
+        images: category -> images that hold it, rising.
+        negative: image -> categories known to be absent.
+        not_exhaustive: image -> categories of which only some objects are annotated.
     """
 
     regions: dict[tuple[int, int], list[Any]]
     areas: dict[tuple[int, int], list[float]]
-    pictures: dict[int, list[int]]
+    images: dict[int, list[int]]
     negative: dict[int, set[int]]
     not_exhaustive: dict[int, set[int]]
 
@@ -178,29 +178,29 @@ class _GroundTruth:
     def of(cls, content: Mapping[str, Any], iou_type: str) -> "_GroundTruth":
         sizes = {image["id"]: (image.get("height"), image.get("width")) for image in content["images"]}
         known = {category["id"] for category in content["categories"]}
-        regions, areas, pictures = defaultdict(list), defaultdict(list), defaultdict(set)
+        regions, areas, images = defaultdict(list), defaultdict(list), defaultdict(set)
         entries = content["annotations"]
         for entry, area in zip(entries, annotation_areas(entries), strict=True):
-            picture, category = entry["image_id"], entry["category_id"]
+            image, category = entry["image_id"], entry["category_id"]
             # The official evaluator's queries keep areas strictly above 0 only.
-            if picture not in sizes or category not in known or area <= 0:
+            if image not in sizes or category not in known or area <= 0:
                 continue
-            region = entry["bbox"] if iou_type == "bbox" else _rle(entry, *sizes[picture])
-            regions[category, picture].append(region)
-            areas[category, picture].append(area)
-            pictures[category].add(picture)
+            region = entry["bbox"] if iou_type == "bbox" else _rle(entry, *sizes[image])
+            regions[category, image].append(region)
+            areas[category, image].append(area)
+            images[category].add(image)
         return cls(
             regions,
             areas,
-            {category: sorted(ids) for category, ids in pictures.items()},
+            {category: sorted(ids) for category, ids in images.items()},
             {image["id"]: set(image["neg_category_ids"]) for image in content["images"]},
             {image["id"]: set(image["not_exhaustive_category_ids"]) for image in content["images"]},
         )
 
     def judged(self, image_ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
-        """Bool `(n,)`: whether something is known about the category in the picture."""
-        known = {(category, picture) for category, picture in self.regions}
-        known.update((category, picture) for picture, categories in self.negative.items() for category in categories)
+        """Bool `(n,)`: whether something is known about the category in the image."""
+        known = {(category, image) for category, image in self.regions}
+        known.update((category, image) for image, categories in self.negative.items() for category in categories)
         pairs = zip(category_ids.tolist(), image_ids.tolist(), strict=True)
         return np.fromiter((pair in known for pair in pairs), dtype=bool, count=len(image_ids))
 
@@ -209,37 +209,37 @@ def _rle(entry: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     mask = decode_mask(entry.get("segmentation"), height, width)
     if mask is None:
         raise ValueError(
-            f"annotation {entry.get('id')!r} of picture {entry['image_id']!r} has no mask; score with iou_type='bbox'."
+            f"annotation {entry.get('id')!r} of image {entry['image_id']!r} has no mask; score with iou_type='bbox'."
         )
     return encode_mask(mask)
 
 
 def _evaluate_category(table: DetectionTable, truth: _GroundTruth, category_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of one category; the table holds its detections by picture and falling score."""
+    """Precision and recall of one category; the table holds its detections by image and falling score."""
     areas = table.areas()
     table, areas = table.select(np.flatnonzero(areas > 0)), areas[areas > 0]
     matched = np.zeros((4, len(IOU_THRESHOLDS), len(table)), dtype=bool)
     ignored = np.zeros_like(matched)
-    pictures, starts, counts = np.unique(table.image_ids, return_index=True, return_counts=True)
+    images, starts, counts = np.unique(table.image_ids, return_index=True, return_counts=True)
     rows_of = {
-        picture: slice(start, start + count)
-        for picture, start, count in zip(pictures.tolist(), starts.tolist(), counts.tolist(), strict=True)
+        image: slice(start, start + count)
+        for image, start, count in zip(images.tolist(), starts.tolist(), counts.tolist(), strict=True)
     }
     num_truths = np.zeros(4, dtype=np.int64)
-    for picture in truth.pictures.get(category_id, ()):
-        outside = outside_areas(np.asarray(truth.areas[category_id, picture]))
+    for image in truth.images.get(category_id, ()):
+        outside = outside_areas(np.asarray(truth.areas[category_id, image]))
         num_truths += (~outside).sum(axis=1)
-        if picture in rows_of:
-            rows = rows_of[picture]
-            ious = _ious(table, rows, truth.regions[category_id, picture])
+        if image in rows_of:
+            rows = rows_of[image]
+            ious = _ious(table, rows, truth.regions[category_id, image])
             matched[:, :, rows], ignored[:, :, rows] = match_detections(ious, outside)
-    partial = np.array([category_id in truth.not_exhaustive[int(picture)] for picture in table.image_ids], dtype=bool)
+    partial = np.array([category_id in truth.not_exhaustive[int(image)] for image in table.image_ids], dtype=bool)
     ignored |= ~matched & (outside_areas(areas) | partial)[:, None, :]
     return precision_and_recall(table.scores, matched, ignored, num_truths)
 
 
 def _ious(table: DetectionTable, rows: slice, regions: list[Any]) -> np.ndarray:
-    """`(detections, ground truths)` of one picture and category."""
+    """`(detections, ground truths)` of one image and category."""
     if table.masks is not None:
         return coco_mask.iou(table.masks[rows], regions, [0] * len(regions))
     return coco_mask.iou(table.boxes[rows], np.asarray(regions, dtype=np.float64), [0] * len(regions))
@@ -275,7 +275,7 @@ def _check_lvis(content: Mapping[str, Any]) -> None:
     for image in content["images"]:
         missing = [key for key in ("neg_category_ids", "not_exhaustive_category_ids") if key not in image]
         if missing:
-            raise ValueError(f"picture {image['id']!r} lacks {', '.join(missing)}; is this an LVIS file?")
+            raise ValueError(f"image {image['id']!r} lacks {', '.join(missing)}; is this an LVIS file?")
     if not content["categories"]:
         raise ValueError("the annotations list no category.")
     for category in content["categories"]:

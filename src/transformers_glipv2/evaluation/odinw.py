@@ -33,8 +33,8 @@ class ODinWSet:
             (in ChessPieces the published name of class 1 is blank).
         prompt (`tuple[tuple[str, str, str], ...]`, *optional*): what stands before each class, its words, and what
             stands after, where the published prompt is more than a list of names.
-        export (`bool`): pictures of all splits lie in one folder, beside a json a split.
-        test_folder (`str`): of the pictures that are tested; in PascalVOC, which has no others, those of "valid".
+        export (`bool`): images of all splits lie in one folder, beside a json a split.
+        test_folder (`str`): of the images that are tested; in PascalVOC, which has no others, those of "valid".
     """
 
     name: str

@@ -62,7 +62,7 @@ def evaluate_phrasecut(
         "per_task": id -> {"mask_iou", "box_iou", "subsets"}.
 
     Raises:
-        ValueError: when a phrase is unknown or predicted twice, or a mask is not of its picture's size.
+        ValueError: when a phrase is unknown or predicted twice, or a mask is not of its image's size.
     """
     by_id = {task["task_id"]: task for task in read_json(tasks)}
     if task_ids is not None:
@@ -88,7 +88,7 @@ def phrase_mask(polygons: Sequence[Sequence[Sequence[Sequence[float]]]], height:
 
     Args:
         polygons (`Sequence`): instances -> polygons -> [x, y] points in pixels, truncated to whole ones.
-        height, width (`int`): of the picture, in pixels.
+        height, width (`int`): of the image, in pixels.
 
     Returns:
         `np.ndarray` of shape `(height, width)`, bool: the union of all instances.
@@ -105,7 +105,7 @@ def phrase_mask(polygons: Sequence[Sequence[Sequence[Sequence[float]]]], height:
 def boxes_iou(predicted: Sequence[Sequence[float]], true: Sequence[Sequence[float]]) -> float:
     """
     IoU of two unions of boxes x, y, width, height in pixels, with the official rounding: corners are truncated, and
-    the last row and column are left out twice. Boxes are not cut to the picture; a corner at negative coordinates
+    the last row and column are left out twice. Boxes are not cut to the image; a corner at negative coordinates
     counts from the other end, which mostly empties the box.
     """
     boxes = [*predicted, *true]
@@ -139,7 +139,7 @@ def phrase_subsets(task: Mapping[str, Any], gt_share: float, image: Mapping[str,
 
     Args:
         task (`Mapping`): an entry of `refer_SPLIT.json`.
-        gt_share (`float`): pixels of its true mask over those of the picture.
+        gt_share (`float`): pixels of its true mask over those of the image.
         image (`Mapping`): its entry of `image_data_split.json`.
         ranks: of names and attributes; without them the subsets by frequency are left out.
     """

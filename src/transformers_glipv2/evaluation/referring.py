@@ -19,21 +19,21 @@ FOUND_IOU = 0.5
 def segment_phrases(
     model: Any,
     processor: Any,
-    picture: Image.Image,
+    image: Image.Image,
     phrases: Sequence[str],
     target_size: tuple[int, int] | None = None,
     threshold: float = 0.25,
     spans: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    A mask for each phrase, which is known to refer to something; the picture is encoded once.
+    A mask for each phrase, which is known to refer to something; the image is encoded once.
 
     Args:
         model: `GLIPv2ForInstanceSegmentation`, in evaluation mode.
         processor: `GLIPv2Processor`.
-        picture (`Image.Image`): RGB.
+        image (`Image.Image`): RGB.
         phrases (`Sequence[str]`): each read by itself.
-        target_size (`tuple[int, int]`, *optional*): (height, width) of boxes and masks; by default the picture's.
+        target_size (`tuple[int, int]`, *optional*): (height, width) of boxes and masks; by default the image's.
         threshold (`float`, *optional*, defaults to 0.25): boxes from this score on are part of a mask; the best one
             always is.
         spans (`Sequence[Sequence[int]]`, *optional*): for each phrase the characters [start, end) whose words score
@@ -43,8 +43,8 @@ def segment_phrases(
         `list[dict]`: for each phrase "scores" `(n,)` in falling order, "boxes" `(n, 4)` inclusive xyxy in pixels, n >=
         1, and "mask", boolean `(height, width)`; on the CPU.
     """
-    target_size = target_size or (picture.height, picture.width)
-    inputs = processor.image_processor([picture], return_tensors="pt").to(model.device)
+    target_size = target_size or (image.height, image.width)
+    inputs = processor.image_processor([image], return_tensors="pt").to(model.device)
     features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
     results = []
     for index, phrase in enumerate(phrases):

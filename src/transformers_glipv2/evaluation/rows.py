@@ -1,4 +1,4 @@
-"""Detections as a row a picture, the form that the folders under `metrics/` give to `evaluate`, and back."""
+"""Detections as a row an image, the form that the folders under `metrics/` give to `evaluate`, and back."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The composite test as a COCO benchmark: every picture is asked for its own labels."""
+"""The composite test as a COCO benchmark: every image is asked for its own labels."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -1,9 +1,9 @@
 """
 Predictions in json files that are written as they come, by any number of processes, so that a killed run goes on.
 
-Pictures are divided into blocks of neighbours; a block is predicted by one process and written as one file, under its
+Images are divided into blocks of neighbours; a block is predicted by one process and written as one file, under its
 final name only when it is whole. What remains to be done is therefore the blocks without a file, and predictions come
-back in the order of the pictures whoever made them.
+back in the order of the images whoever made them.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ class PredictionShards:
 
     Args:
         folder (`str` or `Path`): made where it is missing.
-        keys (`Sequence`): ids of all pictures (or sentences, questions), in order; each once, int or str.
+        keys (`Sequence`): ids of all images (or sentences, questions), in order; each once, int or str.
         settings (`Mapping`): whatever predictions depend on (model, prompts, thresholds); plain json values.
-        size (`int`, *optional*, defaults to 32): pictures of a file. A kill loses at most so many a process.
+        size (`int`, *optional*, defaults to 32): images of a file. A kill loses at most so many a process.
 
     Raises:
         ValueError: when ids repeat, or the folder holds predictions of other settings.
@@ -39,13 +39,13 @@ class PredictionShards:
 
     def __init__(self, folder: str | Path, keys: Sequence[int | str], settings: Mapping[str, Any], size: int = 32):
         if size < 1:
-            raise ValueError(f"`size` is {size}; a file holds at least one picture.")
+            raise ValueError(f"`size` is {size}; a file holds at least one image.")
         self.folder = Path(folder)
         self.keys = list(keys)
         if len(set(self.keys)) != len(self.keys):
             raise ValueError(f"`keys` has {len(self.keys)} entries but {len(set(self.keys))} ids; give each once.")
         self.blocks = [(start, min(start + size, len(self.keys))) for start in range(0, len(self.keys), size)]
-        self.settings = json.loads(json.dumps({**settings, "pictures_per_file": size}, sort_keys=True))
+        self.settings = json.loads(json.dumps({**settings, "images_per_file": size}, sort_keys=True))
         self._check_settings()
 
     def remaining(self) -> list[tuple[int, int]]:
@@ -62,8 +62,8 @@ class PredictionShards:
 
         Args:
             block (`tuple[int, int]`): of `blocks`.
-            entries (`Sequence[Mapping]`): one a picture, in order: "id", "predictions" (entries of the benchmark's own
-                format) and, for a picture that failed, "error".
+            entries (`Sequence[Mapping]`): one an image, in order: "id", "predictions" (entries of the benchmark's own
+                format) and, for an image that failed, "error".
 
         Raises:
             ValueError: when the entries are not those of the block.
@@ -84,16 +84,16 @@ class PredictionShards:
             with open(self.path(block), encoding="utf-8") as file:
                 entries = json.load(file)
             if [entry["id"] for entry in entries] != self.keys[slice(*block)]:
-                raise ValueError(f"{self.path(block)} holds other pictures than expected; use another folder.")
+                raise ValueError(f"{self.path(block)} holds other images than expected; use another folder.")
             yield from entries
 
     def predictions(self) -> Iterator[dict[str, Any]]:
-        """The benchmark's entries of all pictures, in order."""
+        """The benchmark's entries of all images, in order."""
         for entry in self.entries():
             yield from entry["predictions"]
 
     def failures(self) -> dict[Any, str]:
-        """Id -> what went wrong, of pictures that could not be read."""
+        """Id -> what went wrong, of images that could not be read."""
         return {entry["id"]: entry["error"] for entry in self.entries() if entry.get("error")}
 
     def _check_settings(self) -> None:
@@ -177,19 +177,19 @@ def predict_in_shards(
     description: str = "predicting",
 ) -> None:
     """
-    Predict every picture that has no prediction yet, over all processes; returns on all when all are done.
+    Predict every image that has no prediction yet, over all processes; returns on all when all are done.
 
     Batches are neighbours within a block, so they are the same whatever the number of processes and however often the
     run was killed, and so are the predictions.
 
     Args:
         shards (`PredictionShards`): where predictions go.
-        load (`Callable[[int], Any]`): the picture at a position of `shards.keys`, in whatever form `predict` takes. A
-            picture that cannot be read raises `OSError` or `ValueError`; it is listed as failed, without predictions.
-        predict (`Callable[[list], list[list[dict]]]`): loaded pictures to the benchmark's entries of each.
+        load (`Callable[[int], Any]`): the image at a position of `shards.keys`, in whatever form `predict` takes. An
+            image that cannot be read raises `OSError` or `ValueError`; it is listed as failed, without predictions.
+        predict (`Callable[[list], list[list[dict]]]`): loaded images to the benchmark's entries of each.
         accelerator (`Accelerator`): shares out the blocks.
-        batch_size (`int`, *optional*, defaults to 1): pictures of one call of `predict`.
-        num_workers (`int`, *optional*, defaults to 0): processes that load pictures.
+        batch_size (`int`, *optional*, defaults to 1): images of one call of `predict`.
+        num_workers (`int`, *optional*, defaults to 0): processes that load images.
         description (`str`, *optional*): for the progress bar, which shows the main process's part.
     """
     # All look before any writes, so that all divide the same list.
@@ -205,7 +205,7 @@ def predict_in_shards(
     blocks = iter(mine)
     block, entries = next(blocks, None), []
     total = sum(stop - start for start, stop in mine)
-    with tqdm(total=total, desc=description, unit=" pictures", disable=not accelerator.is_main_process) as bar:
+    with tqdm(total=total, desc=description, unit=" images", disable=not accelerator.is_main_process) as bar:
         for batch in loader:
             good = [item for _, item, error in batch if error is None]
             predicted = iter(predict(good) if good else [])
@@ -220,7 +220,7 @@ def predict_in_shards(
 
 
 class _Loaded(Dataset):
-    """Position -> (position, picture, error message or `None`)."""
+    """Position -> (position, image, error message or `None`)."""
 
     def __init__(self, load: Callable[[int], Any]):
         self.load = load

@@ -1,4 +1,4 @@
-"""Results drawn into pictures: boxes and masks with their names."""
+"""Results drawn into images: boxes and masks with their names."""
 
 import colorsys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Drawn:
 
     Attributes:
         text (`str`): its name, written at the box.
-        box (`Sequence[float]`): x1, y1, x2, y2 in pixels of the picture.
+        box (`Sequence[float]`): x1, y1, x2, y2 in pixels of the image.
         mask (`np.ndarray` of shape `(height, width)`, *optional*): boolean.
         group (`int`, *optional*): things of a group share a colour; by default each has its own.
     """
@@ -30,7 +30,7 @@ class Drawn:
 
 def draw(image: Image.Image, things: Sequence[Drawn]) -> Image.Image:
     """
-    A copy of the picture with boxes, half-transparent masks with bright outlines, and names.
+    A copy of the image with boxes, half-transparent masks with bright outlines, and names.
 
     Args:
         image: RGB, left as it is.
@@ -58,7 +58,7 @@ def _with_masks(pixels: np.ndarray, ordered: Sequence[tuple[Drawn, tuple[int, in
         mask = np.asarray(thing.mask, dtype=bool)
         if mask.shape != pixels.shape[:2]:
             raise ValueError(
-                f"the mask of {thing.text!r} has shape {mask.shape}; expected the picture's {pixels.shape[:2]} "
+                f"the mask of {thing.text!r} has shape {mask.shape}; expected the image's {pixels.shape[:2]} "
                 "(height, width)."
             )
         pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * np.float32(color)
@@ -69,7 +69,7 @@ def _with_masks(pixels: np.ndarray, ordered: Sequence[tuple[Drawn, tuple[int, in
 
 
 def _write(pen, text: str, x: float, y: float, color: tuple[int, int, int], font, size: tuple[int, int]) -> None:
-    """A name on a patch of its colour, above the corner (x, y) and inside the picture."""
+    """A name on a patch of its colour, above the corner (x, y) and inside the image."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     x = min(max(x, 0), max(size[0] - right - 4, 0))
     y = max(y - bottom - 4, 0)

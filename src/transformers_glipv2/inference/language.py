@@ -1,4 +1,4 @@
-"""Answers and captions of pictures with the boxes of what their words name; each picture is encoded once."""
+"""Answers and captions of images with the boxes of what their words name; each image is encoded once."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from ..image_processing_glipv2 import Picture, flatten_pictures, picture_size
-from .detector import _TOKENIZER_LOCK, _batches, _encode_pictures, _Progress, _single_pictures, _warn_in_training
+from ..image_processing_glipv2 import ImageSource, flatten_images, get_image_size
+from .detector import _TOKENIZER_LOCK, _batches, _encode_images, _Progress, _single_images, _warn_in_training
 
 
 def top_answers(answer_logits: Tensor, id2label: Mapping[int, str], top_k: int = 5) -> list[list[dict[str, Any]]]:
@@ -43,7 +43,7 @@ def top_answers(answer_logits: Tensor, id2label: Mapping[int, str], top_k: int =
 def answer_and_ground(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Picture | Iterable[Picture],
+    images: ImageSource | Iterable[ImageSource],
     questions: str | Sequence[str],
     top_k: int = 5,
     batch_size: int = 1,
@@ -54,39 +54,39 @@ def answer_and_ground(
     nms_threshold: float = 0.6,
 ) -> list[dict[str, Any]]:
     """
-    Answers questions about pictures and finds what the questions name, in the same forward pass.
+    Answers questions about images and finds what the questions name, in the same forward pass.
 
     Args:
         model: `GLIPv2ForVisualQuestionAnswering`, in evaluation mode.
         processor: `GLIPv2Processor`.
-        images: one picture or several: PIL pictures, arrays, tensors, paths or addresses.
-        questions: one for all pictures, or one for each picture.
+        images: one image or several: PIL images, arrays, tensors, paths or addresses.
+        questions: one for all images, or one for each image.
         top_k: answers of a question at most.
         batch_size, size, progress: as in [`detect_labels`].
         boxes_per_phrase, threshold, nms_threshold: `top_k` and the others of
             `processor.post_process_phrase_grounding`.
 
     Returns:
-        For each picture {"answers": as [`top_answers`], "phrases": as `processor.post_process_phrase_grounding`};
-        boxes are xyxy in pixels of the given picture.
+        For each image {"answers": as [`top_answers`], "phrases": as `processor.post_process_phrase_grounding`};
+        boxes are xyxy in pixels of the given image.
 
     Raises:
-        TypeError, ValueError: for an empty or too long question, or another number of questions than pictures.
+        TypeError, ValueError: for an empty or too long question, or another number of questions than images.
     """
     options = {"top_k": boxes_per_phrase, "threshold": threshold, "nms_threshold": nms_threshold}
     _warn_in_training(model)
-    pictures = list(_single_pictures(images))
-    questions = _one_each(questions, len(pictures), "questions")
+    images = list(_single_images(images))
+    questions = _one_each(questions, len(images), "questions")
     results: list[dict[str, Any]] = []
-    with _Progress(progress, -(-len(pictures) // batch_size)) as bar:
-        for group in _batches(pictures, batch_size):
-            group, part = flatten_pictures(group), questions[len(results) : len(results) + len(group)]
+    with _Progress(progress, -(-len(images) // batch_size)) as bar:
+        for group in _batches(images, batch_size):
+            group, part = flatten_images(group), questions[len(results) : len(results) + len(group)]
             with _TOKENIZER_LOCK:
                 texts = processor(text=part, return_tensors="pt").to(model.device)
-            features = _encode_pictures(model, processor, group, size)
+            features = _encode_images(model, processor, group, size)
             outputs = model(image_features=features, **texts)
             answers = top_answers(outputs.answer_logits, model.config.id2label, top_k)
-            phrases = _phrases(processor, outputs, part, [picture_size(one) for one in group], options)
+            phrases = _phrases(processor, outputs, part, [get_image_size(one) for one in group], options)
             results += [
                 {"answers": own_answers, "phrases": own_phrases}
                 for own_answers, own_phrases in zip(answers, phrases, strict=True)
@@ -122,7 +122,7 @@ def fitting_part(text: str, processor: ProcessorMixin) -> str:
 def caption_and_ground(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Picture | Iterable[Picture],
+    images: ImageSource | Iterable[ImageSource],
     text: str | Sequence[str] = "",
     generate_kwargs: Mapping[str, Any] | None = None,
     batch_size: int = 1,
@@ -133,43 +133,43 @@ def caption_and_ground(
     nms_threshold: float = 0.6,
 ) -> list[dict[str, Any]]:
     """
-    Describes pictures and finds what the noun phrases of the descriptions name.
+    Describes images and finds what the noun phrases of the descriptions name.
 
-    The backbone runs once a picture; then the caption is generated, and its words go through the fused tower once.
+    The backbone runs once an image; then the caption is generated, and its words go through the fused tower once.
 
     Args:
         model: `GLIPv2ForConditionalGeneration`, in evaluation mode.
         processor: `GLIPv2Processor`.
-        images: one picture or several: PIL pictures, arrays, tensors, paths or addresses.
-        text: how captions begin: for all pictures, or for each one; empty for no beginning.
+        images: one image or several: PIL images, arrays, tensors, paths or addresses.
+        text: how captions begin: for all images, or for each one; empty for no beginning.
         generate_kwargs: arguments of `model.generate`; by default beam search with 5 beams and 40 words at most.
         batch_size, size, progress: as in [`detect_labels`].
         boxes_per_phrase, threshold, nms_threshold: as in [`answer_and_ground`].
 
     Returns:
-        For each picture {"caption": str, "phrases": a list of {"phrase", "span", "scores", "boxes"}}; spans are
-        characters [start, end) of the caption, boxes xyxy in pixels of the given picture.
+        For each image {"caption": str, "phrases": a list of {"phrase", "span", "scores", "boxes"}}; spans are
+        characters [start, end) of the caption, boxes xyxy in pixels of the given image.
 
     Raises:
-        TypeError, ValueError: for another number of beginnings than pictures, or one that fills the whole text.
+        TypeError, ValueError: for another number of beginnings than images, or one that fills the whole text.
     """
     _warn_in_training(model)
-    pictures = list(_single_pictures(images))
-    beginnings = _one_each(text, len(pictures), "text")
+    images = list(_single_images(images))
+    beginnings = _one_each(text, len(images), "text")
     options = {"top_k": boxes_per_phrase, "threshold": threshold, "nms_threshold": nms_threshold}
     generate_kwargs = {"num_beams": 5, "max_new_tokens": 40} if generate_kwargs is None else generate_kwargs
     results: list[dict[str, Any]] = []
-    with _Progress(progress, -(-len(pictures) // batch_size)) as bar:
-        for group in _batches(pictures, batch_size):
-            group, part = flatten_pictures(group), beginnings[len(results) : len(results) + len(group)]
-            features = _encode_pictures(model, processor, group, size)
+    with _Progress(progress, -(-len(images) // batch_size)) as bar:
+        for group in _batches(images, batch_size):
+            group, part = flatten_images(group), beginnings[len(results) : len(results) + len(group)]
+            features = _encode_images(model, processor, group, size)
             with _TOKENIZER_LOCK:
                 # Not the processor, which refuses empty texts.
                 prefix = processor.tokenizer(part, padding=True, return_tensors="pt", return_token_type_ids=False).to(
                     model.device
                 )
             tokens = model.generate(image_features=features, **prefix, **generate_kwargs)
-            sizes = [picture_size(picture) for picture in group]
+            sizes = [get_image_size(image) for image in group]
             with _TOKENIZER_LOCK:
                 captions = decode_captions(tokens, processor.tokenizer)
             results += ground_captions(model, processor, features, captions, sizes, options)
@@ -190,9 +190,9 @@ def ground_captions(
 
     Args:
         model, processor: as there.
-        image_features: of the pictures, from `model.get_image_features`.
-        captions: one a picture.
-        target_sizes: (height, width) of each picture.
+        image_features: of the images, from `model.get_image_features`.
+        captions: one an image.
+        target_sizes: (height, width) of each image.
         options: arguments of `processor.post_process_phrase_grounding`.
     """
     results: list[dict[str, Any]] = [{"caption": caption, "phrases": []} for caption in captions]
@@ -232,7 +232,7 @@ def _phrases(
 def _one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
     texts = [texts] * count if isinstance(texts, str) else list(texts)
     if len(texts) != count:
-        raise ValueError(f"`{name}` has {len(texts)} entries for {count} pictures; pass one for each.")
+        raise ValueError(f"`{name}` has {len(texts)} entries for {count} images; pass one for each.")
     return texts
 
 
@@ -241,7 +241,7 @@ def plain_phrases(phrases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Grounded phrases as pipelines give them.
 
     Args:
-        phrases: of one picture, as `processor.post_process_phrase_grounding` gives them.
+        phrases: of one image, as `processor.post_process_phrase_grounding` gives them.
 
     Returns:
         {"phrase", "span", "boxes": a list of {"score", "box": {"xmin", "ymin", "xmax", "ymax"}}} for each phrase;

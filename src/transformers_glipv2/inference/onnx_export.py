@@ -1,5 +1,5 @@
 """
-Graphs of a fixed size for other runtimes: one picture, labels that are encoded once, masks of chosen boxes.
+Graphs of a fixed size for other runtimes: one image, labels that are encoded once, masks of chosen boxes.
 
 `examples/export_onnx.py` exports them to ONNX and shows how to use the files.
 """
@@ -37,7 +37,7 @@ class Vocabulary:
 
 class DetectorGraph(nn.Module):
     """
-    One picture of a fixed size, without what training and varying sizes need.
+    One image of a fixed size, without what training and varying sizes need.
 
     Raises:
         ValueError: for a model that cuts padding away, which no graph of a fixed size can.
@@ -129,7 +129,7 @@ def encode_vocabulary(
 
 
 def fit(processor: GLIPv2Processor, image: Image.Image, height: int, width: int) -> tuple[Tensor, float]:
-    """The picture as large as fits, padded to `(1, 3, height, width)`, and by how much it was scaled."""
+    """The image as large as fits, padded to `(1, 3, height, width)`, and by how much it was scaled."""
     scale = min(height / image.height, width / image.width)
     size = {"height": max(int(image.height * scale), 1), "width": max(int(image.width * scale), 1)}
     inputs = processor.image_processor(
@@ -138,9 +138,9 @@ def fit(processor: GLIPv2Processor, image: Image.Image, height: int, width: int)
     return inputs["pixel_values"], scale
 
 
-def in_picture(boxes: Tensor, scale: float, image: Image.Image) -> Tensor:
-    """Boxes `(n, 4)` in pixels of the input to pixels of the picture, without what lies in the padding."""
+def in_image(boxes: Tensor, scale: float, image: Image.Image) -> Tensor:
+    """Boxes `(n, 4)` in pixels of the input to pixels of the image, without what lies in the padding."""
     return (boxes / scale).clamp(min=0).minimum(torch.tensor([image.width, image.height] * 2))
 
 
-__all__ = ["DetectorGraph", "MaskGraph", "Vocabulary", "encode_vocabulary", "fit", "in_picture"]
+__all__ = ["DetectorGraph", "MaskGraph", "Vocabulary", "encode_vocabulary", "fit", "in_image"]

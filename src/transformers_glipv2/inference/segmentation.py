@@ -1,4 +1,4 @@
-"""Masks of any number of labels in any number of pictures."""
+"""Masks of any number of labels in any number of images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
-from ..image_processing_glipv2 import Picture, flatten_pictures, picture_size
+from ..image_processing_glipv2 import ImageSource, flatten_images, get_image_size
 from ..layers.paste_masks import instance_masks
-from ..post_processing import check_limits, cut_at, merge_detections, picture_detections, scale_boxes
+from ..post_processing import check_limits, cut_at, image_detections, merge_detections, scale_boxes
 from ..prompts import check_labels
 from .detector import EncodedPrompt, encode_labels, max_prompt_tokens, pad_prompts
 
@@ -26,15 +26,15 @@ def segment_prompts(
     max_detections: int = 100,
 ) -> dict[str, Tensor]:
     """
-    The boxes of one picture for all its prompts, each with the logits of its mask.
+    The boxes of one image for all its prompts, each with the logits of its mask.
 
     Args:
         model: `GLIPv2ForInstanceSegmentation`.
-        image_features: of this picture alone, from `model.get_image_features`.
+        image_features: of this image alone, from `model.get_image_features`.
         prompts: as `encode_labels` gives them.
         pad_token_id: of the tokenizer.
         target_size: (height, width) in pixels to measure boxes in.
-        threshold, nms_threshold, max_detections: as in [`picture_detections`].
+        threshold, nms_threshold, max_detections: as in [`image_detections`].
 
     Returns:
         "scores" `(n,)` in falling order, "labels" `(n,)` (indices of the vocabulary), "boxes" `(n, 4)` xyxy in pixels,
@@ -43,7 +43,7 @@ def segment_prompts(
     results, scores = [], torch.zeros(0)
     for prompt in prompts:
         outputs = model(image_features=image_features, **pad_prompts([prompt], pad_token_id, model.device))
-        found = picture_detections(outputs, 0, prompt.label_map, None, threshold, nms_threshold, max_detections)
+        found = image_detections(outputs, 0, prompt.label_map, None, threshold, nms_threshold, max_detections)
         # Masks cost more than boxes, so only what may stay among the best of all prompts gets one.
         scores = torch.cat([scores, found["scores"].cpu()])
         stays = cut_at(scores, max_detections)[len(scores) - len(found["scores"]) :]
@@ -59,7 +59,7 @@ def segment_prompts(
 def segment_labels(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    images: Picture | Iterable[Picture],
+    images: ImageSource | Iterable[ImageSource],
     text_labels: Sequence[str],
     threshold: float = 0.05,
     nms_threshold: float = 0.6,
@@ -69,20 +69,20 @@ def segment_labels(
     return_rle: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """
-    Segments any number of labels in any number of pictures, one picture at a time as results are asked for.
+    Segments any number of labels in any number of images, one image at a time as results are asked for.
 
     Args:
         model: `GLIPv2ForInstanceSegmentation`, in evaluation mode.
         processor: `GLIPv2Processor`.
-        images: one picture or several (also from a generator): PIL pictures, arrays, tensors, paths or addresses.
-        text_labels: labels to look for in all pictures; those that do not fit one prompt go to further ones.
+        images: one image or several (also from a generator): PIL images, arrays, tensors, paths or addresses.
+        text_labels: labels to look for in all images; those that do not fit one prompt go to further ones.
         threshold, nms_threshold, max_detections, labels_per_prompt: as in [`detect_labels`].
         mask_threshold: on the probability of a pixel; equal is outside the mask.
         return_rle: COCO's run lengths in place of arrays.
 
     Yields:
-        For each picture {"scores" `(n,)` in falling order, "labels" `(n,)`, "text_labels" (n names), "boxes" `(n, 4)`
-        xyxy in pixels of the picture, "masks": n run lengths, or boolean `(n, height, width)`}, on the CPU.
+        For each image {"scores" `(n,)` in falling order, "labels" `(n,)`, "text_labels" (n names), "boxes" `(n, 4)`
+        xyxy in pixels of the image, "masks": n run lengths, or boolean `(n, height, width)`}, on the CPU.
 
     Raises:
         TypeError, ValueError: for no labels, an empty one, one longer than a prompt, or limits out of range.
@@ -93,10 +93,10 @@ def segment_labels(
     prompts = encode_labels(text_labels, processor.tokenizer, max_tokens, labels_per_prompt)
     several = isinstance(images, Iterable) and not isinstance(images, str) and not hasattr(images, "ndim")
     for image in images if several else [images]:
-        (image,) = flatten_pictures(image)
+        (image,) = flatten_images(image)
         inputs = processor.image_processor(image, return_tensors="pt").to(model.device)
         features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
-        size = picture_size(image)
+        size = get_image_size(image)
         found = segment_prompts(
             model,
             features,

@@ -1,4 +1,4 @@
-"""Captions word by word: what each word may see, and its way and the picture's through the tower."""
+"""Captions word by word: what each word may see, and its way and the image's through the tower."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,12 @@ from .region_attention import GLIPv2Places
 @dataclass
 class GLIPv2VisualStates:
     """
-    What the words of captions attend to, made once a picture by `get_visual_states`.
+    What the words of captions attend to, made once an image by `get_visual_states`.
 
     Args:
-        groups (`list` of `tuple` of `torch.FloatTensor` of shape `(pictures, locations, d_model)`):
-            For each group of pictures, in order, the normalised maps before each fusion of the tower, as one sequence
-            each, P3 first. All pictures are one group, unless `config.mask_padded_pixels`, where each is a group by
+        groups (`list` of `tuple` of `torch.FloatTensor` of shape `(images, locations, d_model)`):
+            For each group of images, in order, the normalised maps before each fusion of the tower, as one sequence
+            each, P3 first. All images are one group, unless `config.mask_padded_pixels`, where each is a group by
             itself.
         places (`list` of `GLIPv2Places`, *optional*):
             For each group what the caption head attends to, with `config.caption_naming`.
@@ -33,7 +33,7 @@ class GLIPv2VisualStates:
     fused_feature_maps: FeatureMaps | None = None
 
     @property
-    def num_pictures(self) -> int:
+    def num_images(self) -> int:
         return sum(self.group_sizes)
 
     @property
@@ -41,23 +41,23 @@ class GLIPv2VisualStates:
         return [len(group[0]) for group in self.groups]
 
 
-def rows_to_pictures(text: torch.Tensor, group_sizes: list[int]) -> list[torch.Tensor]:
+def rows_to_images(text: torch.Tensor, group_sizes: list[int]) -> list[torch.Tensor]:
     """
-    Texts by groups of pictures; what a word sees depends on the picture and itself alone, so all words of a picture
+    Texts by groups of images; what a word sees depends on the image and itself alone, so all words of an image
     are one text.
 
     Args:
-        text: `(rows, tokens, dim)`; each picture has equally many rows, side by side.
-        group_sizes: pictures of each group.
+        text: `(rows, tokens, dim)`; each image has equally many rows, side by side.
+        group_sizes: images of each group.
 
     Returns:
-        For each group `(pictures, rows of a picture * tokens, dim)`.
+        For each group `(images, rows of an image * tokens, dim)`.
     """
     return list(text.unflatten(0, (sum(group_sizes), -1)).flatten(1, 2).split(group_sizes))
 
 
-def pictures_to_rows(texts: list[torch.Tensor], rows: int) -> torch.Tensor:
-    """The inverse of [`rows_to_pictures`], for any `dim`."""
+def images_to_rows(texts: list[torch.Tensor], rows: int) -> torch.Tensor:
+    """The inverse of [`rows_to_images`], for any `dim`."""
     text = torch.cat(texts)
     return text.unflatten(1, (rows // len(text), -1)).flatten(0, 1)
 
@@ -122,7 +122,7 @@ def maps_without_words(
     layers: nn.ModuleList, feature_maps: FeatureMaps, final_maps: bool
 ) -> tuple[tuple[torch.Tensor, ...], FeatureMaps | None]:
     """
-    The picture's way through the tower when it sees no words.
+    The image's way through the tower when it sees no words.
 
     Args:
         layers: the tower's blocks.
@@ -130,7 +130,7 @@ def maps_without_words(
         final_maps: also compute the maps after the last block, which no word attends to.
 
     Returns:
-        The normalised maps before each fusion as one sequence, `(pictures, locations, d_model)`, and the final maps or
+        The normalised maps before each fusion as one sequence, `(images, locations, d_model)`, and the final maps or
         `None`.
     """
     shapes, sequences = map_shapes(feature_maps), []
@@ -157,17 +157,17 @@ def words_through_layer(
 
     Args:
         layer: the block, with a `fusion` and a `text_layer`.
-        text: `(rows, tokens, text_dim)`; each picture has equally many rows, side by side.
+        text: `(rows, tokens, text_dim)`; each image has equally many rows, side by side.
         groups: the normalised maps before the block, as in `GLIPv2VisualStates`.
         mask: boolean, as `causal_mask` gives it.
         cache: takes the keys and values of the text layer, as its layer `cache_layer`.
     """
-    pictures = rows_to_pictures(text, [len(vision) for vision in groups])
+    images = rows_to_images(text, [len(vision) for vision in groups])
     updated = [
         checkpointed(layer, lambda *inputs: layer.fusion.attend(*inputs, vision_sees_text=False)[1], vision, words)
-        for vision, words in zip(groups, pictures, strict=True)
+        for vision, words in zip(groups, images, strict=True)
     ]
-    text = pictures_to_rows(updated, len(text))
+    text = images_to_rows(updated, len(text))
     if cache is None:
         return checkpointed(layer, layer.text_layer, text, mask)
     layers = cache.layers

@@ -188,8 +188,8 @@ def bilinear_rows(
     # Samples beyond the border read its zeros; a NaN has no place of its own, and its weight is NaN anyway.
     top = (floor[..., 0] + y).nan_to_num(0.0).clamp(0, height + 2).int()
     left = (floor[..., 1] + x).nan_to_num(0.0).clamp(0, width + 2).int()
-    picture = torch.arange(batch, device=offsets.device, dtype=torch.int32) * (padded_height * padded_width)
-    first = top * padded_width + left + picture.view(-1, 1, 1, 1)
+    image = torch.arange(batch, device=offsets.device, dtype=torch.int32) * (padded_height * padded_width)
+    first = top * padded_width + left + image.view(-1, 1, 1, 1)
     corners = torch.tensor([0, 1, padded_width, padded_width + 1], device=offsets.device, dtype=torch.int32)
     rows = first.unsqueeze(-1) + corners
     return rows.flatten(0, 2), weights.flatten(0, 2)
@@ -303,7 +303,7 @@ class GLIPv2DyConv(nn.Module):
             offsets = offsets.flatten(1)[:, : 2 * TAPS * height * width].unflatten(1, (2 * TAPS, height, width))
             modulation = modulation.flatten(1)[:, : TAPS * height * width].unflatten(1, (TAPS, height, width))
             return offsets, modulation
-        # An offset keeps its length in the picture.
+        # An offset keeps its length in the image.
         scale = offsets.new_tensor([height / rows, width / columns]).repeat(TAPS)[:, None, None]
         return resize(offsets, height, width) * scale, resize(modulation, height, width)
 

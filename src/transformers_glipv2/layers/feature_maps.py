@@ -28,10 +28,10 @@ def padding_masks(
     image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
 ) -> tuple[torch.Tensor, ...]:
     """
-    Where each level's map lies in the picture rather than in its padding.
+    Where each level's map lies in the image rather than in its padding.
 
     Args:
-        image_sizes: `(batch, 2)`, height and width in pixels of each un-padded picture.
+        image_sizes: `(batch, 2)`, height and width in pixels of each un-padded image.
         level_shapes: height and width of each level's map.
         strides: pixels between locations of each level.
 
@@ -50,10 +50,10 @@ def own_map_shapes(
     image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
 ) -> list[list[tuple[int, int]]] | None:
     """
-    The part of each map that a picture fills, as `padding_masks` marks it.
+    The part of each map that an image fills, as `padding_masks` marks it.
 
     Returns:
-        For each picture height and width on each level; `None` when every picture fills all maps. Waits for a GPU.
+        For each image height and width on each level; `None` when every image fills all maps. Waits for a GPU.
     """
     shapes = [
         [
@@ -65,30 +65,30 @@ def own_map_shapes(
     return None if all(own == level_shapes for own in shapes) else shapes
 
 
-def crop_maps(feature_maps: FeatureMaps, picture: int, shapes: list[tuple[int, int]]) -> FeatureMaps:
-    """One picture's maps, as a batch of 1, without their padding."""
+def crop_maps(feature_maps: FeatureMaps, image: int, shapes: list[tuple[int, int]]) -> FeatureMaps:
+    """One image's maps, as a batch of 1, without their padding."""
     return tuple(
-        feature_map[picture : picture + 1, :, :height, :width]
+        feature_map[image : image + 1, :, :height, :width]
         for feature_map, (height, width) in zip(feature_maps, shapes, strict=True)
     )
 
 
-def join_maps(pictures: list[FeatureMaps], level_shapes: list[tuple[int, int]]) -> FeatureMaps:
-    """Maps of several pictures to one batch of `level_shapes`, zero to the right of and below each picture."""
+def join_maps(images: list[FeatureMaps], level_shapes: list[tuple[int, int]]) -> FeatureMaps:
+    """Maps of several images to one batch of `level_shapes`, zero to the right of and below each image."""
     return tuple(
         torch.cat([F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in level])
-        for level, (height, width) in zip(zip(*pictures, strict=True), level_shapes, strict=True)
+        for level, (height, width) in zip(zip(*images, strict=True), level_shapes, strict=True)
     )
 
 
 def join_attentions(
-    pictures: list[tuple[torch.Tensor, torch.Tensor]],
+    images: list[tuple[torch.Tensor, torch.Tensor]],
     shapes: list[list[tuple[int, int]]],
     level_shapes: list[tuple[int, int]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `join_maps`, for the two attention maps of a fusion; `shapes` is each picture's part of `level_shapes`."""
+    """As `join_maps`, for the two attention maps of a fusion; `shapes` is each image's part of `level_shapes`."""
     joined = ([], [])
-    for attentions, own_shapes in zip(pictures, shapes, strict=True):
+    for attentions, own_shapes in zip(images, shapes, strict=True):
         maps = [torch.ones(1, 1, *shape, dtype=torch.bool, device=attentions[0].device) for shape in own_shapes]
         locations = flatten_levels(join_maps([maps], level_shapes))[0, :, 0]
         for whole, attention, dim in zip(joined, attentions, (2, 3), strict=True):

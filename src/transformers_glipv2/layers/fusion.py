@@ -195,15 +195,15 @@ class GLIPv2BiAttention(nn.Module):
         biases = at_least_float32(keys @ query_bias.unsqueeze(-1)).flatten(1)
         absorbed_values = at_least_float32(values @ out_weight.permute(1, 2, 0)).flatten(1, 2)
         updates, sums = [], []
-        for picture in range(vision.shape[0]):
+        for image in range(vision.shape[0]):
             # Autocast would mix half precision into the running sums.
             with torch.autocast(vision.device.type, enabled=False):
                 update, text_sums = attend_in_chunks(
-                    vision[picture],
-                    absorbed_keys[picture],
-                    biases[picture],
-                    absorbed_values[picture] if vision_sees_text else None,
-                    None if text_mask is None else text_mask[picture],
+                    vision[image],
+                    absorbed_keys[image],
+                    biases[image],
+                    absorbed_values[image] if vision_sees_text else None,
+                    None if text_mask is None else text_mask[image],
                     self.num_heads,
                 )
             updates.append(None if update is None else update.add_(out_bias))
@@ -269,7 +269,7 @@ def attend_in_chunks(
     num_heads: int,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """
-    Both directions of one picture's attention over chunks of its locations, so that a score is made, used twice and
+    Both directions of one image's attention over chunks of its locations, so that a score is made, used twice and
     forgotten while it is in the cache. The softmax over all locations is kept as a running maximum, sum and weighted
     sum.
 

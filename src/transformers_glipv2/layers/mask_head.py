@@ -31,10 +31,10 @@ HOURGLASS_DILATION = 3
 REGIONS_PER_CHUNK = 64
 # A predicted box learns the mask of the object that it overlaps by this much.
 MATCH_IOU = 0.5
-# Predicted boxes that learn the mask of one object, and regions of a picture in one training step: objects are seen in
+# Predicted boxes that learn the mask of one object, and regions of an image in one training step: objects are seen in
 # the boxes that inference will find, at a bounded cost.
 PREDICTED_BOXES_PER_OBJECT = 3
-REGIONS_PER_PICTURE = 64
+REGIONS_PER_IMAGE = 64
 
 
 # Regions -------------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def roi_levels(boxes_xyxy: Tensor, strides: Sequence[int]) -> Tensor:
     The level of the pyramid that each box is pooled from: floor(4 + log2(side / 224 + 1e-6)), stride 2^level.
 
     Args:
-        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the resized picture; the side is the root of the area,
+        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the resized image; the side is the root of the area,
             which counts `+ 1` in width and height.
         strides: of the levels in pixels, each twice the one before.
 
@@ -66,18 +66,18 @@ def pool_regions(
 
     Args:
         feature_maps: one `(batch, channels, H_l, W_l)` a level.
-        boxes_xyxy: for each picture `(n_i, 4)` corners in pixels of the resized picture.
+        boxes_xyxy: for each image `(n_i, 4)` corners in pixels of the resized image.
         strides: of the levels, in pixels.
         output_size: side of the pooled maps.
 
     Returns:
-        `(sum of n_i, channels, output_size, output_size)`, picture after picture, in the maps' dtype.
+        `(sum of n_i, channels, output_size, output_size)`, image after image, in the maps' dtype.
     """
     counts = [len(boxes) for boxes in boxes_xyxy]
     # Coordinates do not fit half precision.
     boxes = torch.cat([boxes.float() for boxes in boxes_xyxy])
-    pictures = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
-    rois = torch.cat([pictures[:, None].to(boxes.dtype), boxes], dim=1)
+    images = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
+    rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
     levels = roi_levels(boxes, strides)
     pooled = [
         roi_align(feature_map.float(), rois[levels == level], output_size, 1 / stride, SAMPLING_RATIO, aligned=False)
@@ -96,9 +96,9 @@ def mask_targets(masks: Tensor, boxes_xyxy: Tensor, image_size: Tensor, output_s
     [x1, x2 + 1) x [y1, y2 + 1), which is where `segmentation_post_processing.py` puts masks.
 
     Args:
-        masks: `(n, H, W)` bool or numbers in [0, 1], at whatever resolution, of the whole picture.
-        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the resized picture.
-        image_size: `(2,)` height and width in pixels of the resized picture.
+        masks: `(n, H, W)` bool or numbers in [0, 1], at whatever resolution, of the whole image.
+        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the resized image.
+        image_size: `(2,)` height and width in pixels of the resized image.
         output_size: side of the targets.
 
     Returns:
@@ -118,10 +118,10 @@ def mask_targets(masks: Tensor, boxes_xyxy: Tensor, image_size: Tensor, output_s
 
 
 def training_regions(
-    gt_boxes: Tensor, pred_boxes: Tensor, scores: Tensor, limit: int = REGIONS_PER_PICTURE
+    gt_boxes: Tensor, pred_boxes: Tensor, scores: Tensor, limit: int = REGIONS_PER_IMAGE
 ) -> tuple[Tensor, Tensor]:
     """
-    The boxes in which a picture's masks are learnt: the objects' own, and the best predicted ones that match them.
+    The boxes in which an image's masks are learnt: the objects' own, and the best predicted ones that match them.
 
     Args:
         gt_boxes: `(n, 4)` boxes_xyxy of the objects.
@@ -238,9 +238,9 @@ class GLIPv2MaskHead(nn.Module):
         """
         Args:
             feature_maps: one `(batch, d_model, H_l, W_l)` a level, before or after fusion.
-            boxes_xyxy: for each picture `(n_i, 4)` corners in pixels of the resized picture.
+            boxes_xyxy: for each image `(n_i, 4)` corners in pixels of the resized image.
             text: fused words `(batch, tokens, text_dim)`.
-            positive_maps: for each picture `(n_i, tokens)`, above 0 at the words of each box's label.
+            positive_maps: for each image `(n_i, tokens)`, above 0 at the words of each box's label.
 
         Returns:
             `(sum of n_i, 2 pool_size, 2 pool_size)`, the mean logit over the label's words; float32.
@@ -299,19 +299,19 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def check_regions(boxes: Sequence[Tensor], positive_maps: Sequence[Tensor], batch: int, tokens: int) -> None:
     """
     Raises:
-        ValueError, TypeError: unless there are boxes and words for each picture, and every box has a word.
+        ValueError, TypeError: unless there are boxes and words for each image, and every box has a word.
     """
     if not len(boxes) == len(positive_maps) == batch:
         raise ValueError(
-            f"`boxes` has {len(boxes)} and `positive_maps` {len(positive_maps)} entries for {batch} pictures; pass "
+            f"`boxes` has {len(boxes)} and `positive_maps` {len(positive_maps)} entries for {batch} images; pass "
             "one each."
         )
-    for index, (picture_boxes, positive_map) in enumerate(zip(boxes, positive_maps, strict=True)):
-        check_boxes_shape(picture_boxes, f"boxes[{index}]")
-        if tuple(positive_map.shape) != (len(picture_boxes), tokens):
+    for index, (image_boxes, positive_map) in enumerate(zip(boxes, positive_maps, strict=True)):
+        check_boxes_shape(image_boxes, f"boxes[{index}]")
+        if tuple(positive_map.shape) != (len(image_boxes), tokens):
             raise ValueError(
                 f"`positive_maps[{index}]` has shape {tuple(positive_map.shape)}; expected "
-                f"{(len(picture_boxes), tokens)}, a row a box and a column a token."
+                f"{(len(image_boxes), tokens)}, a row a box and a column a token."
             )
         wordless = (~(positive_map > 0).any(1)).nonzero().flatten().tolist()
         if wordless:

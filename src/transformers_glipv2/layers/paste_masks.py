@@ -1,8 +1,8 @@
 """
-Masks inside boxes to masks of the picture, as pure functions: pasted, encoded as run lengths, or united.
+Masks inside boxes to masks of the image, as pure functions: pasted, encoded as run lengths, or united.
 
 Each mask is resized over its own box only and written out before the next is made, so that hundreds of masks of a
-large picture need the memory of one, unless they are asked for as full arrays.
+large image need the memory of one, unless they are asked for as full arrays.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +28,11 @@ def place_box(box_xyxy: Tensor, cells: int) -> tuple[int, int, int, int]:
     The pixels that a mask with its border covers: the box grown by the border, its corners cut to whole pixels.
 
     Args:
-        box_xyxy: `(4,)` inclusive corners in pixels of the picture.
+        box_xyxy: `(4,)` inclusive corners in pixels of the image.
         cells: side of the mask without border.
 
     Returns:
-        left, top, width, height in pixels; it may reach outside the picture.
+        left, top, width, height in pixels; it may reach outside the image.
     """
     centre, half = (box_xyxy[:2] + box_xyxy[2:]) / 2, (box_xyxy[2:] - box_xyxy[:2]) / 2
     half = half * ((cells + 2 * BORDER) / cells)
@@ -45,17 +45,17 @@ def paste_regions(
     mask_logits: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> Iterator[tuple[Tensor, int, int]]:
     """
-    Each mask at the picture's resolution, but only where its box lies.
+    Each mask at the image's resolution, but only where its box lies.
 
     Args:
         mask_logits: `(n, side, side)`, the logit of each cell of the boxes.
-        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the picture.
-        size: (height, width) of the picture.
+        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the image.
+        size: (height, width) of the image.
         threshold: on the probability; equal is outside the mask.
 
     Yields:
-        Boolean `(h, w)`, the box's part of the mask; and its top and left in the picture, so that `mask[top : top + h,
-        left : left + w]` is that part. A box outside the picture has no pixels.
+        Boolean `(h, w)`, the box's part of the mask; and its top and left in the image, so that `mask[top : top + h,
+        left : left + w]` is that part. A box outside the image has no pixels.
 
     Raises:
         ValueError: when masks and boxes do not fit, or a size or threshold makes no sense.
@@ -75,7 +75,7 @@ def interpolation_weights(cells: int, pixels: int, start: int, stop: int) -> Ten
     Bilinear resizing along one axis as a matrix, for a part of the pixels; as `F.interpolate` with
     `align_corners=False`.
 
-    A box may reach far outside its picture; this way only what lies inside is ever computed.
+    A box may reach far outside its image; this way only what lies inside is ever computed.
 
     Args:
         cells: to resize from.
@@ -93,7 +93,7 @@ def interpolation_weights(cells: int, pixels: int, start: int, stop: int) -> Ten
 
 
 def check_masks(mask_logits: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float) -> None:
-    """Raises `ValueError` or `TypeError` unless there is one square mask a box, a picture and a probability."""
+    """Raises `ValueError` or `TypeError` unless there is one square mask a box, an image and a probability."""
     check_boxes_shape(boxes_xyxy, "boxes_xyxy")
     if mask_logits.ndim != 3 or mask_logits.shape[1] != mask_logits.shape[2] or len(mask_logits) != len(boxes_xyxy):
         raise ValueError(
@@ -117,8 +117,8 @@ def encode_region(region: np.ndarray, top: int, left: int, size: tuple[int, int]
 
     Args:
         region: boolean `(h, w)`.
-        top, left: its place in the picture.
-        size: (height, width) of the picture.
+        top, left: its place in the image.
+        size: (height, width) of the image.
 
     Returns:
         {"size": [height, width], "counts": str}, as json and `pycocotools.mask.decode` take it.
@@ -157,7 +157,7 @@ def compress_counts(counts: np.ndarray) -> str:
     return characters[characters > 0].tobytes().decode("ascii")
 
 
-# Whole pictures ------------------------------------------------------------------------------------------------------
+# Whole images ------------------------------------------------------------------------------------------------------
 
 
 def instance_masks(
@@ -168,7 +168,7 @@ def instance_masks(
     return_rle: bool = False,
 ) -> Tensor | list[dict[str, Any]]:
     """
-    The masks of a picture's boxes.
+    The masks of an image's boxes.
 
     Args:
         mask_logits, boxes_xyxy, size, threshold: as in `paste_regions`.
@@ -206,15 +206,15 @@ def boxes_for_masks(
     boxes_xyxy: Sequence[Tensor], image_sizes: Tensor, target_sizes: Sequence[tuple[int, int]] | None
 ) -> tuple[list[Tensor], list[tuple[int, int]]]:
     """
-    Boxes of finished detections in pixels of the resized pictures, where masks are predicted, and where masks go.
+    Boxes of finished detections in pixels of the resized images, where masks are predicted, and where masks go.
 
     Args:
-        boxes_xyxy: for each picture `(n_i, 4)` in pixels of its target size.
-        image_sizes: `(batch, 2)` height and width of each resized picture.
-        target_sizes: (height, width) of each picture to give masks in; `None` for the resized ones.
+        boxes_xyxy: for each image `(n_i, 4)` in pixels of its target size.
+        image_sizes: `(batch, 2)` height and width of each resized image.
+        target_sizes: (height, width) of each image to give masks in; `None` for the resized ones.
 
     Returns:
-        For each picture its boxes in pixels of the resized picture, and the (height, width) of its masks.
+        For each image its boxes in pixels of the resized image, and the (height, width) of its masks.
     """
     own_sizes = [tuple(size) for size in image_sizes.tolist()]
     if target_sizes is None:
@@ -237,13 +237,13 @@ def predict_mask_logits(
 
     Args:
         outputs: of `GLIPv2ForInstanceSegmentation`.
-        boxes_xyxy: for each picture `(n_i, 4)` in pixels of its target size.
-        positive_maps: for each picture `(n_i, tokens)`, above 0 at the words of each box's label.
-        target_sizes: (height, width) of each picture that the boxes are measured in; `None` for the resized ones.
+        boxes_xyxy: for each image `(n_i, 4)` in pixels of its target size.
+        positive_maps: for each image `(n_i, tokens)`, above 0 at the words of each box's label.
+        target_sizes: (height, width) of each image that the boxes are measured in; `None` for the resized ones.
         model: the model that gave `outputs`; needed only for copies of outputs, which do not know it.
 
     Returns:
-        For each picture `(n_i, side, side)`, and the (height, width) that its boxes are measured in.
+        For each image `(n_i, side, side)`, and the (height, width) that its boxes are measured in.
 
     Raises:
         TypeError: when the model predicts no masks.
@@ -283,7 +283,7 @@ def referring_masks(
     threshold: float = 0.5,
 ) -> list[dict[str, Any]]:
     """
-    One mask for each phrase of a picture.
+    One mask for each phrase of an image.
 
     Args:
         found: a phrase's {"boxes" `(n_i, 4)` in pixels of `size`, ...} each.

@@ -13,13 +13,13 @@ from .feature_maps import FeatureMaps, flatten_levels
 
 def look_of_places(feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -> torch.Tensor:
     """
-    How each location looks before fusion, which L_inter compares with the words of all pictures, and after.
+    How each location looks before fusion, which L_inter compares with the words of all images, and after.
 
     Args:
-        feature_maps, fused_feature_maps: P3..P7 before and after the tower, each `(pictures, d_model, height, width)`.
+        feature_maps, fused_feature_maps: P3..P7 before and after the tower, each `(images, d_model, height, width)`.
 
     Returns:
-        `(pictures, locations, 2 * d_model)`, each half of mean 0 and variance 1.
+        `(images, locations, 2 * d_model)`, each half of mean 0 and variance 1.
     """
     # The logarithm, since maps before fusion have channels a thousand times the others, beside which a norm alone
     # would leave nothing of them.
@@ -30,14 +30,14 @@ def look_of_places(feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -
 @dataclass
 class GLIPv2Places:
     """
-    The places of pictures as [`GLIPv2Namer`] sees them; all locations of P3..P7, P3 first.
+    The places of images as [`GLIPv2Namer`] sees them; all locations of P3..P7, P3 first.
 
     Args:
-        keys, values (`torch.FloatTensor` of shape `(pictures, locations, heads * head_dim)`):
+        keys, values (`torch.FloatTensor` of shape `(images, locations, heads * head_dim)`):
             What words attend by and to.
-        regions (`torch.FloatTensor` of shape `(pictures, locations, contrastive_dim)`):
+        regions (`torch.FloatTensor` of shape `(images, locations, contrastive_dim)`):
             Unit vectors, to be compared with words.
-        confidence (`torch.FloatTensor` of shape `(pictures, locations)`):
+        confidence (`torch.FloatTensor` of shape `(images, locations)`):
             Logarithm of how surely there is the middle of a thing.
     """
 
@@ -82,8 +82,8 @@ class GLIPv2Namer(nn.Module):
         Args:
             looks: of [`look_of_places`].
             feature_maps: P3..P7 before the tower.
-            centerness: `(pictures, anchors)`, before the sigmoid.
-            centers: `(pictures, anchors, 2)`, x and y in [0, 1] of each picture.
+            centerness: `(images, anchors)`, before the sigmoid.
+            centers: `(images, anchors, 2)`, x and y in [0, 1] of each image.
 
         Returns:
             What words attend to.
@@ -95,12 +95,12 @@ class GLIPv2Namer(nn.Module):
     def forward(self, text: torch.Tensor, places: GLIPv2Places) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            text: fused words `(pictures, tokens, text_dim)`.
-            places: of their pictures.
+            text: fused words `(images, tokens, text_dim)`.
+            places: of their images.
 
         Returns:
             The words with what they saw, in the shape of `text`, and what `names` scores,
-            `(pictures, tokens, contrastive_dim)`.
+            `(images, tokens, contrastive_dim)`.
         """
         text = self.text_norm(text)
         query, key, value = (

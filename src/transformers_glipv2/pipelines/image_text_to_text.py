@@ -8,28 +8,28 @@ import PIL.Image
 from transformers import BatchFeature, ImageTextToTextPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..image_processing_glipv2 import open_picture
+from ..image_processing_glipv2 import open_image
 from ..inference.language import decode_captions, ground_captions, plain_phrases
 
 TASK = "image-text-to-text"
-_PICTURES = (str, os.PathLike, PIL.Image.Image)
+_IMAGES = (str, os.PathLike, PIL.Image.Image)
 
 
 class GLIPv2ImageTextToTextPipeline(ImageTextToTextPipeline):
     """
-    Transformers' pipeline from pictures and texts to texts, with the same calls and results. For GLIPv2 the text is
+    Transformers' pipeline from images and texts to texts, with the same calls and results. For GLIPv2 the text is
     how the caption begins, and may be left out. Other models run as in the stock class.
 
     Arguments of the call beside those of the stock class:
         ground (`bool`, *optional*, defaults to `False`): each result also has "phrases", boxes of the noun phrases of
-            the whole caption in pixels of the picture, see [`plain_phrases`]; spans are characters of its "caption".
+            the whole caption in pixels of the image, see [`plain_phrases`]; spans are characters of its "caption".
         boxes_per_phrase (`int`, *optional*, defaults to 1), threshold (`float`, *optional*, defaults to 0.05): of the
             boxes.
 
     Example:
         >>> describe = pipeline("image-text-to-text", model=folder)
-        >>> describe("street.jpg", text="a picture of", generate_kwargs={"num_beams": 5})
-        [{'input_text': 'a picture of', 'generated_text': 'a picture of a red car and two dogs'}]
+        >>> describe("street.jpg", text="an image of", generate_kwargs={"num_beams": 5})
+        [{'input_text': 'an image of', 'generated_text': 'an image of a red car and two dogs'}]
     """
 
     @property
@@ -50,8 +50,8 @@ class GLIPv2ImageTextToTextPipeline(ImageTextToTextPipeline):
         return preprocess, {**forward, **own}, postprocess
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
-        pictures = images if isinstance(images, list | tuple) else [images]
-        if self.is_glipv2 and text is None and all(isinstance(one, _PICTURES) for one in pictures):
+        single = images if isinstance(images, list | tuple) else [images]
+        if self.is_glipv2 and text is None and all(isinstance(one, _IMAGES) for one in single):
             text = [""] * len(images) if isinstance(images, list | tuple) else ""
         return super().__call__(images, text, **kwargs)
 
@@ -63,17 +63,15 @@ class GLIPv2ImageTextToTextPipeline(ImageTextToTextPipeline):
                 "Pass `images` to describe and, if you like, as `text` how their captions begin; no chats."
             )
         several = isinstance(inputs["images"], list | tuple)
-        images = [open_picture(image, timeout) for image in (inputs["images"] if several else [inputs["images"]])]
+        images = [open_image(image, timeout) for image in (inputs["images"] if several else [inputs["images"]])]
         texts = [inputs["text"]] * len(images) if isinstance(inputs["text"], str) else list(inputs["text"])
         if len(texts) != len(images):
-            raise ValueError(f"There are {len(texts)} texts for {len(images)} pictures; pass one for each.")
+            raise ValueError(f"There are {len(texts)} texts for {len(images)} images; pass one for each.")
         # The processor refuses empty texts, which are no beginning here.
         prefix = self.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
-        pictures = self.processor.image_processor(
-            images, return_tensors="pt", **(kwargs.get("processor_kwargs") or {})
-        )
+        pixels = self.processor.image_processor(images, return_tensors="pt", **(kwargs.get("processor_kwargs") or {}))
         sizes = [(image.height, image.width) for image in images]
-        return BatchFeature({**pictures, **prefix, "text": inputs["text"], "target_sizes": sizes})
+        return BatchFeature({**pixels, **prefix, "text": inputs["text"], "target_sizes": sizes})
 
     def _forward(
         self,
@@ -92,9 +90,7 @@ class GLIPv2ImageTextToTextPipeline(ImageTextToTextPipeline):
         outputs = super()._forward({**model_inputs, "image_features": features}, generate_kwargs)
         tokens = outputs["generated_sequence"]
         if tokens.ndim != 2 or len(tokens) != len(sizes):
-            raise ValueError(
-                "Captions are grounded one a picture; leave `num_return_sequences` at 1, or `ground` out."
-            )
+            raise ValueError("Captions are grounded one an image; leave `num_return_sequences` at 1, or `ground` out.")
         captions = decode_captions(tokens, self.tokenizer)
         options = {"top_k": boxes_per_phrase, "threshold": threshold}
         found = ground_captions(self.model, self.processor, features, captions, sizes, options)

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoModelForVisualQuestionAnswering, Pipeline, pipelines
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..image_processing_glipv2 import open_picture
+from ..image_processing_glipv2 import open_image
 from ..inference.language import plain_phrases, top_answers
 
 TASK = "visual-question-answering"
@@ -14,12 +14,12 @@ TASK = "visual-question-answering"
 
 class GLIPv2VisualQuestionAnsweringPipeline(Pipeline):
     """
-    Answers questions about pictures.
+    Answers questions about images.
 
     Arguments of the call:
-        image: a picture or a list of them (paths, addresses, PIL pictures); or a dict {"image", "question"}, or a
+        image: an image or a list of them (paths, addresses, PIL images); or a dict {"image", "question"}, or a
             list, generator or data set of such dicts.
-        question (`str` or `list[str]`): for all pictures, or one for each.
+        question (`str` or `list[str]`): for all images, or one for each.
         top_k (`int`, *optional*, defaults to 5): answers of a question at most.
         ground (`bool`, *optional*, defaults to `False`): also give boxes of the noun phrases of the question, from the
             same forward pass.
@@ -27,9 +27,9 @@ class GLIPv2VisualQuestionAnsweringPipeline(Pipeline):
             boxes: how many a phrase has at most, and the lowest score before centerness.
         timeout (`float`, *optional*): seconds to wait for an address.
 
-    Results: for each picture a list of {"score", "answer"} in falling order; with `ground` a dict {"answers": that
-    list, "phrases": a list of {"phrase", "span", "boxes"}}, see [`plain_phrases`]. Files and picture objects are
-    turned upright (EXIF). Pictures are not padded to each other, so answers do not depend on the batch.
+    Results: for each image a list of {"score", "answer"} in falling order; with `ground` a dict {"answers": that
+    list, "phrases": a list of {"phrase", "span", "boxes"}}, see [`plain_phrases`]. Files and image objects are
+    turned upright (EXIF). Images are not padded to each other, so answers do not depend on the batch.
 
     Example:
         >>> ask = pipeline("visual-question-answering", model=folder)
@@ -71,7 +71,7 @@ class GLIPv2VisualQuestionAnsweringPipeline(Pipeline):
             image = [image] * len(question)
         questions = [question] * len(image) if isinstance(question, str) else question
         if len(questions) != len(image):
-            raise ValueError(f"There are {len(questions)} questions for {len(image)} pictures; pass one for each.")
+            raise ValueError(f"There are {len(questions)} questions for {len(image)} images; pass one for each.")
         pairs = [{"image": one, "question": text} for one, text in zip(image, questions, strict=True)]
         return super().__call__(pairs, **kwargs)
 
@@ -79,10 +79,10 @@ class GLIPv2VisualQuestionAnsweringPipeline(Pipeline):
         if not isinstance(inputs, Mapping) or not {"image", "question"} <= inputs.keys():
             got = f"a dict of {sorted(inputs)}" if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ValueError(
-                'Pass a picture and a `question`, or for each picture a dict with "image" and "question"; got ' + got
+                'Pass an image and a `question`, or for each image a dict with "image" and "question"; got ' + got
             )
-        image = open_picture(inputs["image"], timeout=timeout)
-        # Lists, so that pictures of different sizes can travel in one batch of the data loader.
+        image = open_image(inputs["image"], timeout=timeout)
+        # Lists, so that images of different sizes can travel in one batch of the data loader.
         return {
             "inputs": [dict(self.processor(images=image, text=[inputs["question"]], return_tensors="pt"))],
             "questions": [inputs["question"]],

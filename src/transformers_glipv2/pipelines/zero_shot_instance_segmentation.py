@@ -21,10 +21,10 @@ class GLIPv2ZeroShotInstanceSegmentationPipeline(GLIPv2ZeroShotObjectDetectionPi
     Arguments of the call beside those of [`GLIPv2ZeroShotObjectDetectionPipeline`]:
         mask_threshold (`float`, *optional*, defaults to 0.5): on the probability of a pixel.
         return_rle (`bool`, *optional*, defaults to `False`): give masks as COCO's run lengths {"size": [height,
-            width], "counts": str} in place of pictures; needs far less memory for many masks of large pictures.
+            width], "counts": str} in place of images; needs far less memory for many masks of large images.
 
-    Results: for each picture a list of {"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}, "mask"}, the mask a
-    `PIL.Image.Image` of mode "L" and the size of the picture, 255 inside and 0 outside.
+    Results: for each image a list of {"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}, "mask"}, the mask a
+    `PIL.Image.Image` of mode "L" and the size of the image, 255 inside and 0 outside.
 
     Example:
         >>> segmenter = pipeline("zero-shot-instance-segmentation", model=folder)
@@ -46,8 +46,8 @@ class GLIPv2ZeroShotInstanceSegmentationPipeline(GLIPv2ZeroShotObjectDetectionPi
         return preprocess, forward, postprocess
 
     def _detect(self, item: dict[str, Any], threshold: float, nms_threshold: float, max_detections: int) -> list[Any]:
-        (picture,), (prompts,), (target_size,) = item["pictures"], item["prompts"], item["target_sizes"]
-        features = self.model.get_image_features(picture["pixel_values"], picture["pixel_mask"])
+        (image,), (prompts,), (target_size,) = item["images"], item["prompts"], item["target_sizes"]
+        features = self.model.get_image_features(image["pixel_values"], image["pixel_mask"])
         found = segment_prompts(
             self.model,
             features,

@@ -1,4 +1,4 @@
-"""`pipeline("zero-shot-object-detection")` with one forward pass for all labels of a picture."""
+"""`pipeline("zero-shot-object-detection")` with one forward pass for all labels of an image."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..image_processing_glipv2 import open_picture
+from ..image_processing_glipv2 import open_image
 from ..inference.detector import detect_prompts, encode_labels, max_prompt_tokens
 from ..post_processing import check_limits
 from ..prompts import check_labels
@@ -29,15 +29,15 @@ def split_candidate_labels(candidate_labels: Any) -> list[str]:
 
 def pair_labels(images: Sequence[Any], candidate_labels: Any) -> list[dict[str, Any]]:
     """
-    Each picture with its labels, in the form that the pipeline takes one by one.
+    Each image with its labels, in the form that the pipeline takes one by one.
 
     Args:
-        images: pictures, paths or addresses.
-        candidate_labels: labels that all pictures share (a list of them, or one string), or a list of labels each.
+        images: images, paths or addresses.
+        candidate_labels: labels that all images share (a list of them, or one string), or a list of labels each.
 
     Raises:
         TypeError: when the labels are neither a string nor a list.
-        ValueError: when there are lists of labels for another number of pictures.
+        ValueError: when there are lists of labels for another number of images.
     """
     if not isinstance(candidate_labels, str | Sequence):
         raise TypeError(
@@ -48,7 +48,7 @@ def pair_labels(images: Sequence[Any], candidate_labels: Any) -> list[dict[str, 
         candidate_labels = [candidate_labels] * len(images)
     if len(candidate_labels) != len(images):
         raise ValueError(
-            f"`candidate_labels` has lists of labels for {len(candidate_labels)} pictures, but there are "
+            f"`candidate_labels` has lists of labels for {len(candidate_labels)} images, but there are "
             f"{len(images)}; give one list for each, or one flat list for all."
         )
     return [
@@ -58,16 +58,16 @@ def pair_labels(images: Sequence[Any], candidate_labels: Any) -> list[dict[str, 
 
 class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     """
-    Transformers' zero-shot object detection, with the same calls and results, but GLIPv2 reads all labels of a picture
+    Transformers' zero-shot object detection, with the same calls and results, but GLIPv2 reads all labels of an image
     in one prompt (or as few as hold them) instead of one a label. Scores are those of the labels side by side, as
     [`detect_labels`] gives them. Other models run as in the stock class.
 
     Arguments of the call beside those of the stock class:
         nms_threshold (`float`, *optional*, defaults to 0.6): IoU above which a box of the same label is suppressed.
-        max_detections (`int`, *optional*, defaults to 100): boxes of a picture at most; `top_k` cuts further.
+        max_detections (`int`, *optional*, defaults to 100): boxes of an image at most; `top_k` cuts further.
         labels_per_prompt (`int`, *optional*): labels of a prompt at most.
 
-    `threshold` (0.1 by default) is on the label's score before centerness, as in the original. Files and picture
+    `threshold` (0.1 by default) is on the label's score before centerness, as in the original. Files and image
     objects are turned upright (EXIF), as the stock class does.
 
     Example:
@@ -86,7 +86,7 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             super().check_model_type(supported_models)
 
     def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> list[Any]:
-        """As the stock class; a list of pictures may also hold paths and addresses."""
+        """As the stock class; a list of images may also hold paths and addresses."""
         if self.is_glipv2 and candidate_labels is not None and isinstance(image, list | tuple):
             image, candidate_labels = pair_labels(image, candidate_labels), None
         return super().__call__(image, candidate_labels, **kwargs)
@@ -112,15 +112,15 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         if not isinstance(inputs, Mapping) or not {"image", "candidate_labels"} <= inputs.keys():
             got = f"a dict of {sorted(inputs)}" if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ValueError(
-                "Pass a picture and `candidate_labels=[...]`, or for each picture a dict with "
+                "Pass an image and `candidate_labels=[...]`, or for each image a dict with "
                 f'"image" and "candidate_labels"; got {got}.'
             )
-        image = open_picture(inputs["image"], timeout=timeout)
+        image = open_image(inputs["image"], timeout=timeout)
         labels = split_candidate_labels(inputs["candidate_labels"])
         max_tokens = max_prompt_tokens(self.model, self.tokenizer)
-        # Lists, so that pictures of different sizes can travel in one batch of the data loader.
+        # Lists, so that images of different sizes can travel in one batch of the data loader.
         yield {
-            "pictures": [dict(self.image_processor(image, return_tensors="pt"))],
+            "images": [dict(self.image_processor(image, return_tensors="pt"))],
             "prompts": [encode_labels(labels, self.tokenizer, max_tokens, labels_per_prompt)],
             "labels": [labels],
             "target_sizes": [(image.height, image.width)],
@@ -141,15 +141,15 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         if not isinstance(is_last, list):
             found = self._detect(model_inputs, threshold, nms_threshold, max_detections)
             return {"labels": model_inputs["labels"], "detections": found, "is_last": is_last}
-        # A batch of the data loader. Pictures are not padded to each other, so a picture's boxes do not depend on it.
+        # A batch of the data loader. Images are not padded to each other, so an image's boxes do not depend on it.
         items = [{name: values[index] for name, values in model_inputs.items()} for index in range(len(is_last))]
         found = [self._detect(item, threshold, nms_threshold, max_detections) for item in items]
         return {"labels": model_inputs["labels"], "detections": found, "is_last": is_last}
 
     def _detect(self, item: dict[str, Any], threshold: float, nms_threshold: float, max_detections: int) -> list[Any]:
-        """One picture, encoded once, with all its prompts."""
-        (picture,), (prompts,), (target_size,) = item["pictures"], item["prompts"], item["target_sizes"]
-        features = self.model.get_image_features(picture["pixel_values"], picture["pixel_mask"])
+        """One image, encoded once, with all its prompts."""
+        (image,), (prompts,), (target_size,) = item["images"], item["prompts"], item["target_sizes"]
+        features = self.model.get_image_features(image["pixel_values"], image["pixel_mask"])
         return [
             detect_prompts(
                 self.model,

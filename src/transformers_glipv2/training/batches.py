@@ -43,7 +43,7 @@ class StepBatches(Sampler[list[int]]):
         parts = accumulation_steps * num_processes
         if batch_size < 1 or batch_size % parts:
             raise ValueError(
-                f"`batch_size`={batch_size} is the number of pictures of one optimizer step over all processes; it "
+                f"`batch_size`={batch_size} is the number of images of one optimizer step over all processes; it "
                 f"must be a multiple of {num_processes} processes x {accumulation_steps} accumulated batches."
             )
         self.batch_size = batch_size

@@ -23,22 +23,22 @@ class CaptionCollator:
 
     Args:
         collate (`GroundingCollator`): makes the batch.
-        with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks the pictures, for a baseline without.
+        with_images (`bool`, *optional*, defaults to `True`): `False` blanks the images, for a baseline without.
 
     Returns (when called with a list of rows):
         `dict`: what `collate` gives, but `labels` of shape `(batch, tokens)`: the ids of the text, -100 at padding
         and in rows of other kinds.
     """
 
-    def __init__(self, collate: Collate, with_pictures: bool = True):
+    def __init__(self, collate: Collate, with_images: bool = True):
         self.collate = collate
-        self.with_pictures = with_pictures
+        self.with_images = with_images
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collate(rows)
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         batch["labels"][[row["kind"] != "caption" for row in rows]] = -100
-        return batch if self.with_pictures else blank(batch)
+        return batch if self.with_images else blank(batch)
 
 
 class CaptionEvaluator:
@@ -52,7 +52,7 @@ class CaptionEvaluator:
         prefix (`str`, *optional*): how captions begin, which counts as part of them.
         num_beams (`int`, *optional*, defaults to 1): of beam search; 1 is greedy.
         max_new_tokens (`int`, *optional*, defaults to 40).
-        with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks them.
+        with_images (`bool`, *optional*, defaults to `True`): `False` blanks them.
         progress (`bool`, *optional*, defaults to `True`): show bars.
 
     Returns (when called with a prepared model in eval mode):
@@ -69,7 +69,7 @@ class CaptionEvaluator:
         prefix: str = "",
         num_beams: int = 1,
         max_new_tokens: int = 40,
-        with_pictures: bool = True,
+        with_images: bool = True,
         progress: bool = True,
     ):
         self.accelerator = accelerator
@@ -77,7 +77,7 @@ class CaptionEvaluator:
         self.rows = rows
         self.prefix = prefix
         self.generation = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
-        self.with_pictures = with_pictures
+        self.with_images = with_images
         self.progress = progress and accelerator.is_main_process
         self.captions: list[str] = []
 
@@ -92,10 +92,10 @@ class CaptionEvaluator:
         found = []
         for index, row in own_rows(self.accelerator, self.rows, self.progress):
             inputs = dict(self.processor.image_processor([row["image"]], return_tensors="pt"))
-            inputs = (inputs if self.with_pictures else blank(inputs)).items()
+            inputs = (inputs if self.with_images else blank(inputs)).items()
             with self.accelerator.autocast():
-                pictures = {name: value.to(device) for name, value in inputs}
-                tokens = own.generate(**pictures, **prefix, **self.generation)
+                images = {name: value.to(device) for name, value in inputs}
+                tokens = own.generate(**images, **prefix, **self.generation)
             found.append((index, decode_captions(tokens, tokenizer)[0]))
         found = dict(gather_object(found))
         self.captions = [found[index] for index in range(len(self.rows))]

@@ -1,5 +1,5 @@
 """
-A file that says what a run is trained on: data sets with weights, sizes of pictures, augmentations.
+A file that says what a run is trained on: data sets with weights, sizes of images, augmentations.
 
     sources:                    # what is mixed; `weight` is its share of the rows, every other key goes to the loader
       - {kind: coco, path: coco-mini, split: train, with_masks: true, weight: 1}

@@ -10,11 +10,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 
-from transformers_glipv2.data.dataset import open_picture
-from transformers_glipv2.data.formats.coco import PictureFinder, find_annotation_file, used_categories
+from transformers_glipv2.data.dataset import open_image
+from transformers_glipv2.data.formats.coco import ImageFinder, find_annotation_file, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detections import read_annotations
-from transformers_glipv2.evaluation.detector import Detector, coco_entries, open_annotated_picture
+from transformers_glipv2.evaluation.detector import Detector, coco_entries, open_annotated_image
 from transformers_glipv2.inference.detector import encode_labels
 from transformers_glipv2.training.data_file import DataFile, clean_name
 
@@ -23,16 +23,16 @@ REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100")
 
 class DetectionEvaluator:
     """
-    Scores a model on the pictures and classes of a COCO-format file, over all processes.
+    Scores a model on the images and classes of a COCO-format file, over all processes.
 
-    Every picture is asked for every class of the file, in the file's order and in as few prompts as hold them.
+    Every image is asked for every class of the file, in the file's order and in as few prompts as hold them.
 
     Args:
-        accelerator (`Accelerator`): shares out the pictures.
+        accelerator (`Accelerator`): shares out the images.
         processor (`GLIPv2Processor`).
         annotation_file (`str` or `Path`): a COCO-format json or folder, as `load_coco` takes it.
         split (`str`, *optional*): needed where a folder holds several.
-        max_images (`int`, *optional*): only the first so many pictures of the file.
+        max_images (`int`, *optional*): only the first so many images of the file.
         size (`dict[str, int]`, *optional*): "shortest_edge" and "longest_edge" in pixels instead of the processor's.
         progress (`bool`, *optional*, defaults to `True`): show bars.
 
@@ -60,7 +60,7 @@ class DetectionEvaluator:
         categories = used_categories(self.annotations["categories"], self.annotations["annotations"])
         self.category_ids, self.labels = list(categories), [clean_name(name) for name in categories.values()]
         self.prompts = encode_labels(self.labels, processor.tokenizer, processor.max_tokens)
-        self.find = PictureFinder(path.parent)
+        self.find = ImageFinder(path.parent)
         self.accelerator = accelerator
         self.processor = processor
         self.size = size
@@ -76,12 +76,12 @@ class DetectionEvaluator:
         mine = share(len(self.images), self.accelerator.process_index, self.accelerator.num_processes)
         found = {}
         for index in tqdm(mine, desc="evaluation", disable=not self.progress, leave=False):
-            image = self.images[index]
-            picture = open_annotated_picture(self.find(image["file_name"]), (image["width"], image["height"]))
+            entry = self.images[index]
+            image = open_annotated_image(self.find(entry["file_name"]), (entry["width"], entry["height"]))
             with self.accelerator.autocast():
-                (result,) = detector([picture], self.size, [(image["height"], image["width"])])
-            found[index] = coco_entries(image["id"], result, self.category_ids)
-        # A picture that two processes had counts once.
+                (result,) = detector([image], self.size, [(entry["height"], entry["width"])])
+            found[index] = coco_entries(entry["id"], result, self.category_ids)
+        # An image that two processes had counts once.
         everyone = {index: entries for part in gather_object([found]) for index, entries in part.items()}
         predictions = [entry for index in sorted(everyone) for entry in everyone[index]]
         image_ids = [image["id"] for image in self.images]
@@ -99,7 +99,7 @@ def make_evaluator(data: DataFile, accelerator: Accelerator, processor: Any) -> 
 
 def share(count: int, process_index: int, num_processes: int) -> list[int]:
     """
-    The pictures of one process, of `count`. Every process gets equally many, the last ones again from the front, since
+    The images of one process, of `count`. Every process gets equally many, the last ones again from the front, since
     forward passes of sharded models need all processes.
     """
     per_process = -(-count // num_processes)
@@ -110,15 +110,15 @@ class MaskEvaluator:
     """
     Scores the masks and boxes of a model on a COCO-format file, over all processes.
 
-    Every picture is asked for every class of the file. Objects without a mask are left out of both scores, so that
+    Every image is asked for every class of the file. Objects without a mask are left out of both scores, so that
     they compare.
 
     Args:
-        accelerator (`Accelerator`): shares out the pictures.
+        accelerator (`Accelerator`): shares out the images.
         processor (`GLIPv2Processor`).
         annotation_file (`str` or `Path`): a COCO-format json or folder, as `load_coco` takes it.
         split (`str`, *optional*): needed where a folder holds several.
-        max_images (`int`, *optional*): only the first so many pictures of the file.
+        max_images (`int`, *optional*): only the first so many images of the file.
         progress (`bool`, *optional*, defaults to `True`): show bars.
 
     Returns (when called with a model in eval mode):
@@ -147,7 +147,7 @@ class MaskEvaluator:
         self.images = content["images"][:max_images]
         categories = used_categories(content["categories"], content["annotations"])
         self.category_ids, self.labels = list(categories), [clean_name(name) for name in categories.values()]
-        self.find = PictureFinder(path.parent)
+        self.find = ImageFinder(path.parent)
         self.accelerator = accelerator
         self.processor = processor
         self.progress = progress and accelerator.is_main_process
@@ -159,11 +159,11 @@ class MaskEvaluator:
         detector = Detector(model, self.processor, prompts, masks=True)
         own = self.images[self.accelerator.process_index :: self.accelerator.num_processes]
         predictions = []
-        for image in tqdm(own, desc="evaluation", disable=not self.progress, leave=False):
-            picture = open_picture(self.find(image["file_name"]), (image["width"], image["height"]))
+        for entry in tqdm(own, desc="evaluation", disable=not self.progress, leave=False):
+            image = open_image(self.find(entry["file_name"]), (entry["width"], entry["height"]))
             with self.accelerator.autocast():
-                (result,) = detector([picture])
-            predictions += coco_entries(image["id"], result, self.category_ids)
+                (result,) = detector([image])
+            predictions += coco_entries(entry["id"], result, self.category_ids)
         predictions = gather_object(predictions)
         scores = {}
         for prefix, iou_type in (("", "segm"), ("box_", "bbox")):

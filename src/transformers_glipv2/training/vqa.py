@@ -38,26 +38,26 @@ class AnswerCollator:
     Args:
         collate (`GroundingCollator`): makes the rest of a batch.
         answers (`Sequence[str]`): the vocabulary.
-        with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks the pictures, for a blind baseline.
+        with_images (`bool`, *optional*, defaults to `True`): `False` blanks the images, for a blind baseline.
 
     Returns (when called with a list of rows):
         `dict`: what `collate` gives, and `answer_labels` of shape `(batch, answers)`: NaN for rows that ask nothing.
     """
 
-    def __init__(self, collate: Collate, answers: Sequence[str], with_pictures: bool = True):
+    def __init__(self, collate: Collate, answers: Sequence[str], with_images: bool = True):
         self.collate = collate
         self.answer_ids = {answer: index for index, answer in enumerate(answers)}
-        self.with_pictures = with_pictures
+        self.with_images = with_images
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collate(rows)
         batch["answer_labels"] = answer_targets([row.get("answers", ()) for row in rows], self.answer_ids)
         batch["answer_labels"][[row["kind"] != "vqa" for row in rows]] = math.nan
-        return batch if self.with_pictures else blank(batch)
+        return batch if self.with_images else blank(batch)
 
 
 def blank(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with pictures of one colour, the mean of all; their sizes stay."""
+    """The batch with images of one colour, the mean of all; their sizes stay."""
     return {**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])}
 
 
@@ -169,7 +169,7 @@ def contrastive_head_of(config: GLIPv2Config, weights: Mapping[str, torch.Tensor
     return head
 
 
-def set_picture_size(processor: Any, shortest_edge: int) -> None:
+def set_shortest_edge(processor: Any, shortest_edge: int) -> None:
     """Lets a processor resize to another short side in pixels, and to a longest one in the same proportion."""
     size = processor.image_processor.size
     longest_edge = round(shortest_edge * size["longest_edge"] / size["shortest_edge"])
@@ -231,7 +231,7 @@ def evaluation_rows(data: DataFile, kind: str) -> list[dict[str, Any]] | None:
         kind (`str`): of the rows to keep, "vqa" or "caption".
 
     Returns:
-        `list[dict]`: pictures included, so choose `max_images` by the memory.
+        `list[dict]`: images included, so choose `max_images` by the memory.
 
     Raises:
         ValueError: when the source is endless and `max_images` is missing, or no row is left.
@@ -292,7 +292,7 @@ class AnswerEvaluator:
         accelerator (`Accelerator`): shares out the rows.
         processor (`GLIPv2Processor`).
         rows (`Sequence[Mapping]`): of kind "vqa".
-        with_pictures (`bool`, *optional*, defaults to `True`): `False` blanks them.
+        with_images (`bool`, *optional*, defaults to `True`): `False` blanks them.
         progress (`bool`, *optional*, defaults to `True`): show bars.
 
     Returns (when called with a prepared model in eval mode):
@@ -304,13 +304,13 @@ class AnswerEvaluator:
         accelerator: Accelerator,
         processor: Any,
         rows: Rows,
-        with_pictures: bool = True,
+        with_images: bool = True,
         progress: bool = True,
     ):
         self.accelerator = accelerator
         self.processor = processor
         self.rows = rows
-        self.with_pictures = with_pictures
+        self.with_images = with_images
         self.progress = progress and accelerator.is_main_process
 
     @torch.no_grad()
@@ -321,7 +321,7 @@ class AnswerEvaluator:
             inputs = self.processor(
                 images=[row["image"]], text=[row["question"]], return_tensors="pt", truncation=True
             )
-            inputs = (dict(inputs) if self.with_pictures else blank(dict(inputs))).items()
+            inputs = (dict(inputs) if self.with_images else blank(dict(inputs))).items()
             with self.accelerator.autocast():
                 logits = model(**{name: value.to(self.accelerator.device) for name, value in inputs}).answer_logits
             found.append((index, answers[int(logits[0].argmax())]))

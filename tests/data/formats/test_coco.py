@@ -12,12 +12,12 @@ from transformers_glipv2.data.schema import BoxReport, check_row, checked_box
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "traffic light"}]
 
 
-def write_folder(folder, annotations, categories=CATEGORIES, pictures=2, name="train.json", prefix="train/"):
-    for index in range(pictures):
+def write_folder(folder, annotations, categories=CATEGORIES, num_images=2, name="train.json", prefix="train/"):
+    for index in range(num_images):
         path = folder / "train" / f"{index}.jpg"
         path.parent.mkdir(exist_ok=True, parents=True)
         Image.new("RGB", (40, 30), (0, index, 0)).save(path)
-    images = [{"id": i, "file_name": f"{prefix}{i}.jpg", "width": 40, "height": 30} for i in range(pictures)]
+    images = [{"id": i, "file_name": f"{prefix}{i}.jpg", "width": 40, "height": 30} for i in range(num_images)]
     entries = [{"id": i, "iscrowd": 0, **entry} for i, entry in enumerate(annotations)]
     content = {"images": images, "annotations": entries, "categories": categories}
     (folder / name).parent.mkdir(exist_ok=True, parents=True)
@@ -61,10 +61,10 @@ def test_a_missing_split_names_what_there_is(tmp_path):
 BAD = {
     "not_a_number": {**GOOD, "bbox": [1, 2, float("nan"), 4]},
     "degenerate": {**GOOD, "bbox": [1, 2, 0, 4]},
-    "out_of_picture": {**GOOD, "bbox": [30, 2, 20, 4]},
+    "out_of_image": {**GOOD, "bbox": [30, 2, 20, 4]},
     "crowd": {**GOOD, "iscrowd": 1},
     "unknown_class": {**GOOD, "category_id": 99},
-    "unknown_picture": {**GOOD, "image_id": 99},
+    "unknown_image": {**GOOD, "image_id": 99},
 }
 
 
@@ -82,10 +82,10 @@ def test_bad_boxes_are_counted_skipped_or_refused(tmp_path, problem):
 
 
 def test_boxes_can_be_clipped_and_crowds_kept(tmp_path):
-    write_folder(tmp_path, [BAD["out_of_picture"], BAD["crowd"], {**GOOD, "bbox": [-0.5, 0, 41, 30]}])
+    write_folder(tmp_path, [BAD["out_of_image"], BAD["crowd"], {**GOOD, "bbox": [-0.5, 0, 41, 30]}])
     objects = load_coco(tmp_path, split="train", policy="clip")[0]["objects"]
     assert objects["bbox"] == [[30, 2, 10, 4], [-0.5, 0, 41, 30]]
-    policy = {"out_of_picture": "keep", "crowd": "keep"}
+    policy = {"out_of_image": "keep", "crowd": "keep"}
     objects = load_coco(tmp_path, split="train", policy=policy)[0]["objects"]
     assert objects["bbox"][0] == [30, 2, 20, 4] and objects["iscrowd"] == [0, 1, 0]
 
@@ -97,7 +97,7 @@ def test_boxes_can_be_clipped_and_crowds_kept(tmp_path):
         ("not_a_number", {**GOOD, "bbox": "1 2 3 4"}),
         ("not_a_number", {"image_id": 0, "category_id": 3}),
         ("unknown_class", {"image_id": 0, "bbox": [1, 2, 3, 4]}),
-        ("unknown_picture", {"category_id": 3, "bbox": [1, 2, 3, 4]}),
+        ("unknown_image", {"category_id": 3, "bbox": [1, 2, 3, 4]}),
     ],
 )
 def test_fields_that_are_missing(tmp_path, problem, annotation):
@@ -106,7 +106,7 @@ def test_fields_that_are_missing(tmp_path, problem, annotation):
 
 
 @pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
-def test_pictures_that_lack_a_field(tmp_path, field):
+def test_images_that_lack_a_field(tmp_path, field):
     path = write_folder(tmp_path, [GOOD]) / "train.json"
     content = json.loads(path.read_text())
     for image in content["images"][1:]:
@@ -156,15 +156,15 @@ def test_policies_are_checked():
     assert checked_box([0, 0, "1", 1], 4, 4, BoxReport(), "here") is None
 
 
-def test_unreadable_and_wrong_pictures(tmp_path):
-    write_folder(tmp_path, [GOOD], pictures=3)
-    (tmp_path / "train" / "1.jpg").write_bytes(b"no picture")
+def test_unreadable_and_wrong_images(tmp_path):
+    write_folder(tmp_path, [GOOD], num_images=3)
+    (tmp_path / "train" / "1.jpg").write_bytes(b"no image")
     dataset = load_coco(tmp_path, split="train")
     assert [row["image_id"] for row in dataset] == [0, 2]
     assert dataset[1]["image_id"] == 2
-    assert dataset.report.counts == {"unreadable_picture": 2}
+    assert dataset.report.counts == {"unreadable_image": 2}
     with pytest.raises(ValueError, match=r"1\.jpg"):
-        load_coco(tmp_path, split="train", policy={"unreadable_picture": "refuse"})[1]
+        load_coco(tmp_path, split="train", policy={"unreadable_image": "refuse"})[1]
     Image.new("RGB", (10, 10)).save(tmp_path / "train" / "2.jpg")
     assert [row["image_id"] for row in load_coco(tmp_path, split="train")] == [0]
     kept = load_coco(tmp_path, split="train", policy={"wrong_size": "keep"})
@@ -172,7 +172,7 @@ def test_unreadable_and_wrong_pictures(tmp_path):
 
 
 def test_rotation_is_applied_only_where_annotations_want_it(tmp_path):
-    write_folder(tmp_path, [GOOD], pictures=1)
+    write_folder(tmp_path, [GOOD], num_images=1)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 40)).save(tmp_path / "train" / "0.jpg", exif=exif)
@@ -202,7 +202,7 @@ def test_masks_of_every_kind():
 
 
 def test_select_and_filter(tmp_path):
-    dataset = load_coco(write_folder(tmp_path, [GOOD], pictures=3), split="train")
+    dataset = load_coco(write_folder(tmp_path, [GOOD], num_images=3), split="train")
     assert [row["image_id"] for row in dataset.select([2, 0, 0])] == [2, 0, 0]
     assert len(dataset.filter(lambda record: record["objects"]["bbox"])) == 1
     assert dataset[-1]["image_id"] == 2
@@ -210,7 +210,7 @@ def test_select_and_filter(tmp_path):
         dataset[3]
 
 
-def test_real_pictures(data_dir):
+def test_real_images(data_dir):
     coco = load_coco(data_dir / "coco-mini", split="train", with_masks=True, policy={"crowd": "keep"})
     assert len(coco) == 343 and len(coco.class_names) == 80
     assert sum(len(record["objects"]["bbox"]) for record in coco.records) == 2974 - sum(

@@ -9,7 +9,7 @@ from transformers_glipv2.data.augment import flip_row
 from transformers_glipv2.data.scenes.mosaics import MosaicScenes, class_name, content_box
 from transformers_glipv2.data.schema import check_row
 
-# Folder, colour of its pictures, name of the class.
+# Folder, colour of its images, name of the class.
 FOLDERS = {
     "grand_piano": ((200, 0, 0), "grand piano"),
     "car_side": ((0, 200, 0), "car"),
@@ -26,10 +26,10 @@ def folder(tmp_path_factory):
     for name, (colour, _) in FOLDERS.items():
         (root / name).mkdir()
         for number in range(10):
-            picture = Image.new("RGB", (60, 40), "white")
-            picture.paste(colour, (10, 5, 50 - number, 35))
-            picture.save(root / name / f"{number}.png")
-    (root / "wild_cat" / "notes.txt").write_text("no picture")
+            image = Image.new("RGB", (60, 40), "white")
+            image.paste(colour, (10, 5, 50 - number, 35))
+            image.save(root / name / f"{number}.png")
+    (root / "wild_cat" / "notes.txt").write_text("no image")
     return root
 
 
@@ -46,7 +46,7 @@ def test_boxes_are_around_what_is_shown(folder):
         for (x, y, w, h), category in zip(row["objects"]["bbox"], row["objects"]["category"], strict=True):
             inside = pixels[int(y) + 5 : int(y + h) - 5, int(x) + 5 : int(x + w) - 5]
             assert np.abs(inside - colours[category]).max() < 60
-            # The picture's white border lies around the box.
+            # The image's white border lies around the box.
             assert pixels[int(y + h / 2), int(x) - 4].min() > 200
         check_row(flip_row(row))
     assert counts[1] and counts[4] and counts[9] and not set(counts) - set(range(10))
@@ -74,12 +74,12 @@ def test_determined_by_number(folder):
         len(mosaics)
 
 
-def test_pictures_are_divided(folder):
+def test_images_are_divided(folder):
     train, val = (MosaicScenes(folder, split) for split in ("train", "val"))
     assert train.class_names == val.class_names
     for name in train.class_names:
-        assert len(train.pictures[name]) == 8 and len(val.pictures[name]) == 2
-        assert not set(train.pictures[name]) & set(val.pictures[name])
+        assert len(train.images[name]) == 8 and len(val.images[name]) == 2
+        assert not set(train.images[name]) & set(val.images[name])
     assert len(train.backgrounds) == 8
 
 
@@ -101,7 +101,7 @@ def test_wrong_arguments(folder, tmp_path):
             MosaicScenes(folder, **wrong)
     with pytest.raises(ValueError, match="not a folder"):
         MosaicScenes(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no folders with pictures"):
+    with pytest.raises(ValueError, match="no folders with images"):
         MosaicScenes(tmp_path)
     with pytest.raises(IndexError):
         MosaicScenes(folder)[-1]

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from tests.data.scene_assets_folder import NOUNS, make_assets
 from transformers_glipv2.data.augment import flip_row, mask_box
-from transformers_glipv2.data.dataset import PictureDataset
+from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.data.sampling import DetectionSampler
 from transformers_glipv2.data.scenes import render as scene_render
@@ -309,7 +309,7 @@ def test_relation_captions_are_true():
         told = relation_caption(objects, rng)
         if told is None:
             continue
-        text = re.sub(r"^(there is |a picture of )", "", told.text)
+        text = re.sub(r"^(there is |an image of )", "", told.text)
         head, *rest = RELATION.split(text.replace(" and ", " "))
         (one,) = meant_by(re.sub("^an? ", "", head), objects)
         for relation, name in zip(rest[::2], rest[1::2], strict=True):
@@ -364,7 +364,7 @@ def test_answers_are_true():
 def test_list_captions_tell_of_everything():
     objects = [thing("cup", 100, 0, colour="red"), thing("dog", 0, 0), thing("cup", 150, 0, colour="red")]
     told = list_caption(objects, "a picture of ")
-    assert told.text == "a picture of a dog and two red cups"
+    assert told.text == "an image of a dog and two red cups"
     assert {i: [told.text[a:b] for a, b in spans] for i, spans in told.spans.items()} == {
         0: ["two red cups"],
         1: ["a dog"],
@@ -463,18 +463,18 @@ def test_empty_crops_hold_no_box():
         return {"image_id": name, "image_path": name, "width": width, "height": 300, "objects": {"bbox": boxes}}
 
     records = [record("1.jpg", 400, [0, 0, 150, 300]), record("2.jpg", 400, [5, 5, 390, 290]), record("3.jpg", 100)]
-    (found,) = empty_crops(PictureDataset(records), min_side=160, tries=200)
+    (found,) = empty_crops(ImageDataset(records), min_side=160, tries=200)
     assert found.file == "1.jpg" and found.crop[0] >= 150
     assert found.crop[2] - found.crop[0] >= 160 and found.crop[3] - found.crop[1] >= 160
 
 
 def test_cutouts_of_training_are_varied_and_stay_whole():
-    picture = Image.new("RGBA", (60, 40))
-    ImageDraw.Draw(picture).ellipse((5, 5, 54, 34), fill=(200, 60, 40, 255))
-    solid = sum(picture.getchannel("A").histogram()[128:])
-    varied = [scene_render._varied(picture, random.Random(seed)) for seed in range(60)]
+    image = Image.new("RGBA", (60, 40))
+    ImageDraw.Draw(image).ellipse((5, 5, 54, 34), fill=(200, 60, 40, 255))
+    solid = sum(image.getchannel("A").histogram()[128:])
+    varied = [scene_render._varied(image, random.Random(seed)) for seed in range(60)]
     assert len({one.tobytes() for one in varied}) > 30
     for one in varied:
-        assert one.mode == "RGBA" and one.height == picture.height
+        assert one.mode == "RGBA" and one.height == image.height
         # Skewing moves rows and loses none; a coarse outline moves by a pixel.
         assert abs(sum(one.getchannel("A").histogram()[128:]) - solid) < 0.1 * solid

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_glipv2.data.dataset import PackedRecords, PictureDataset
+from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -28,7 +28,7 @@ def load_coco(
     policy: str | Mapping[str, str] = "skip",
     with_masks: bool = False,
     keep_empty: bool = True,
-) -> PictureDataset:
+) -> ImageDataset:
     """
     Detection rows of a COCO-format file or folder.
 
@@ -40,10 +40,10 @@ def load_coco(
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`. Crowd boxes are skipped unless
             `{"crowd": "keep"}`.
         with_masks (`bool`, *optional*, defaults to `False`): keep `segmentation`.
-        keep_empty (`bool`, *optional*, defaults to `True`): keep pictures without objects, as negatives.
+        keep_empty (`bool`, *optional*, defaults to `True`): keep images without objects, as negatives.
 
     Returns:
-        `PictureDataset`: rows of kind "detection" with `width`, `height`, and `objects` of bbox, category, area,
+        `ImageDataset`: rows of kind "detection" with `width`, `height`, and `objects` of bbox, category, area,
         iscrowd and, on request, segmentation. `class_names` follow the file's order of categories;
         `category_ids` are the file's ids in the same order.
 
@@ -55,15 +55,15 @@ def load_coco(
     content = read_coco_json(path)
     report = BoxReport(policy, path.name)
     categories = used_categories(content["categories"], content["annotations"])
-    find = PictureFinder(Path(image_folder) if image_folder is not None else path.parent)
+    find = ImageFinder(Path(image_folder) if image_folder is not None else path.parent)
 
     def records() -> Iterator[dict[str, Any]]:
-        for image, annotations in by_picture(content, report, ("file_name", "width", "height")):
+        for image, annotations in by_image(content, report, ("file_name", "width", "height")):
             record = coco_record(image, annotations, categories, report, with_masks)
             if keep_empty or record["objects"]["bbox"]:
                 yield {**record, "image_path": find(image["file_name"])}
 
-    dataset = PictureDataset(PackedRecords(records()), list(categories.values()), report)
+    dataset = ImageDataset(PackedRecords(records()), list(categories.values()), report)
     report.warn_once()
     dataset.category_ids = list(categories)
     return dataset
@@ -77,7 +77,7 @@ def coco_record(
     with_masks: bool = False,
 ) -> dict[str, Any]:
     """
-    One picture of a COCO file as a record of `PictureDataset`, without `image_path`.
+    One image of a COCO file as a record of `ImageDataset`, without `image_path`.
 
     Args:
         image (`Mapping`): an entry of `images`.
@@ -97,7 +97,7 @@ def coco_record(
     if with_masks:
         objects["segmentation"] = [entry.get("segmentation") or None for entry in annotations]
     width, height = int(image["width"]), int(image["height"])
-    where = f"picture {image['id']!r} ({image.get('file_name', image.get('coco_url'))})"
+    where = f"image {image['id']!r} ({image.get('file_name', image.get('coco_url'))})"
     objects = checked_objects(objects, width, height, report, where, list(categories.values()))
     return {"image_id": image["id"], "width": width, "height": height, "objects": objects, "kind": "detection"}
 
@@ -162,11 +162,11 @@ def used_categories(
     return names
 
 
-class PictureFinder:
+class ImageFinder:
     """
-    Where the picture of a `file_name` lies: under the folder, or under it without the leading folders of the name.
+    Where the image of a `file_name` lies: under the folder, or under it without the leading folders of the name.
 
-    Publishers write "train/1.jpg", "images/v1/patch0/1.jpg" or "1.jpg" for pictures that users keep in one folder;
+    Publishers write "train/1.jpg", "images/v1/patch0/1.jpg" or "1.jpg" for images that users keep in one folder;
     how much of the name counts is decided by the first file that exists.
     """
 
@@ -188,7 +188,7 @@ class PictureFinder:
         return str(self.folder / file_name)
 
 
-def by_picture(
+def by_image(
     content: Mapping[str, Any], report: BoxReport, needed: Sequence[str] = ()
 ) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
     """
@@ -196,7 +196,7 @@ def by_picture(
 
     Args:
         content (`Mapping`): of a COCO-like file.
-        report (`BoxReport`): counts annotations of unknown pictures, and pictures that come twice or lack a field,
+        report (`BoxReport`): counts annotations of unknown images, and images that come twice or lack a field,
             which are left out.
         needed (`Sequence[str]`): the fields.
     """
@@ -205,9 +205,9 @@ def by_picture(
         lacking = [name for name in ("id", *needed) if not _is_usable(name, image.get(name))]
         if lacking:
             values = ", ".join(f"{name} {image.get(name)!r}" for name in lacking)
-            report.add("bad_entry", f"picture {image.get('id')!r} has {values}")
+            report.add("bad_entry", f"image {image.get('id')!r} has {values}")
         elif image["id"] in images:
-            report.add("bad_entry", f"picture {image['id']!r} comes twice in `images`")
+            report.add("bad_entry", f"image {image['id']!r} comes twice in `images`")
         else:
             images[image["id"]] = image
     groups: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
@@ -215,7 +215,7 @@ def by_picture(
         if entry.get("image_id") in images:
             groups[entry["image_id"]].append(entry)
         else:
-            report.add("unknown_picture", f"annotation {entry.get('id')!r} of picture {entry.get('image_id')!r}")
+            report.add("unknown_image", f"annotation {entry.get('id')!r} of image {entry.get('image_id')!r}")
     for key, image in images.items():
         yield image, groups.pop(key, [])
 

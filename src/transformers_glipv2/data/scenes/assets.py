@@ -50,7 +50,7 @@ _SPLIT_SEED = 20
 
 @dataclass(frozen=True)
 class Cutout:
-    """A picture of one thing on a transparent ground."""
+    """An image of one thing on a transparent ground."""
 
     file: str
     noun: str
@@ -62,12 +62,12 @@ class Cutout:
 @dataclass(frozen=True)
 class Background:
     """
-    A picture to paste on.
+    An image to paste on.
 
     Attributes:
         file (`str`): path.
         crop (`tuple[int, int, int, int]` or `None`): left, top, right, bottom in pixels of the file; `None` for all.
-        nouns (`frozenset[str]`): what the picture may show; in scenes over it they are neither placed nor absent.
+        nouns (`frozenset[str]`): what the image may show; in scenes over it they are neither placed nor absent.
     """
 
     file: str
@@ -97,7 +97,7 @@ class SceneAssets:
         self.folder = Path(folder)
         index = self.folder / "index.jsonl"
         if not index.is_file():
-            raise ValueError(f"{index} does not exist; fetch the pictures with examples/fetch_scene_assets.py FOLDER.")
+            raise ValueError(f"{index} does not exist; fetch the images with examples/fetch_scene_assets.py FOLDER.")
         entries = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
         self.cutouts: dict[str, list[Cutout]] = defaultdict(list)
         for entry in sorted((e for e in entries if e["kind"] == "cutout"), key=lambda e: e["file"]):
@@ -136,7 +136,7 @@ class SceneAssets:
         return noun in self.held_out_nouns or (colour, noun) in self.held_out_pairs
 
     def absent(self, vocabulary: Iterable[str], present: Iterable[str], background: Iterable[str] = ()) -> list[str]:
-        """The nouns of a vocabulary that are surely not in a picture with these nouns and this background."""
+        """The nouns of a vocabulary that are surely not in an image with these nouns and this background."""
         out = set(background)
         for noun in present:
             out.add(noun)
@@ -186,9 +186,9 @@ class SceneAssets:
         ]
 
 
-class PictureCache:
+class ImageCache:
     """
-    Decoded pictures, the latest asked for, up to a size. Not sent to data loader workers: each fills its own.
+    Decoded images, the latest asked for, up to a size. Not sent to data loader workers: each fills its own.
 
     Args:
         megabytes (`int`): of decoded pixels at most.
@@ -199,20 +199,20 @@ class PictureCache:
         self._clear()
 
     def get(self, path: str | Path, mode: str, crop: tuple[int, int, int, int] | None = None) -> Image.Image:
-        """A picture in a mode ("RGB" or "RGBA"), cropped; it must not be changed in place."""
+        """An image in a mode ("RGB" or "RGBA"), cropped; it must not be changed in place."""
         key = (str(path), mode, crop)
-        if key in self._pictures:
-            self._pictures.move_to_end(key)
-            return self._pictures[key]
+        if key in self._images:
+            self._images.move_to_end(key)
+            return self._images[key]
         with Image.open(path) as stored:
-            picture = stored.convert(mode)
+            image = stored.convert(mode)
         if crop is not None:
-            picture = picture.crop(crop)
-        self._pictures[key] = picture
-        self._size += _size_of(picture)
-        while self._size > self.limit and len(self._pictures) > 1:
-            self._size -= _size_of(self._pictures.popitem(last=False)[1])
-        return picture
+            image = image.crop(crop)
+        self._images[key] = image
+        self._size += _size_of(image)
+        while self._size > self.limit and len(self._images) > 1:
+            self._size -= _size_of(self._images.popitem(last=False)[1])
+        return image
 
     def __getstate__(self) -> dict[str, Any]:
         return {"limit": self.limit}
@@ -222,21 +222,21 @@ class PictureCache:
         self._clear()
 
     def _clear(self) -> None:
-        self._pictures: OrderedDict[Any, Image.Image] = OrderedDict()
+        self._images: OrderedDict[Any, Image.Image] = OrderedDict()
         self._size = 0
 
 
 def empty_crops(dataset: Any, min_side: int = 160, tries: int = 60) -> list[Background]:
     """
-    Parts of annotated pictures in which no object lies, as backgrounds.
+    Parts of annotated images in which no object lies, as backgrounds.
 
     Args:
-        dataset (`PictureDataset`): detection rows; the records' paths are kept, no picture is read.
+        dataset (`ImageDataset`): detection rows; the records' paths are kept, no image is read.
         min_side (`int`, *optional*, defaults to 160): pixels that a part must have in height and width.
-        tries (`int`, *optional*, defaults to 60): random parts looked at in each picture; the largest empty is taken.
+        tries (`int`, *optional*, defaults to 60): random parts looked at in each image; the largest empty is taken.
 
     Returns:
-        `list[Background]`: at most one a picture.
+        `list[Background]`: at most one an image.
     """
     found = []
     for record in dataset.records:
@@ -275,5 +275,5 @@ def _lot(*parts: str) -> float:
     return derive_random(_SPLIT_SEED, *parts).random()
 
 
-def _size_of(picture: Image.Image) -> int:
-    return picture.width * picture.height * len(picture.getbands())
+def _size_of(image: Image.Image) -> int:
+    return image.width * image.height * len(image.getbands())

@@ -61,7 +61,7 @@ _TABLE = _name_table()
 
 
 def _sampled(cutout: Image.Image) -> np.ndarray:
-    """`(n, 3)` bytes: some opaque pixels of an RGBA picture, evenly spread."""
+    """`(n, 3)` bytes: some opaque pixels of an RGBA image, evenly spread."""
     pixels = np.asarray(cutout.resize((_SAMPLE, _SAMPLE), Image.Resampling.NEAREST)).reshape(-1, 4)
     return np.ascontiguousarray(pixels[pixels[:, 3] >= _OPAQUE, :3])
 

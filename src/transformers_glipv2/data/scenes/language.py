@@ -220,7 +220,7 @@ def question(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.
 
     Args:
         objects (`Sequence[SceneObject]`): the scene.
-        absent (`Sequence[str]`): nouns that are surely not in the picture.
+        absent (`Sequence[str]`): nouns that are surely not in the image.
         rng (`random.Random`): the only source of chance.
         kind (`str`): one of `QUESTION_TYPES`.
 

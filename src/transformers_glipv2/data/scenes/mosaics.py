@@ -1,4 +1,4 @@
-"""Mosaics of pictures that are sorted by class in folders (as Caltech 101), as detection rows."""
+"""Mosaics of images that are sorted by class in folders (as Caltech 101), as detection rows."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from transformers_glipv2.data.scenes.assets import PictureCache
+from transformers_glipv2.data.scenes.assets import ImageCache
 from transformers_glipv2.data.scenes.words import related_nouns
 from transformers_glipv2.data.seeding import derive_random
 
-# Folders of Caltech 101 whose names are no plain singular words; `None`: the object fills too little of the picture.
+# Folders of Caltech 101 whose names are no plain singular words; `None`: the object fills too little of the image.
 CALTECH_NAMES = {
     "Faces": None,
     "Faces_easy": "face",
@@ -44,25 +44,25 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 class MosaicScenes(Dataset):
     """
-    Endless mosaics of 1, 4 or 9 pictures: `mosaics[i]` depends on the seed, the split and `i` alone.
+    Endless mosaics of 1, 4 or 9 images: `mosaics[i]` depends on the seed, the split and `i` alone.
 
-    Nobody drew boxes for such pictures. Where the border of a picture is of one colour, its box is around everything
-    else; where it is not, the object is taken to fill the picture but for a margin. There is no `len`: give
+    Nobody drew boxes for such images. Where the border of an image is of one colour, its box is around everything
+    else; where it is not, the object is taken to fill the image but for a margin. There is no `len`: give
     `MixtureDataset` a length.
 
     Args:
-        folder (`str` or `Path`): one folder of pictures a class.
-        split (`str`, *optional*, defaults to `"train"`): or "val": a fifth of the pictures.
+        folder (`str` or `Path`): one folder of images a class.
+        split (`str`, *optional*, defaults to `"train"`): or "val": a fifth of the images.
         seed (`int`, *optional*, defaults to 0).
         size (`int`, *optional*, defaults to 384): longer side of a mosaic in pixels.
         tiles (`Mapping[int, float]`, *optional*): how often which number of tiles (a square number) is taken.
         background_folder (`str`, *optional*, defaults to `"BACKGROUND_Google"`): the folder, where there is one, whose
-            pictures show none of the classes; they fill some tiles and lie under some mosaics.
+            images show none of the classes; they fill some tiles and lie under some mosaics.
         names (`Mapping[str, str | None]`, *optional*): names of folders that do not say it themselves, `None` to leave
             a folder out; by default those of Caltech 101.
-        margin (`float`, *optional*, defaults to 0.04): share of a picture's sides taken off its box where the border
+        margin (`float`, *optional*, defaults to 0.04): share of an image's sides taken off its box where the border
             says nothing.
-        cache_megabytes (`int`, *optional*, defaults to 128): of decoded pictures, in each worker.
+        cache_megabytes (`int`, *optional*, defaults to 128): of decoded images, in each worker.
 
     Raises:
         ValueError: when an argument is out of range or the folder holds no class folders.
@@ -93,10 +93,10 @@ class MosaicScenes(Dataset):
             raise ValueError(f"`margin` must be in [0, 0.5) and `size` at least 64, got {margin} and {size}.")
         self.folder, self.split, self.seed, self.size = Path(folder), split, seed, size
         self.tiles, self.margin = tiles, margin
-        self.pictures: dict[str, list[str]] = {}
+        self.images: dict[str, list[str]] = {}
         self.backgrounds: list[str] = []
         if not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is not a folder; pass the one that holds a folder of pictures a class.")
+            raise ValueError(f"{self.folder} is not a folder; pass the one that holds a folder of images a class.")
         for class_folder in sorted(path for path in self.folder.iterdir() if path.is_dir()):
             files = _split_files(class_folder, split)
             if class_folder.name == background_folder:
@@ -104,12 +104,12 @@ class MosaicScenes(Dataset):
                 continue
             name = names.get(class_folder.name, class_name(class_folder.name))
             if files and name is not None:
-                self.pictures.setdefault(name, []).extend(files)
-        if not self.pictures:
-            raise ValueError(f"{self.folder} holds no folders with pictures of the split {split!r}.")
-        self.class_names = sorted(self.pictures)
+                self.images.setdefault(name, []).extend(files)
+        if not self.images:
+            raise ValueError(f"{self.folder} holds no folders with images of the split {split!r}.")
+        self.class_names = sorted(self.images)
         self.related = related_nouns(self.class_names)
-        self.cache = PictureCache(cache_megabytes)
+        self.cache = ImageCache(cache_megabytes)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index < 0:
@@ -127,7 +127,7 @@ class MosaicScenes(Dataset):
             if not free:
                 continue
             name = rng.choice(free)
-            boxes.append(self._put(canvas, rng.choice(self.pictures[name]), place, rows, rng))
+            boxes.append(self._put(canvas, rng.choice(self.images[name]), place, rows, rng))
             categories.append(name)
         out = set(categories).union(*(self.related[name] for name in categories))
         return {
@@ -147,19 +147,19 @@ class MosaicScenes(Dataset):
         return Image.new("RGB", size, tuple(rng.randint(0, 255) for _ in range(3)))
 
     def _put(self, canvas: Image.Image, file: str, place: int, rows: int, rng: random.Random) -> list[float]:
-        """Paste a picture into its tile; gives the box of what it shows."""
-        picture = self.cache.get(self.folder / file, "RGB")
-        x1, y1, x2, y2 = content_box(picture, self.margin)
+        """Paste an image into its tile; gives the box of what it shows."""
+        image = self.cache.get(self.folder / file, "RGB")
+        x1, y1, x2, y2 = content_box(image, self.margin)
         if rng.random() < 0.5:
-            picture = ImageOps.mirror(picture)
-            x1, x2 = picture.width - x2, picture.width - x1
+            image = ImageOps.mirror(image)
+            x1, x2 = image.width - x2, image.width - x1
         cell_width, cell_height = canvas.width / rows, canvas.height / rows
-        scale = min(cell_width / picture.width, cell_height / picture.height) * rng.uniform(0.65, 1)
-        width, height = max(8, int(picture.width * scale)), max(8, int(picture.height * scale))
+        scale = min(cell_width / image.width, cell_height / image.height) * rng.uniform(0.65, 1)
+        width, height = max(8, int(image.width * scale)), max(8, int(image.height * scale))
         x = int(place % rows * cell_width + rng.uniform(0, max(0.0, cell_width - width)))
         y = int(place // rows * cell_height + rng.uniform(0, max(0.0, cell_height - height)))
-        canvas.paste(picture.resize((width, height), Image.Resampling.BILINEAR), (x, y))
-        sx, sy = width / picture.width, height / picture.height
+        canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR), (x, y))
+        sx, sy = width / image.width, height / image.height
         return [x + x1 * sx, y + y1 * sy, (x2 - x1) * sx, (y2 - y1) * sy]
 
 
@@ -168,32 +168,32 @@ def class_name(folder: str) -> str:
     return " ".join(folder.replace("_", " ").replace("-", " ").lower().split())
 
 
-def content_box(picture: Image.Image, margin: float) -> tuple[float, float, float, float]:
+def content_box(image: Image.Image, margin: float) -> tuple[float, float, float, float]:
     """
-    Where the thing in a picture is, as far as the picture's border tells.
+    Where the thing in an image is, as far as the image's border tells.
 
     Args:
-        picture (`PIL.Image.Image`): RGB.
+        image (`PIL.Image.Image`): RGB.
         margin (`float`): share of the sides taken off where the border is not of one colour.
 
     Returns:
         `tuple[float, float, float, float]`: x1, y1, x2, y2 in pixels.
     """
-    pixels = np.asarray(picture, dtype=np.int16)
+    pixels = np.asarray(image, dtype=np.int16)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)
     if (np.abs(border - ground).max(axis=1) <= 12).mean() >= 0.9:
         other = np.abs(pixels - ground).max(axis=2) > 28
         # Single specks are no part of the thing.
         columns, rows = (np.flatnonzero(other.sum(axis=axis) >= 2) for axis in (0, 1))
-        if len(columns) > 0.2 * picture.width and len(rows) > 0.2 * picture.height:
+        if len(columns) > 0.2 * image.width and len(rows) > 0.2 * image.height:
             return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-    dx, dy = margin * picture.width, margin * picture.height
-    return dx, dy, picture.width - dx, picture.height - dy
+    dx, dy = margin * image.width, margin * image.height
+    return dx, dy, image.width - dx, image.height - dy
 
 
 def _split_files(class_folder: Path, split: str) -> list[str]:
-    """The pictures of a split, relative to the root: every fifth, in an order drawn from the class, is for val."""
+    """The images of a split, relative to the root: every fifth, in an order drawn from the class, is for val."""
     files = sorted(path.name for path in class_folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     derive_random("mosaic split", class_folder.name).shuffle(files)
     chosen: Sequence[str] = [file for place, file in enumerate(files) if (place % 5 == 4) == (split == "val")]

@@ -1,4 +1,4 @@
-"""Composite pictures: named cut-outs pasted on backgrounds, with the masks and colours that came out."""
+"""Composite images: named cut-outs pasted on backgrounds, with the masks and colours that came out."""
 
 import math
 import random
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from transformers_glipv2.data.augment import mask_box
-from transformers_glipv2.data.scenes.assets import Background, Cutout, PictureCache, SceneAssets
+from transformers_glipv2.data.scenes.assets import Background, Cutout, ImageCache, SceneAssets
 from transformers_glipv2.data.scenes.colours import PAINTS, named_colour, recolour
 
 # Opacity (of 255) from which a pixel belongs to the object.
@@ -74,15 +74,15 @@ class _Patch:
 
 class SceneComposer:
     """
-    Makes pictures of one split's cut-outs and backgrounds.
+    Makes images of one split's cut-outs and backgrounds.
 
     Args:
         assets (`SceneAssets`): what there is.
         split (`str`): "train" or "test".
-        size (`int`): longer side of the pictures, in pixels; the shorter one is 3/4 of it or more.
+        size (`int`): longer side of the images, in pixels; the shorter one is 3/4 of it or more.
         extra_backgrounds (`Sequence`, *optional*): paths or `Background`s beside the assets' own.
         min_visible (`float`, *optional*, defaults to 0.4): share of an object that neither others nor the border hide.
-        cache_megabytes (`int`, *optional*, defaults to 256): of decoded pictures kept in memory.
+        cache_megabytes (`int`, *optional*, defaults to 256): of decoded images kept in memory.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class SceneComposer:
         self.size = size
         self.min_visible = min_visible
         self.backgrounds = assets.split_backgrounds(split, extra_backgrounds)
-        self.cache = PictureCache(cache_megabytes)
+        self.cache = ImageCache(cache_megabytes)
         self.choices = {noun: assets.split_cutouts(noun, split) for noun in assets.cutouts}
 
     def draw_background(self, rng: random.Random) -> tuple[Image.Image, frozenset[str]]:
@@ -132,7 +132,7 @@ class SceneComposer:
             allow_held_out (`bool`, *optional*, defaults to `False`): whether held-out (colour, noun) pairs may appear.
 
         Returns:
-            `tuple[PIL.Image.Image, list[SceneObject]]`: the picture and what is in it, the lowest first.
+            `tuple[PIL.Image.Image, list[SceneObject]]`: the image and what is in it, the lowest first.
         """
         wishes = list(wishes)
         width, height = canvas.size
@@ -144,16 +144,16 @@ class SceneComposer:
             made = self._make_patch(wish, len(wishes), min(width, height), rng, allow_held_out)
             if made is None:
                 continue
-            picture, cutout, colour = made
-            solid = np.asarray(picture.getchannel("A")) >= _OPAQUE
+            image, cutout, colour = made
+            solid = np.asarray(image.getchannel("A")) >= _OPAQUE
             place = self._find_place(owner, solid, patches, limit, rng)
             if place is None:
                 continue
             patch = _Patch(cutout.noun, cutout.attributes, colour, int(solid.sum()), 0)
             self._settle(owner, solid, place, patches, patch)
             if shadow:
-                _paste_shadow(canvas, picture.getchannel("A"), place, shadow)
-            canvas.paste(picture, place, picture)
+                _paste_shadow(canvas, image.getchannel("A"), place, shadow)
+            canvas.paste(image, place, image)
         return _finished(canvas, rng), _objects_of(owner, patches)
 
     def _make_patch(
@@ -165,34 +165,34 @@ class SceneComposer:
             choices = [cutout for cutout in choices if cutout.recolour] or choices
         for _ in range(3):
             cutout = rng.choice(choices)
-            picture = self._transformed(cutout, count, side, rng)
+            image = self._transformed(cutout, count, side, rng)
             if wish.colour is not None and cutout.recolour:
-                picture = recolour(picture, cutout.recolour, cutout.hue, wish.colour)
+                image = recolour(image, cutout.recolour, cutout.hue, wish.colour)
             if self.split == "train":
-                picture = _varied(picture, rng)
-            colour = named_colour(picture)
+                image = _varied(image, rng)
+            colour = named_colour(image)
             if wish.strict and colour != wish.colour:
                 continue
             if allow_held_out or (colour, cutout.noun) not in self.assets.held_out_pairs:
-                return picture, cutout, colour
+                return image, cutout, colour
         return None
 
     def _transformed(self, cutout: Cutout, count: int, side: int, rng: random.Random) -> Image.Image:
-        picture = self.cache.get(self.assets.folder / cutout.file, "RGBA")
+        image = self.cache.get(self.assets.folder / cutout.file, "RGBA")
         largest = min(0.85, 1.15 / math.sqrt(count))
         smallest = 0.25 if count == 1 else 0.11
         longer = side * math.exp(rng.uniform(math.log(smallest), math.log(largest)))
         # Small files may not be blown up beyond recognition.
-        scale = min(longer / max(picture.size), 2.5)
+        scale = min(longer / max(image.size), 2.5)
         stretch = math.exp(rng.uniform(-0.12, 0.12))
-        size = (max(6, round(picture.width * scale * stretch)), max(6, round(picture.height * scale / stretch)))
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        size = (max(6, round(image.width * scale * stretch)), max(6, round(image.height * scale / stretch)))
+        image = image.resize(size, Image.Resampling.BILINEAR)
         if rng.random() < 0.5:
-            picture = ImageOps.mirror(picture)
+            image = ImageOps.mirror(image)
         if rng.random() < 0.5:
-            picture = picture.rotate(rng.gauss(0, 10), Image.Resampling.BILINEAR, expand=True)
-            picture = picture.crop(picture.getchannel("A").getbbox())
-        return picture
+            image = image.rotate(rng.gauss(0, 10), Image.Resampling.BILINEAR, expand=True)
+            image = image.crop(image.getchannel("A").getbbox())
+        return image
 
     def _find_place(
         self, owner: np.ndarray, solid: np.ndarray, patches: list[_Patch], limit: float, rng: random.Random
@@ -237,26 +237,26 @@ class SceneComposer:
         patches.append(patch)
 
 
-def _varied(picture: Image.Image, rng: random.Random) -> Image.Image:
+def _varied(image: Image.Image, rng: random.Random) -> Image.Image:
     """Paler, darker, skewed, coarser: a noun has few cut-outs, and none of them is to be learned by heart."""
     if rng.random() < 0.5:
-        picture = ImageEnhance.Color(picture).enhance(rng.uniform(0.3, 1.5))
-        picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(0.7, 1.4))
-        picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.75, 1.25))
+        image = ImageEnhance.Color(image).enhance(rng.uniform(0.3, 1.5))
+        image = ImageEnhance.Contrast(image).enhance(rng.uniform(0.7, 1.4))
+        image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.75, 1.25))
     if rng.random() < 0.3:
         skew = rng.uniform(-0.3, 0.3)
-        shift = round(abs(skew) * picture.height)
-        size = (picture.width + shift, picture.height)
+        shift = round(abs(skew) * image.height)
+        size = (image.width + shift, image.height)
         way = (1, skew, -shift if skew > 0 else 0, 0, 1, 0)
-        picture = picture.transform(size, Image.Transform.AFFINE, way, Image.Resampling.BILINEAR)
+        image = image.transform(size, Image.Transform.AFFINE, way, Image.Resampling.BILINEAR)
     if rng.random() < 0.25:
-        coarse = picture.reduce(rng.choice((2, 2, 3))) if min(picture.size) >= 24 else picture
-        picture = coarse.resize(picture.size, Image.Resampling.BILINEAR)
-    return picture
+        coarse = image.reduce(rng.choice((2, 2, 3))) if min(image.size) >= 24 else image
+        image = coarse.resize(image.size, Image.Resampling.BILINEAR)
+    return image
 
 
 def _overlap(owner: np.ndarray, solid: np.ndarray, x: int, y: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of the picture (a view) under a mask with its corner at x, y, and the part of the mask inside."""
+    """The part of the image (a view) under a mask with its corner at x, y, and the part of the mask inside."""
     height, width = owner.shape
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + solid.shape[1], width), min(y + solid.shape[0], height)
@@ -284,7 +284,7 @@ def _paste_shadow(canvas: Image.Image, alpha: Image.Image, place: tuple[int, int
 
 
 def _finished(canvas: Image.Image, rng: random.Random) -> Image.Image:
-    """Mild changes of light, sharpness and grain over the whole picture."""
+    """Mild changes of light, sharpness and grain over the whole image."""
     gain, lift = rng.uniform(0.88, 1.12), rng.uniform(-10, 10)
     canvas = canvas.point([min(255, max(0, int(v * gain + lift))) for v in range(256)] * 3)
     if rng.random() < 0.12:
@@ -296,12 +296,12 @@ def _finished(canvas: Image.Image, rng: random.Random) -> Image.Image:
     return canvas
 
 
-def _random_crop(picture: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A part of a picture with the wanted shape, in the wanted size."""
-    scale = min(picture.width / size[0], picture.height / size[1]) * rng.uniform(0.45, 1)
+def _random_crop(image: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """A part of an image with the wanted shape, in the wanted size."""
+    scale = min(image.width / size[0], image.height / size[1]) * rng.uniform(0.45, 1)
     width, height = max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
-    x, y = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
-    part = picture.resize(size, Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
+    x, y = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+    part = image.resize(size, Image.Resampling.BILINEAR, box=(x, y, x + width, y + height))
     return ImageOps.mirror(part) if rng.random() < 0.5 else part
 
 

@@ -51,8 +51,8 @@ class CompositeScenes(Dataset):
         kinds (`Mapping[str, float]`, *optional*): shares of the kinds of rows.
         colour_labels (`float`, *optional*, defaults to 0.25): share of detection rows that ask for colours.
         max_objects (`int`, *optional*, defaults to 8): in a scene.
-        extra_backgrounds (`Sequence`, *optional*): pictures beside the assets' own; see `empty_crops`.
-        cache_megabytes (`int`, *optional*, defaults to 256): of decoded pictures, in each worker.
+        extra_backgrounds (`Sequence`, *optional*): images beside the assets' own; see `empty_crops`.
+        cache_megabytes (`int`, *optional*, defaults to 256): of decoded images, in each worker.
 
     Raises:
         ValueError: when an argument is out of range or a kind is unknown.
@@ -241,7 +241,7 @@ def load_scenes(
 
     Args:
         assets (`str` or `Path`): the folder of the cut-outs.
-        background_folder (`str` or `Path`, *optional*): a COCO-format folder whose pictures give further backgrounds,
+        background_folder (`str` or `Path`, *optional*): a COCO-format folder whose images give further backgrounds,
             where nothing annotated lies.
         background_split (`str`, *optional*, defaults to `"train"`): of that folder.
         options: what else `CompositeScenes` takes.
@@ -251,7 +251,7 @@ def load_scenes(
 
 
 def coco_backgrounds(folder: str | Path, split: str = "train") -> list[Background]:
-    """Parts of a COCO-format folder's pictures where nothing annotated lies; see `empty_crops`."""
+    """Parts of a COCO-format folder's images where nothing annotated lies; see `empty_crops`."""
     return empty_crops(load_coco(folder, split=split, policy={"crowd": "keep"}))
 
 

@@ -37,7 +37,7 @@ _MASS = {
 }  # fmt: skip
 
 # Within a line nothing may be called absent, or stand beside another unasked, on account of its name: one is a kind
-# of another, or people call one by the other's name, or the pictures look alike.
+# of another, or people call one by the other's name, or the images look alike.
 _ALIKE = """
 sofa couch armchair chair ottoman stool bench futon bed
 bed crib bunk bed hospital bed air mattress hammock sleeping bag
@@ -169,7 +169,7 @@ stop sign square circle
 skateboard snowboard sled skis
 swing seesaw slide
 baby doll
-mirror mirror ball picture frame window
+mirror mirror ball image frame window
 rope chain
 """.strip()
 

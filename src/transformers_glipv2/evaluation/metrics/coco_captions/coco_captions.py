@@ -5,12 +5,12 @@ import evaluate
 
 from transformers_glipv2.evaluation.captions import DEFAULT_METRICS, evaluate_captions
 
-_DESCRIPTION = "BLEU-1 to 4, METEOR, ROUGE-L and CIDEr-D of one caption a picture; SPICE where its models are."
+_DESCRIPTION = "BLEU-1 to 4, METEOR, ROUGE-L and CIDEr-D of one caption an image; SPICE where its models are."
 
 _INPUTS = """
 Args:
-    predictions: a row a picture: `image_id`, `caption`.
-    references: a row a picture: `image_id`, `captions` (strings).
+    predictions: a row an image: `image_id`, `caption`.
+    references: a row an image: `image_id`, `captions` (strings).
     metrics: of "BLEU", "METEOR", "ROUGE_L", "CIDEr", "SPICE"; all but SPICE by default.
     tokenize: False where captions are words in lower case without punctuation already. Else Java is needed.
 

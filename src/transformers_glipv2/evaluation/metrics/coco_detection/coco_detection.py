@@ -10,9 +10,9 @@ _DESCRIPTION = "The twelve numbers of COCO detection or, with the configuration 
 
 _INPUTS = """
 Args:
-    predictions: a row a picture: `image_id`, and lists of equal length `category_id`, `score` and `bbox` (x, y, width,
+    predictions: a row an image: `image_id`, and lists of equal length `category_id`, `score` and `bbox` (x, y, width,
         height in pixels), with `segm` also `segmentation` (RLE: `size`, `counts`).
-    references: a row a picture: `image_id`, `height`, `width`, and lists `category_id`, `bbox`, `area`, `iscrowd`,
+    references: a row an image: `image_id`, `height`, `width`, and lists `category_id`, `bbox`, `area`, `iscrowd`,
         with `segm` also `segmentation` (RLE).
     categories: entries of `id` and `name`; by default the ids of the references.
 

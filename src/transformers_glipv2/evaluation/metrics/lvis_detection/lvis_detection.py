@@ -10,12 +10,12 @@ _DESCRIPTION = "LVIS average precision, of boxes or, with the configuration `seg
 
 _INPUTS = """
 Args:
-    predictions: a row a picture: `image_id`, and lists of equal length `category_id`, `score` and `bbox` (x, y, width,
+    predictions: a row an image: `image_id`, and lists of equal length `category_id`, `score` and `bbox` (x, y, width,
         height in pixels), with `segm` also `segmentation` (RLE: `size`, `counts`).
-    references: a row a picture: `image_id`, `height`, `width`, lists `category_id`, `bbox`, `area`, with `segm` also
+    references: a row an image: `image_id`, `height`, `width`, lists `category_id`, `bbox`, `area`, with `segm` also
         `segmentation` (RLE), and the lists `neg_category_ids` and `not_exhaustive_category_ids`.
     categories: entries of `id`, `name` and `frequency` ("r", "c" or "f"); needed.
-    protocol: "fixed" (10,000 detections a category, the default) or "classic" (300 a picture).
+    protocol: "fixed" (10,000 detections a category, the default) or "classic" (300 an image).
 
 Returns:
     AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR, ARs, ARm, ARl as fractions, -1 where there is nothing to average,
