@@ -1,10 +1,10 @@
 """
-Fetches the cut-outs and backgrounds that composite scenes are made of, from Debian and npm packages by their names.
+Fetches the object crops and backgrounds of composite scenes, from Debian and npm packages by their names.
 
     python examples/fetch_scene_assets.py scene_assets
     python examples/fetch_scene_assets.py scene_assets --with-gpl     # also Tux Paint's stamps and MATE's backgrounds
 
-The folder gets `index.jsonl` (one line an image: file, noun, attributes, package, licence), `cutouts/` (RGBA PNG,
+The folder gets `index.jsonl` (one line an image: file, noun, attributes, package, licence), `object_crops/` (RGBA PNG,
 transparent borders trimmed, at most 256 px) and `backgrounds/` (JPEG, at most 800 px). Needs `apt-get` and `dpkg-deb`
 (Debian and its kin) and `npm`; a package that was fetched, or a source that was finished, is not done again.
 """
@@ -72,10 +72,10 @@ def main() -> None:
         take(options.folder, name, images)
     entries = [entry for name in sources for entry in read_index(part_file(options.folder, name))]
     write_index(options.folder / "index.jsonl", entries)
-    cutouts = [entry for entry in entries if entry["kind"] == "cutout"]
+    object_crops = [entry for entry in entries if entry["kind"] == "object_crop"]
     print(
-        f"{len(cutouts)} cut-outs of {len({entry['noun'] for entry in cutouts})} nouns and "
-        f"{len(entries) - len(cutouts)} backgrounds in {options.folder}"
+        f"{len(object_crops)} object crops of {len({entry['noun'] for entry in object_crops})} nouns and "
+        f"{len(entries) - len(object_crops)} backgrounds in {options.folder}"
     )
 
 
@@ -101,8 +101,8 @@ def take(folder: Path, source: str, assets: Callable[[], Iterable[Asset]]) -> No
                 continue
             way, hue = recolour_way(image)
             entry |= {
-                "kind": "cutout",
-                "file": f"cutouts/{source}/{asset.name}.png",
+                "kind": "object_crop",
+                "file": f"object_crops/{source}/{asset.name}.png",
                 "noun": asset.noun,
                 "attributes": asset.attributes,
                 "colour": named_colour(image),
@@ -117,7 +117,7 @@ def take(folder: Path, source: str, assets: Callable[[], Iterable[Asset]]) -> No
 
 
 def trimmed(image: Image.Image) -> Image.Image | None:
-    """A cut-out without its transparent border, at most 256 px; `None` where it has no background to speak of."""
+    """An object crop without its transparent border, at most 256 px; `None` where it has no background to speak of."""
     image = image.convert("RGBA")
     solid = image.getchannel("A").point(lambda level: 255 if level >= 96 else 0)
     box = solid.getbbox()

@@ -3,7 +3,7 @@ Fine-tunes a GLIPv2 checkpoint to describe images, all of it or a new head over 
 
     python examples/finetune_captioning.py --model MODEL --data captions.yaml --output outputs/captions
     python examples/finetune_captioning.py --model MODEL --data scenes.yaml --output outputs/captions \\
-        --freeze_shared --naming --num_steps 5000 --learning_rate 5e-4
+        --freeze_detector --naming --num_steps 5000 --learning_rate 5e-4
 
 The data file (YAML, see `transformers_glipv2/training/data_file.py`) lists captions, and under `evaluation` a source
 of captions that chooses the best weights:
@@ -17,7 +17,7 @@ are the paper's: ten epochs, learning rate 5e-5, 10 % warm-up, decay 0.01; there
 
 The best weights by CIDEr of greedy captions are kept; `metrics.json` has the scores of `--num_beams` beams on the same
 images and `captions.json` the captions. Where objects have phrases, it also says how many phrases of the captions
-are true and how many of their boxes are right. With `--freeze_shared` the head alone learns, and the output keeps the
+are true and how many of their boxes are right. With `--freeze_detector` only the head learns, and the output keeps the
 checkpoint's other heads; such a head has to look at the image itself (`--naming`). `--blind` blanks the images:
 what words alone can tell. Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many
 processes with `accelerate launch`.
@@ -68,7 +68,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", required=True, help="folder or Hub id to start from; without a caption head it gets a new one")
     add("--data", required=True, type=Path, help="data file (YAML)")
     add("--output", required=True, type=Path, help="folder for weights, checkpoints and logs")
-    add("--freeze_shared", action="store_true", help="train the head alone and keep the checkpoint's other heads")
+    add("--freeze_detector", action="store_true", help="train the head alone and keep the checkpoint's other heads")
     add("--naming", action="store_true", help="a head that looks at the image itself and names what it sees")
     add("--blind", action="store_true", help="blank all images, for a baseline of words alone")
     add("--num_steps", type=int, help=f"optimizer steps (default: {EPOCHS} epochs; endless data needs it)")
@@ -118,15 +118,18 @@ def main(arguments: list[str] | None = None) -> dict:
 
     # Model and optimizer. Captions begin and end as the tokenizer's texts do; a new head that names things starts from
     # what pre-training learnt of regions and words.
-    head = {"caption_naming": True} if args.naming else {}
+    head = {"caption_region_attention": True} if args.naming else {}
     model, loaded = GLIPv2ForConditionalGeneration.from_pretrained(args.model, **head, output_loading_info=True)
     model.set_special_tokens(processor.tokenizer)
     other_heads = load_other_heads(args.model, model)
     contrastive_head = contrastive_head_of(model.config, other_heads)
-    if contrastive_head is not None and "caption_head.namer.names.weight" in loaded["missing_keys"]:
+    if (
+        contrastive_head is not None
+        and "caption_head.region_attention.label_embeddings.weight" in loaded["missing_keys"]
+    ):
         model.start_from_contrast(contrastive_head, processor.tokenizer)
-    if args.freeze_shared:
-        model.freeze_shared()
+    if args.freeze_detector:
+        model.freeze_detector()
     else:
         # They would no longer fit what they read.
         other_heads = {}

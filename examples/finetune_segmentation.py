@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> dict:
     model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model)
     other_heads = {}
     if args.train == "mask-head":
-        model.freeze_shared()
+        model.freeze_detector()
         other_heads = load_other_heads(args.model, model)
     rate = args.learning_rate or LEARNING_RATES[args.train]
     optimizer = torch.optim.AdamW(parameter_groups(model, rate))

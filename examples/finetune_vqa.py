@@ -2,7 +2,7 @@
 Fine-tunes a GLIPv2 checkpoint to answer questions, all of it or a new head over frozen weights.
 
     python examples/finetune_vqa.py --model MODEL --data vqa.yaml --output outputs/vqa
-    python examples/finetune_vqa.py --model MODEL --data scenes.yaml --output outputs/answers --freeze_shared \\
+    python examples/finetune_vqa.py --model MODEL --data scenes.yaml --output outputs/answers --freeze_detector \\
         --num_steps 5000 --learning_rate 1e-3 --head_factor 1
 
 The data file (YAML, see `transformers_glipv2/training/data_file.py`) lists questions, and under `evaluation` a source
@@ -16,7 +16,7 @@ or composite scenes, `{kind: scenes, path: assets, kinds: {vqa: 1.0}}`, with `sp
 other kinds may be mixed in: their boxes are learnt beside the answers. Defaults are the paper's: ten epochs, learning
 rate 2e-5 and fifty times that for the head, 10 % warm-up, decay 0.01; there images have 576 px (`--size 576`).
 
-With `--freeze_shared` the head alone learns, and the output keeps the checkpoint's other heads. `--blind` blanks the
+With `--freeze_detector` the head alone learns, and the output keeps the checkpoint's other heads. `--blind` blanks the
 images: how well the questions alone are answered. `metrics.json` also holds what the best constant answer scores.
 Goes on after an interruption with `--resume_from_checkpoint latest`; runs on many processes with `accelerate launch`.
 """
@@ -74,11 +74,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--answers", type=Path, help="json list of answers (default: those of the data; VQA v2: majority of 9 or more)"
     )
-    add("--freeze_shared", action="store_true", help="train the head alone and keep the checkpoint's other heads")
+    add("--freeze_detector", action="store_true", help="train the head alone and keep the checkpoint's other heads")
     add(
         "--cached_questions",
         type=int,
-        help="with --freeze_shared: so many questions pass the frozen part once, and the head goes over them again "
+        help="with --freeze_detector: so many questions pass the frozen part once, and the head goes over them again "
         "and again, which makes a step many times faster (default: new questions each step)",
     )
     add("--blind", action="store_true", help="blank all images, for a baseline of questions alone")
@@ -95,8 +95,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--resume_from_checkpoint", help="a checkpoint folder, or `latest`, which also starts where there is none")
     add("--push_to_hub", metavar="REPO", help="upload the result to this Hub repository")
     args = parser.parse_args(arguments)
-    if args.cached_questions is not None and not args.freeze_shared:
-        parser.error("--cached_questions needs --freeze_shared: what moves cannot be computed once.")
+    if args.cached_questions is not None and not args.freeze_detector:
+        parser.error("--cached_questions needs --freeze_detector: what moves cannot be computed once.")
     if args.cached_questions is not None and args.cached_questions < args.batch_size:
         parser.error(f"--cached_questions {args.cached_questions} do not fill a batch of {args.batch_size}.")
     return args
@@ -143,8 +143,8 @@ def main(arguments: list[str] | None = None) -> dict:
     other_heads = load_other_heads(args.model, model)
     if "answer_head.classifier.weight" in loaded["missing_keys"] or answers_are_new(args.model, answers):
         model.start_from_words(processor.tokenizer, contrastive_head_of(model.config, other_heads))
-    if args.freeze_shared:
-        model.freeze_shared()
+    if args.freeze_detector:
+        model.freeze_detector()
     else:
         # They would no longer fit what they read.
         other_heads = {}

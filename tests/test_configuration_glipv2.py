@@ -54,7 +54,7 @@ VALUES = {
     "mask_dim": [64],
     "mask_pool_size": [28],
     "mask_feature_source": ["after_fusion"],
-    "caption_naming": [True],
+    "caption_region_attention": [True],
     "text_cache_size": [0],
     "initializer_range": [0.1],
     "tie_word_embeddings": [False],

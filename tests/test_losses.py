@@ -16,7 +16,7 @@ from transformers_glipv2.losses import (
     classes_of_words,
     contrastive_loss,
     inter_image_loss,
-    masked_word_loss,
+    masked_token_loss,
     match_anchors,
     token_loss,
 )
@@ -149,17 +149,17 @@ def test_classes_of_words_prefer_the_whole_prompt():
 # L_mlm ---------------------------------------------------------------------------------------------------------------
 
 
-def test_masked_word_loss_without_hidden_words_is_zero():
+def test_masked_token_loss_without_hidden_words_is_zero():
     logits = torch.zeros(0, 7, requires_grad=True)
-    loss = masked_word_loss(logits, torch.zeros(0, dtype=torch.long))
+    loss = masked_token_loss(logits, torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert loss.item() == 0
 
 
-def test_masked_word_loss_is_the_mean():
+def test_masked_token_loss_is_the_mean():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     expected = -(logsigmoid(torch.tensor(2.0)) + logsigmoid(torch.tensor(-1.0))) / 2
-    torch.testing.assert_close(masked_word_loss(logits, torch.tensor([0, 0])), expected)
+    torch.testing.assert_close(masked_token_loss(logits, torch.tensor([0, 0])), expected)
 
 
 # The model -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tests.data.stub_processor import tiny_tokenizer
 from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
 from transformers_glipv2.layers.caption_steps import causal_mask, prefixes
-from transformers_glipv2.layers.region_attention import GLIPv2Places, look_of_places
+from transformers_glipv2.layers.region_attention import GLIPv2Locations, location_features
 from transformers_glipv2.losses import caption_loss
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.training.heads import load_other_heads
@@ -121,7 +121,7 @@ def test_eager_attention_gives_the_same_logits(model):
 
 
 def test_a_head_that_names_things_is_causal_cached_and_alone_in_learning():
-    model = make_model(caption_naming=True)
+    model = make_model(caption_region_attention=True)
     inputs = tiny_inputs()
     with torch.no_grad():
         before = model(**inputs).logits
@@ -132,12 +132,12 @@ def test_a_head_that_names_things_is_causal_cached_and_alone_in_learning():
         model.generate(**inputs, num_beams=3, max_new_tokens=6, use_cache=use_cache) for use_cache in (True, False)
     ]
     assert torch.equal(*results)
-    model.freeze_shared()
+    model.freeze_detector()
     model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     head = {name for name, _ in model.named_parameters() if name.startswith("caption_head.")}
     assert with_gradient == head - {"caption_head.decoder.weight"}
-    masked = make_model(caption_naming=True, mask_padded_pixels=True)
+    masked = make_model(caption_region_attention=True, mask_padded_pixels=True)
     with torch.no_grad():
         together = masked(**inputs).logits
         one = {name: value[1:] for name, value in inputs.items()}
@@ -149,44 +149,53 @@ def test_a_head_that_names_things_is_causal_cached_and_alone_in_learning():
 @torch.no_grad()
 def test_names_are_those_of_the_places_where_a_thing_is():
     torch.manual_seed(0)
-    namer = make_model(caption_naming=True).caption_head.namer
-    text, regions = torch.randn(1, 2, 32), F.normalize(torch.randn(1, 6, namer.image_projection.out_features), dim=-1)
-    width = namer.num_heads * namer.head_dim
+    region_attention = make_model(caption_region_attention=True).caption_head.region_attention
+    text, regions = (
+        torch.randn(1, 2, 32),
+        F.normalize(torch.randn(1, 6, region_attention.image_projection.out_features), dim=-1),
+    )
+    width = region_attention.num_heads * region_attention.head_dim
     confidence = torch.full((1, 6), -1e4)
     confidence[0, 2] = 0.0
-    namer.names.weight.normal_()
-    _, named = namer(text, GLIPv2Places(torch.randn(1, 6, width), torch.randn(1, 6, width), regions, confidence))
-    expected = 10 * math.sqrt(regions.shape[-1]) * namer.names.weight @ regions[0, 2]
-    torch.testing.assert_close(namer.names(named)[0], expected.expand(2, -1), atol=1e-3, rtol=1e-3)
+    region_attention.label_embeddings.weight.normal_()
+    _, named = region_attention(
+        text, GLIPv2Locations(torch.randn(1, 6, width), torch.randn(1, 6, width), regions, confidence)
+    )
+    expected = 10 * math.sqrt(regions.shape[-1]) * region_attention.label_embeddings.weight @ regions[0, 2]
+    torch.testing.assert_close(
+        region_attention.label_embeddings(named)[0], expected.expand(2, -1), atol=1e-3, rtol=1e-3
+    )
 
 
 @torch.no_grad()
 def test_places_tell_where_they_are_and_how_they_look():
-    namer = make_model(caption_naming=True).caption_head.namer
+    region_attention = make_model(caption_region_attention=True).caption_head.region_attention
     maps = tuple(torch.randn(1, 32, *shape) for shape in ((1, 5), (1, 1)))
-    looks = look_of_places(maps, maps)
+    looks = location_features(maps, maps)
     centers, centerness = torch.full((1, 6, 2), 0.5), torch.zeros(1, 6)
-    before = namer.places(looks, maps, centerness, centers)
+    before = region_attention.places(looks, maps, centerness, centers)
     assert (before.regions.norm(dim=-1) - 1).abs().max() < 1e-5
     torch.testing.assert_close(before.confidence, torch.full((1, 6), -math.log(2)))
     centers[0, 0] = 0.9
-    after = namer.places(looks, maps, centerness, centers)
+    after = region_attention.places(looks, maps, centerness, centers)
     assert (after.keys - before.keys)[0].norm(dim=-1).nonzero().tolist() == [[0]]
     torch.testing.assert_close(after.regions, before.regions)
 
 
 @torch.no_grad()
 def test_names_start_from_the_contrast_of_regions_and_words():
-    model, tokenizer = make_model(caption_naming=True), tiny_tokenizer()
+    model, tokenizer = make_model(caption_region_attention=True), tiny_tokenizer()
     torch.manual_seed(1)
     contrastive = GLIPv2ForPreTraining(tiny_config(initializer_range=0.3)).contrastive_head
     model.start_from_contrast(contrastive, tokenizer, batch_size=50)
-    namer = model.caption_head.namer
-    assert torch.equal(namer.image_projection.weight, contrastive.image_projection.weight)
+    region_attention = model.caption_head.region_attention
+    assert torch.equal(region_attention.image_projection.weight, contrastive.image_projection.weight)
     cat = tokenizer("cat", return_tensors="pt", return_token_type_ids=False)
     word = F.normalize(contrastive.text_projection(model.get_text_features(**cat)[0, 1]), dim=-1)
-    torch.testing.assert_close(namer.names.weight[cat["input_ids"][0, 1]], word, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="caption_naming"):
+    torch.testing.assert_close(
+        region_attention.label_embeddings.weight[cat["input_ids"][0, 1]], word, atol=1e-4, rtol=1e-4
+    )
+    with pytest.raises(ValueError, match="caption_region_attention"):
         make_model().start_from_contrast(contrastive, tokenizer)
 
 
@@ -227,9 +236,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
 
 
-def test_a_frozen_shared_part_stays_as_it_is(model):
+def test_a_frozen_detector_stays_as_it_is(model):
     model = make_model()
-    model.freeze_shared()
+    model.freeze_detector()
     assert model.train().caption_head.training
     assert not model.model.training
     inputs = tiny_inputs()
@@ -443,8 +452,8 @@ def test_save_and_load_keeps_words_tied(model, tmp_path):
 
 
 def test_a_head_over_frozen_weights_learns_the_captions_of_two_images():
-    model = make_model(caption_naming=True)
-    model.freeze_shared()
+    model = make_model(caption_region_attention=True)
+    model.freeze_detector()
     tokenizer = tiny_tokenizer()
     captions = ["a red wine glass", "the black bishop next the man"]
     texts = tokenizer(captions, padding=True, return_tensors="pt", return_token_type_ids=False)

@@ -208,9 +208,9 @@ def test_many_regions_pass_in_chunks(monkeypatch):
 def test_the_mask_head_is_trained_alone_or_with_everything():
     model = small_model()
     inputs, labels = tiny_inputs(), small_labels()
-    model.freeze_shared()
+    model.freeze_detector()
     model.train()
-    assert model.shared_is_frozen
+    assert model.detector_is_frozen
     assert model.mask_head.training
     assert not any(module.training for module in model.model.modules())
     output = model(**inputs, labels=labels)
@@ -219,7 +219,7 @@ def test_the_mask_head_is_trained_alone_or_with_everything():
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == name.startswith("mask_head."), name
 
-    model.unfreeze_shared()
+    model.unfreeze_detector()
     assert model.model.training
     output = model(**inputs, labels=labels)
     assert list(output)[:2] == ["loss", "loss_dict"]
@@ -233,7 +233,7 @@ def test_the_mask_head_is_trained_alone_or_with_everything():
 def test_training_learns_a_mask(extractor):
     model = small_model(mask_extractor=extractor)
     inputs, labels = tiny_inputs(batch=1), small_labels()[:1]
-    model.freeze_shared()
+    model.freeze_detector()
     model.train()
     optimizer = torch.optim.AdamW(model.mask_head.parameters(), lr=5e-3)
     for _ in range(25):
@@ -252,7 +252,7 @@ def test_training_learns_a_mask(extractor):
 @pytest.mark.parametrize("extractor", ["fcn", "hourglass"])
 def test_a_batch_without_masks_gives_a_loss_that_backpropagates(extractor):
     model = small_model(mask_extractor=extractor)
-    model.freeze_shared()
+    model.freeze_detector()
     labels = small_labels()
     labels[0]["masks"][:] = False
     loss = model(**tiny_inputs(), labels=[labels[0], None]).loss
@@ -263,7 +263,7 @@ def test_a_batch_without_masks_gives_a_loss_that_backpropagates(extractor):
 
 def test_objects_without_a_mask_do_not_count():
     model, inputs, labels = small_model(), tiny_inputs(batch=1), small_labels()[:1]
-    model.freeze_shared()
+    model.freeze_detector()
     both = model(**inputs, labels=labels).loss
     first = {name: value if value is None else value[:1] for name, value in labels[0].items()}
     torch.testing.assert_close(model(**inputs, labels=[first]).loss, both)

@@ -9,10 +9,10 @@ from transformers import AutoModelForVisualQuestionAnswering, pipeline
 from tests.data.stub_processor import tiny_tokenizer
 from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForMaskedLM, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
-from transformers_glipv2.layers.region_attention import look_of_places
+from transformers_glipv2.layers.region_attention import location_features
 from transformers_glipv2.losses import answer_loss
 from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput
-from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config, way_between
+from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config, relative_offset
 from transformers_glipv2.training.vqa import frozen_batches, repeated
 
 ANSWERS = ["yes", "no", "red", "2"]
@@ -77,7 +77,7 @@ def detected(**changes) -> GLIPv2ObjectDetectionOutput:
 
 
 def looks_of(output: GLIPv2ObjectDetectionOutput) -> torch.Tensor:
-    return look_of_places(output.feature_maps, output.fused_feature_maps)
+    return location_features(output.feature_maps, output.fused_feature_maps)
 
 
 @torch.no_grad()
@@ -99,15 +99,15 @@ def test_evidence_is_the_best_place_where_the_detector_is_sure(model):
     torch.testing.assert_close(words[0], evidence.norm(output.fused_text[0] + together), atol=1e-5, rtol=1e-4)
 
 
-def test_the_way_between_what_is_named_before_a_word_and_after_it():
+def test_the_relative_offset_what_is_named_before_a_word_and_after_it():
     places = torch.tensor([[[0.0, 0.0], [-1.0, 0.5], [3.0, 3.0], [0.5, -0.5], [9.0, 9.0]]])
-    sureness = torch.tensor([[0.0, 2.0, 0.0, 4.0, 0.0]])
-    way = way_between(places, sureness)
+    confidence = torch.tensor([[0.0, 2.0, 0.0, 4.0, 0.0]])
+    way = relative_offset(places, confidence)
     torch.testing.assert_close(way[0, 2], torch.tensor([-1.5, 1.0]), atol=2e-3, rtol=0)
     # On the other side of the last word nothing is named.
     torch.testing.assert_close(way[0, 4], (places[0, 1] * 2 + places[0, 3] * 4) / 6, atol=1e-3, rtol=0)
-    longer = [torch.nn.functional.pad(one, pad) for one, pad in ((places, (0, 0, 0, 3)), (sureness, (0, 3)))]
-    torch.testing.assert_close(way_between(*longer)[:, :5], way)
+    longer = [torch.nn.functional.pad(one, pad) for one, pad in ((places, (0, 0, 0, 3)), (confidence, (0, 3)))]
+    torch.testing.assert_close(relative_offset(*longer)[:, :5], way)
 
 
 @torch.no_grad()
@@ -172,13 +172,13 @@ def test_a_new_classifier_expects_one_answer_and_may_start_from_its_words(tmp_pa
     similarity = torch.nn.functional.cosine_similarity(weight[0, None, :32], weight[1:5, :32])
     assert similarity.argmax() == 0
 
-    names = model.answer_head.namer.names.weight
+    names = model.answer_head.region_attention.label_embeddings.weight
     assert (names.norm(dim=1) - 1).abs().max() > 0.1
     contrastive = GLIPv2ForPreTraining(tiny_config(initializer_range=0.3)).contrastive_head
     model.start_from_words(tiny_tokenizer(), contrastive)
     torch.testing.assert_close(names.norm(dim=1), torch.ones(6))
     assert (names[1:5] @ names[0]).argmax() == 0
-    assert torch.equal(model.answer_head.namer.image_projection.weight, contrastive.image_projection.weight)
+    assert torch.equal(model.answer_head.region_attention.image_projection.weight, contrastive.image_projection.weight)
 
 
 def test_loss_by_hand():
@@ -218,7 +218,7 @@ def test_boxes_are_those_of_the_detector(model, tmp_path):
         torch.testing.assert_close(answers[name], boxes[name])
 
 
-def test_losses_add_up_and_a_frozen_shared_part_adds_none():
+def test_losses_add_up_and_a_frozen_detector_adds_none():
     model = make_model().train()
     labels = [{"boxes": torch.tensor([[0.4, 0.4, 0.3, 0.4]]), "positive_map": torch.eye(9)[3:4]}, None]
     inputs = {**tiny_inputs(), "labels": labels, "answer_labels": torch.rand(2, 4)}
@@ -230,7 +230,7 @@ def test_losses_add_up_and_a_frozen_shared_part_adds_none():
     assert all("swin.layernorm" in name for name in without)
 
     model = make_model()
-    model.freeze_shared()
+    model.freeze_detector()
     output = model.train()(**inputs)
     assert set(output.loss_dict) == {"loss_answer"}
     assert not model.model.training
@@ -243,7 +243,7 @@ def test_losses_add_up_and_a_frozen_shared_part_adds_none():
 
 def test_what_the_frozen_part_made_stands_for_images_and_questions():
     model = make_model()
-    model.freeze_shared()
+    model.freeze_detector()
     batches = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -262,7 +262,7 @@ def test_what_the_frozen_part_made_stands_for_images_and_questions():
 
 def test_the_answer_head_can_learn_a_batch():
     model = make_model()
-    model.freeze_shared()
+    model.freeze_detector()
     model.train()
     inputs, targets = tiny_inputs(), torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
     with torch.no_grad():

@@ -151,7 +151,7 @@ class GLIPv2Config(PreTrainedConfig):
             side of the pooled features.
         mask_feature_source (`"before_fusion"` or `"after_fusion"`):
             The maps that the mask head pools from.
-        caption_naming (`bool`, *optional*, defaults to `False`):
+        caption_region_attention (`bool`, *optional*, defaults to `False`):
             Whether the caption head looks at the image itself for each word and names what it sees there, which a
             head needs that is trained over frozen weights. Without it is one layer over the fused words, as in the
             paper.
@@ -213,7 +213,7 @@ class GLIPv2Config(PreTrainedConfig):
     mask_dim: int = 256
     mask_pool_size: int = 14
     mask_feature_source: Literal["before_fusion", "after_fusion"] = "before_fusion"
-    caption_naming: bool = False
+    caption_region_attention: bool = False
     text_cache_size: int = 32
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True

@@ -6,7 +6,7 @@ The losses of pre-training, as pure functions on tensors.
 - L_loc: `box_loss`, `centerness_loss` on the anchors that learn a box (`match_anchors`).
 - L_intra: `token_loss` between S = O P^T and the words of each anchor's box.
 - L_inter: `contrastive_loss` between regions and words of all images of the batch, on all processes.
-- L_mlm: `masked_word_loss`.
+- L_mlm: `masked_token_loss`.
 
 Every loss is a sum divided by a normaliser that is passed in. With several processes the normaliser is the mean over
 them (`mean_over_processes`), so that gradients averaged over processes equal those of one process on the whole batch.
@@ -424,7 +424,7 @@ def own_image_replaced(by_class: Tensor, own: Tensor, first_column: int) -> Tens
 # L_mlm ---------------------------------------------------------------------------------------------------------------
 
 
-def masked_word_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     Cross entropy of hidden words, their mean over all processes.
 
@@ -499,7 +499,7 @@ __all__ = [
     "contrastive_loss",
     "detection_losses",
     "inter_image_loss",
-    "masked_word_loss",
+    "masked_token_loss",
     "match_anchors",
     "token_loss",
 ]

@@ -637,41 +637,41 @@ def word_embedding_name(model: GLIPv2PreTrainedModel) -> str:
     return next(f"{name}.weight" for name, module in model.named_modules() if module is embeddings)
 
 
-class GLIPv2SharedPart:
+class GLIPv2FreezableDetector:
     """
     Mixin of the models that add a head to the detector: the head can be trained alone, so that one checkpoint holds
     heads that were trained one after the other, over the same weights.
     """
 
     @property
-    def shared_is_frozen(self) -> bool:
+    def detector_is_frozen(self) -> bool:
         """Whether the head alone is trained: encoders, tower and detection head ask for no gradients."""
         shared = (self.model, self.detection_head)
         return not any(parameter.requires_grad for part in shared for parameter in part.parameters())
 
-    def freeze_shared(self) -> None:
+    def freeze_detector(self) -> None:
         """Trains the head alone: all else keeps its weights and stays in `eval()` through calls of `train()`."""
         for part in (self.model, self.detection_head):
             part.requires_grad_(False)
         self.train(self.training)
 
-    def unfreeze_shared(self) -> None:
+    def unfreeze_detector(self) -> None:
         """Trains everything again, the detector too."""
         for part in (self.model, self.detection_head):
             part.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> nn.Module:
-        """As `nn.Module.train`; a frozen shared part stays in evaluation mode, without dropout."""
+        """As `nn.Module.train`; a frozen detector stays in evaluation mode, without dropout."""
         super().train(mode)
-        if mode and self.shared_is_frozen:
+        if mode and self.detector_is_frozen:
             self.model.eval()
             self.detection_head.eval()
         return self
 
-    def shared_gradients(self) -> torch.set_grad_enabled:
-        """A context without gradients where the shared part is frozen; it computes faster there."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.shared_is_frozen)
+    def detector_gradients(self) -> torch.set_grad_enabled:
+        """A context without gradients where the detector is frozen; it computes faster there."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.detector_is_frozen)
 
 
 class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):

@@ -31,13 +31,13 @@ from .layers.caption_steps import (
     words_through_layer,
 )
 from .layers.feature_maps import FeatureMaps, crop_maps, flatten_levels, join_maps, map_shapes, own_map_shapes
-from .layers.region_attention import GLIPv2Namer, GLIPv2Places, look_of_places
+from .layers.region_attention import GLIPv2Locations, GLIPv2RegionWordAttention, location_features
 from .losses import caption_loss
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
+    GLIPv2FreezableDetector,
     GLIPv2ImageFeatures,
     GLIPv2ObjectDetectionOutput,
-    GLIPv2SharedPart,
     check_text,
     word_embedding_name,
 )
@@ -85,11 +85,18 @@ class GLIPv2CaptioningOutput(ModelOutput):
 
 
 class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
-    """Scores of the next word: one layer over the fused words, with `config.caption_naming` after [`GLIPv2Namer`]."""
+    """
+    Scores of the next token: one layer over the fused tokens, with `config.caption_region_attention` after
+    [`GLIPv2RegionWordAttention`].
+    """
 
     def __init__(self, config: GLIPv2Config):
         super().__init__(config)
-        self.namer = GLIPv2Namer(config, config.text_config.vocab_size) if config.caption_naming else None
+        self.region_attention = (
+            GLIPv2RegionWordAttention(config, config.text_config.vocab_size)
+            if config.caption_region_attention
+            else None
+        )
 
     def forward(self, text: torch.Tensor, visual_states: GLIPv2VisualStates) -> torch.Tensor:
         """
@@ -100,18 +107,20 @@ class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
         Returns:
             `(rows, tokens, vocabulary)`.
         """
-        if self.namer is None:
+        if self.region_attention is None:
             return super().forward(text)
         groups = rows_to_images(text, visual_states.group_sizes)
-        found = [self.namer(words, places) for words, places in zip(groups, visual_states.places, strict=True)]
+        found = [
+            self.region_attention(words, places) for words, places in zip(groups, visual_states.places, strict=True)
+        ]
         text, named = (images_to_rows(list(parts), len(text)) for parts in zip(*found, strict=True))
-        return super().forward(text) + self.namer.names(named)
+        return super().forward(text) + self.region_attention.label_embeddings(named)
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
-class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection, GenerationMixin):
+class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDetection, GenerationMixin):
     """
     Captions of images, from the first word or from a given beginning; `ground` finds boxes with the same weights.
 
@@ -144,10 +153,10 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, GLIPv2CaptionHead) and module.namer is not None:
+        if isinstance(module, GLIPv2CaptionHead) and module.region_attention is not None:
             # All places count alike at first, and enough for their names to be heard.
-            init.zeros_(module.namer.gate.weight)
-            init.constant_(module.namer.gate.bias, 10 / module.namer.num_heads)
+            init.zeros_(module.region_attention.gate.weight)
+            init.constant_(module.region_attention.gate.bias, 10 / module.region_attention.num_heads)
 
     @torch.no_grad()
     def start_from_contrast(
@@ -163,18 +172,20 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
             batch_size: words that are encoded together.
 
         Raises:
-            ValueError: when `config.caption_naming` is off.
+            ValueError: when `config.caption_region_attention` is off.
         """
-        namer = self.caption_head.namer
-        if namer is None:
-            raise ValueError("The caption head names nothing; load the model with `caption_naming=True`.")
-        namer.image_projection.load_state_dict(contrastive_head.image_projection.state_dict())
+        region_attention = self.caption_head.region_attention
+        if region_attention is None:
+            raise ValueError("The caption head names nothing; load the model with `caption_region_attention=True`.")
+        region_attention.image_projection.load_state_dict(contrastive_head.image_projection.state_dict())
         first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-        words = torch.arange(len(namer.names.weight), device=self.device)
+        words = torch.arange(len(region_attention.label_embeddings.weight), device=self.device)
         for part in words.split(batch_size):
             texts = torch.stack([torch.full_like(part, first), part, torch.full_like(part, last)], dim=1)
             features = self.get_text_features(texts, torch.ones_like(texts))[:, 1]
-            namer.names.weight[part] = F.normalize(contrastive_head.text_projection(features), dim=-1)
+            region_attention.label_embeddings.weight[part] = F.normalize(
+                contrastive_head.text_projection(features), dim=-1
+            )
 
     def get_output_embeddings(self) -> nn.Module:
         return self.caption_head.decoder
@@ -217,25 +228,25 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
         if own_shapes is not None:
             images = [crop_maps(maps, image, shapes) for image, shapes in enumerate(own_shapes)]
             sizes = image_sizes.split(1)
-        namer = self.caption_head.namer
-        needed = final_maps or namer is not None
-        with self.shared_gradients():
+        region_attention = self.caption_head.region_attention
+        needed = final_maps or region_attention is not None
+        with self.detector_gradients():
             groups, final = zip(*(maps_without_words(self.model.layers, one, needed) for one in images), strict=True)
         places = None
-        if namer is not None:
+        if region_attention is not None:
             places = [self._places(*each) for each in zip(images, final, sizes, strict=True)]
         if not final_maps:
             return GLIPv2VisualStates(list(groups), places)
         joined = final[0] if own_shapes is None else join_maps(list(final), map_shapes(maps))
         return GLIPv2VisualStates(list(groups), places, joined)
 
-    def _places(self, maps: FeatureMaps, final_maps: FeatureMaps, image_sizes: torch.Tensor) -> GLIPv2Places:
+    def _places(self, maps: FeatureMaps, final_maps: FeatureMaps, image_sizes: torch.Tensor) -> GLIPv2Locations:
         """What the caption head attends to, from the maps before and after the tower."""
         anchors = self.anchors(map_shapes(final_maps), final_maps[0].device)
         boxes = normalize_boxes(anchors.expand(len(image_sizes), -1, -1), image_sizes)
         centerness = flatten_levels([self.detection_head.centerness_predictor(level) for level in final_maps])
-        looks = look_of_places(maps, final_maps)
-        return self.caption_head.namer.places(looks, maps, centerness.squeeze(-1).detach(), boxes[..., :2])
+        looks = location_features(maps, final_maps)
+        return self.caption_head.region_attention.places(looks, maps, centerness.squeeze(-1).detach(), boxes[..., :2])
 
     @can_return_tuple
     def forward(
@@ -282,10 +293,10 @@ class GLIPv2ForConditionalGeneration(GLIPv2SharedPart, GLIPv2ForObjectDetection,
                         "Pass `pixel_values`, `image_features` from `get_image_features`, or `visual_states` from "
                         "`get_visual_states`."
                     )
-                with self.shared_gradients():
+                with self.detector_gradients():
                     image_features = self.get_image_features(pixel_values, pixel_mask)
             visual_states = self.get_visual_states(image_features, final_maps=True)
-        with self.shared_gradients():
+        with self.detector_gradients():
             text_features, mask = self._encode_words(input_ids, inputs_embeds, attention_mask, visual_states, cache)
             text = self._read_image(text_features, visual_states, mask, cache)
         logits = self.caption_head(text[:, -logits_to_keep:], visual_states)

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_glipv2 import GLIPv2Config
 from .distributed import max_over_processes, mean_over_processes
 from .layers.feature_maps import flatten_levels
-from .losses import AnchorTargets, choose_regions, classes_of_words, inter_image_loss, masked_word_loss
+from .losses import AnchorTargets, choose_regions, classes_of_words, inter_image_loss, masked_token_loss
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2ImageFeatures,
@@ -178,7 +178,7 @@ class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
         loss = None
         if labels is not None:
             hidden = labels != -100
-            loss = masked_word_loss(logits[hidden], labels[hidden])
+            loss = masked_token_loss(logits[hidden], labels[hidden])
         return GLIPv2MaskedLMOutput(loss=loss, logits=logits, **model_output)
 
 
@@ -235,7 +235,7 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
         if mlm_labels is not None:
             hidden = mlm_labels != -100
             logits = self.mlm_head(output.fused_text[hidden])
-            losses["loss_mlm"] = self.config.mlm_loss_weight * masked_word_loss(logits, mlm_labels[hidden])
+            losses["loss_mlm"] = self.config.mlm_loss_weight * masked_token_loss(logits, mlm_labels[hidden])
         if losses:
             output.loss, output.loss_dict = sum(losses.values()), losses
         return output

@@ -1,7 +1,7 @@
 """
 Masks from words: the detector's boxes, and in each a mask of what its label names (section 3.2 of the GLIPv2 paper).
 
-The paper trains the mask head on a trained detector that stays as it is (`freeze_shared`), then optionally all.
+The paper trains the mask head on a trained detector that stays as it is (`freeze_detector`), then optionally all.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from .layers.mask_head import (
     training_regions,
 )
 from .losses import check_labels
-from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, GLIPv2SharedPart, Labels
+from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2FreezableDetector, GLIPv2ObjectDetectionOutput, Labels
 
 
 @dataclass
@@ -50,7 +50,7 @@ class GLIPv2InstanceSegmentationOutput(GLIPv2ObjectDetectionOutput):
         return model.predict_masks(self, boxes, positive_maps)
 
 
-class GLIPv2ForInstanceSegmentation(GLIPv2SharedPart, GLIPv2ForObjectDetection):
+class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDetection):
     """
     Detection of what a text names, with a mask for every box.
 
@@ -82,8 +82,8 @@ class GLIPv2ForInstanceSegmentation(GLIPv2SharedPart, GLIPv2ForObjectDetection):
                 holds nothing else while the detector is frozen.
         """
         kwargs.pop("return_dict", None)
-        detector_labels = None if self.shared_is_frozen else labels
-        with self.shared_gradients():
+        detector_labels = None if self.detector_is_frozen else labels
+        with self.detector_gradients():
             output = super().forward(*args, labels=detector_labels, **kwargs, return_dict=True)
         if labels is None:
             output = GLIPv2InstanceSegmentationOutput(**output)

@@ -18,9 +18,9 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
-from .layers.region_attention import GLIPv2Namer, look_of_places
+from .layers.region_attention import GLIPv2RegionWordAttention, location_features
 from .losses import answer_loss
-from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2ObjectDetectionOutput, GLIPv2SharedPart, Labels
+from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2FreezableDetector, GLIPv2ObjectDetectionOutput, Labels
 from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead
 
 
@@ -73,23 +73,23 @@ class GLIPv2WordEvidence(nn.Module):
 
     # Centre x, centre y, width and height of the place, the two strengths, then x and y from what is named after the
     # word to what is named before it.
-    num_signs = 8
+    num_evidence_features = 8
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
         text_dim = config.text_config.hidden_size
-        self.projection = nn.Linear(2 * config.d_model + self.num_signs, text_dim)
+        self.projection = nn.Linear(2 * config.d_model + self.num_evidence_features, text_dim)
         self.norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
 
     def forward(self, output: GLIPv2ObjectDetectionOutput, looks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             output: of the detector; its scores and boxes get no gradients.
-            looks: of its maps, from `look_of_places`.
+            looks: of its maps, from `location_features`.
 
         Returns:
             The fused words with what was found, `(batch, tokens, text_dim)`, and the signs alone,
-            `(batch, tokens, num_signs)`.
+            `(batch, tokens, num_evidence_features)`.
         """
         text = output.fused_text
         logits, centerness = output.logits.detach(), output.centerness.detach()[..., None]
@@ -100,30 +100,30 @@ class GLIPv2WordEvidence(nn.Module):
         places = 4 * (attention @ output.pred_boxes.detach().to(scores.dtype) - 0.5)
         # Of the best place, and of all places together: some anchors of each object, so it grows with their number.
         best = scores.amax(1).clamp(min=-8) + 2
-        sureness = logits.sigmoid() * centerness.sigmoid()
-        amount = 3 * sureness.sum(1).log1p() - 3
-        sureness = sureness.amax(1)
+        confidence = logits.sigmoid() * centerness.sigmoid()
+        amount = 3 * confidence.sum(1).log1p() - 3
+        confidence = confidence.amax(1)
         if output.attention_mask is not None:
-            sureness = sureness * output.attention_mask
-        way = 2 * way_between(places[..., :2], sureness)
+            confidence = confidence * output.attention_mask
+        way = 2 * relative_offset(places[..., :2], confidence)
         signs = [places, best[..., None], amount[..., None], way]
         signs = torch.cat(signs, dim=-1).to(text.dtype)
         return self.norm(text + self.projection(torch.cat([looks, signs], dim=-1))), signs
 
 
-def way_between(places: torch.Tensor, sureness: torch.Tensor) -> torch.Tensor:
+def relative_offset(places: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
     """
     For each word the way from what is named after it to what is named before it.
 
     Args:
         places: `(batch, tokens, 2)`, x and y of what each word names, 0 in the middle of the image.
-        sureness: `(batch, tokens)` in [0, 1], how much each word counts. Where no word on a side counts much, the
+        confidence: `(batch, tokens)` in [0, 1], how much each word counts. Where no word on a side counts much, the
             middle of the image stands for it.
 
     Returns:
         In the shape and the units of `places`.
     """
-    weighted = torch.cat([places, torch.ones_like(places[..., :1])], dim=-1) * sureness[..., None]
+    weighted = torch.cat([places, torch.ones_like(places[..., :1])], dim=-1) * confidence[..., None]
     until = weighted.cumsum(1)
     before, after = until - weighted, until[:, -1:] - until
     before, after = (side[..., :2] / (side[..., 2:] + 1e-3) for side in (before, after))
@@ -142,10 +142,10 @@ class GLIPv2AnswerHead(nn.Module):
         self.num_heads = config.text_config.num_attention_heads
         self.dropout = config.text_config.hidden_dropout_prob
         self.evidence = GLIPv2WordEvidence(config)
-        self.namer = GLIPv2Namer(config, config.num_labels)
-        self.word_weight = nn.Linear(text_dim, self.num_heads)
-        self.word_value = nn.Linear(text_dim, 2 * text_dim)
-        self.dense = nn.Linear(2 * text_dim + self.num_heads * self.evidence.num_signs, 2 * text_dim)
+        self.region_attention = GLIPv2RegionWordAttention(config, config.num_labels)
+        self.token_weight = nn.Linear(text_dim, self.num_heads)
+        self.token_value = nn.Linear(text_dim, 2 * text_dim)
+        self.dense = nn.Linear(2 * text_dim + self.num_heads * self.evidence.num_evidence_features, 2 * text_dim)
         self.norm = nn.LayerNorm(2 * text_dim, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(2 * text_dim, config.num_labels)
 
@@ -157,44 +157,46 @@ class GLIPv2AnswerHead(nn.Module):
         Returns:
             `(batch, answers)`, float32.
         """
-        looks = look_of_places(output.feature_maps, output.fused_feature_maps)
+        looks = location_features(output.feature_maps, output.fused_feature_maps)
         text, signs = self.evidence(output, looks)
         # Where padded pixels are masked, the detector gives them the lowest scores, and words look past them.
         is_padding = (output.logits.detach() <= -50000).all(2)
-        places = self.namer.places(
+        places = self.region_attention.places(
             looks,
             output.feature_maps,
             output.centerness.detach().masked_fill(is_padding, -50000),
             output.pred_boxes[..., :2].detach(),
         )
-        text, named = self.namer(text, places)
+        text, named = self.region_attention(text, places)
         mask = text.new_ones(text.shape[:2]) if output.attention_mask is None else output.attention_mask.to(text.dtype)
         pooled = self.pool(text, signs, mask.bool())
         hidden = self.norm(F.gelu(self.dense(F.dropout(pooled, self.dropout, self.training))))
         named = (mask[..., None] * named).sum(1) / mask.sum(1, keepdim=True)
-        scores = self.classifier(F.dropout(hidden, self.dropout, self.training)) + self.namer.names(named)
+        scores = self.classifier(
+            F.dropout(hidden, self.dropout, self.training)
+        ) + self.region_attention.label_embeddings(named)
         return scores.float()
 
     def pool(self, text: torch.Tensor, signs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
         Args:
             text: `(batch, tokens, text_dim)`.
-            signs: `(batch, tokens, num_signs)`.
+            signs: `(batch, tokens, num_evidence_features)`.
             mask: boolean `(batch, tokens)`, `False` at padding.
 
         Returns:
             What the words say, in the mean of each head, and the signs of each head's words:
-            `(batch, 2 * text_dim + num_heads * num_signs)`.
+            `(batch, 2 * text_dim + num_heads * num_evidence_features)`.
         """
-        weights = self.word_weight(text).float()
+        weights = self.token_weight(text).float()
         weights = weights.masked_fill(~mask[..., None], torch.finfo(weights.dtype).min)
         weights = weights.softmax(1).to(text.dtype)
-        values = F.gelu(self.word_value(text)).unflatten(-1, (self.num_heads, -1))
+        values = F.gelu(self.token_value(text)).unflatten(-1, (self.num_heads, -1))
         said = (weights[..., None] * values).sum(1)
         return torch.cat([said.flatten(1), (weights.transpose(1, 2) @ signs).flatten(1)], dim=1)
 
 
-class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetection):
+class GLIPv2ForVisualQuestionAnswering(GLIPv2FreezableDetector, GLIPv2ForObjectDetection):
     """
     Answers to questions, and the boxes of what the questions name.
 
@@ -224,8 +226,8 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         if isinstance(module, GLIPv2AnswerHead):
             init.constant_(module.classifier.bias, self._first_odds())
             # Names whisper at first: most answers name nothing that is to be seen.
-            init.zeros_(module.namer.gate.weight)
-            init.constant_(module.namer.gate.bias, 1 / module.namer.num_heads)
+            init.zeros_(module.region_attention.gate.weight)
+            init.constant_(module.region_attention.gate.bias, 1 / module.region_attention.num_heads)
 
     def _first_odds(self) -> float:
         """One answer of all is right; from even odds a classifier would have to learn that first."""
@@ -250,17 +252,17 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         features = self.get_text_features(inputs["input_ids"], inputs["attention_mask"])
         meanings = (features * words).sum(1) / words.sum(1)
         meanings = meanings - meanings.mean(0)
-        classifier, namer = self.answer_head.classifier, self.answer_head.namer
+        classifier, region_attention = self.answer_head.classifier, self.answer_head.region_attention
         # Whatever it was trained to before were other answers.
         nn.init.normal_(classifier.weight, std=self.config.initializer_range)
-        nn.init.normal_(namer.names.weight, std=self.config.initializer_range)
+        nn.init.normal_(region_attention.label_embeddings.weight, std=self.config.initializer_range)
         nn.init.constant_(classifier.bias, self._first_odds())
         meanings = meanings / meanings.std().clamp(min=1e-6)
         classifier.weight[:, : meanings.shape[1]] = meanings * self.config.initializer_range
         if contrastive_head is not None:
-            namer.image_projection.load_state_dict(contrastive_head.image_projection.state_dict())
+            region_attention.image_projection.load_state_dict(contrastive_head.image_projection.state_dict())
             projected = F.normalize(contrastive_head.text_projection(features), dim=-1)
-            namer.names.weight.copy_(F.normalize((projected * words).sum(1), dim=-1))
+            region_attention.label_embeddings.weight.copy_(F.normalize((projected * words).sum(1), dim=-1))
 
     @can_return_tuple
     def forward(
@@ -275,11 +277,11 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         As `GLIPv2ForObjectDetection.forward`, the question as the text; the output adds `answer_logits`.
 
         Args:
-            labels: boxes of the question's words, for training; ignored while the shared part is frozen.
+            labels: boxes of the question's words, for training; ignored while the detector is frozen.
             answer_labels: `(batch, answers)` in [0, 1], for training: the soft score of each answer (VQA v2: 0.3, 0.6,
                 0.9 or 1 for one, two, three or more of ten annotators); NaN for texts that are no questions, such as
                 those of detection in the same batch. `loss_dict` adds loss_answer.
-            detector_output: what the shared part made of images and questions, in place of both, for a head that is
+            detector_output: what the detector made of images and questions, in place of both, for a head that is
                 trained over it again and again while it is frozen.
 
         Raises:
@@ -288,9 +290,9 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2SharedPart, GLIPv2ForObjectDetectio
         kwargs.pop("return_dict", None)
         output = detector_output
         if output is None:
-            with self.shared_gradients():
+            with self.detector_gradients():
                 output = super().forward(
-                    *args, labels=None if self.shared_is_frozen else labels, **kwargs, return_dict=True
+                    *args, labels=None if self.detector_is_frozen else labels, **kwargs, return_dict=True
                 )
         logits = self.answer_head(output)
         fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict", "answer_logits")}

@@ -343,10 +343,10 @@ __all__ = [
     "check_limits",
     "check_outputs",
     "check_target_sizes",
+    "image_detections",
     "label_scores",
     "merge_detections",
     "one_label_detections",
-    "image_detections",
     "scale_boxes",
     "select_detections",
 ]

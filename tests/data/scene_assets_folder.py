@@ -1,4 +1,4 @@
-"""A small folder of scene assets made in the test: drawn shapes as cut-outs, coloured noise as backgrounds."""
+"""A small folder of scene assets made in the test: drawn shapes as object crops, coloured noise as backgrounds."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,24 @@ NOUNS = (
 )
 
 
-def make_assets(folder: Path, cutouts: int = 4) -> Path:
-    """Write `index.jsonl`, cut-outs and backgrounds in the layout of `examples/fetch_scene_assets.py`."""
+def make_assets(folder: Path, object_crops: int = 4) -> Path:
+    """Write `index.jsonl`, object crops and backgrounds in the layout of `examples/fetch_scene_assets.py`."""
     rng = np.random.default_rng(0)
     paints = list(PAINTS.values())
     entries = []
     for number, noun in enumerate(NOUNS):
-        for version in range(1 if noun == "easel" else cutouts):
-            file = f"cutouts/{noun}_{version}.png"
+        for version in range(1 if noun == "easel" else object_crops):
+            file = f"object_crops/{noun}_{version}.png"
             image = _shape(number, paints[(number + version) % len(paints)])
             way, hue = recolour_way(image)
-            entry = {"kind": "cutout", "file": file, "noun": noun, "licence": "drawn", "recolour": way, "hue": hue}
+            entry = {
+                "kind": "object_crop",
+                "file": file,
+                "noun": noun,
+                "licence": "drawn",
+                "recolour": way,
+                "hue": hue,
+            }
             entry["attributes"] = ["wooden"] if noun == "chair" else []
             entry["colour"] = named_colour(image)
             _save(image, folder / file)

@@ -20,16 +20,16 @@ def script():
     return module
 
 
-def cutout(size=(400, 200), box=(50, 40, 350, 160), colour=(210, 30, 30, 255)):
+def object_crop(size=(400, 200), box=(50, 40, 350, 160), colour=(210, 30, 30, 255)):
     image = Image.new("RGBA", size)
     image.paste(colour, box)
     return image
 
 
-def test_cutouts_are_trimmed(script):
-    assert script.trimmed(cutout()).size == (256, 102)
+def test_object_crops_are_trimmed(script):
+    assert script.trimmed(object_crop()).size == (256, 102)
     assert script.trimmed(Image.new("RGBA", (50, 50))) is None
-    assert script.trimmed(cutout(box=(50, 40, 60, 45))) is None
+    assert script.trimmed(object_crop(box=(50, 40, 60, 45))) is None
 
 
 def test_a_source_is_taken_once(script, tmp_path):
@@ -37,7 +37,7 @@ def test_a_source_is_taken_once(script, tmp_path):
         raise OSError("cut short")
 
     images = [
-        script.Asset("apple_1", cutout, "CC0-1.0", "apple", ["wooden"]),
+        script.Asset("apple_1", object_crop, "CC0-1.0", "apple", ["wooden"]),
         script.Asset("broken", broken, "CC0-1.0", "pear"),
         script.Asset("hill", lambda: Image.new("RGB", (1600, 900), "green"), "MIT"),
     ]
@@ -53,7 +53,7 @@ def test_a_source_is_taken_once(script, tmp_path):
         assert image.size == (800, 450)
     script.write_index(tmp_path / "index.jsonl", [apple, hill])
     assets = SceneAssets(tmp_path)
-    assert list(assets.cutouts) == ["apple"] and len(assets.backgrounds) == 1
+    assert list(assets.object_crops) == ["apple"] and len(assets.backgrounds) == 1
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -60,12 +60,12 @@ def arguments(folder: Path, kind: str, model: str, output: str, *more: str) -> l
 
 
 def test_a_head_learns_from_cached_questions(folder, capsys):
-    cached = ["--freeze_shared", "--cached_questions", "8", "--num_steps", "20", "--eval_steps", "20"]
+    cached = ["--freeze_detector", "--cached_questions", "8", "--num_steps", "20", "--eval_steps", "20"]
     finetune_vqa.main(arguments(folder, "vqa", "model", "cached", *cached))
     losses = [line["loss"] for line in read_log(folder / "cached") if "loss" in line]
     assert losses[-1] < losses[0]
     assert changed_parts(folder / "model", folder / "cached") == {"answer_head"}
-    for wrong, message in ((["--cached_questions", "8"], "--freeze_shared"), ([*cached[:2], "3"], "batch of 4")):
+    for wrong, message in ((["--cached_questions", "8"], "--freeze_detector"), ([*cached[:2], "3"], "batch of 4")):
         with pytest.raises(SystemExit):
             finetune_vqa.parse_args(arguments(folder, "vqa", "model", "wrong", *wrong))
         assert message in capsys.readouterr().err
@@ -82,10 +82,10 @@ def changed_parts(before: Path, after: Path) -> set[str]:
 def both(folder) -> Path:
     """A folder with an answer head and a caption head, trained one after the other over frozen weights."""
     AcceleratorState._reset_state(True)
-    finetune_vqa.main(arguments(folder, "vqa", "model", "answers", "--freeze_shared"))
+    finetune_vqa.main(arguments(folder, "vqa", "model", "answers", "--freeze_detector"))
     AcceleratorState._reset_state(True)
     finetune_captioning.main(
-        arguments(folder, "caption", "answers", "both", "--freeze_shared", "--naming", "--num_beams", "2")
+        arguments(folder, "caption", "answers", "both", "--freeze_detector", "--naming", "--num_beams", "2")
     )
     return folder / "both"
 
@@ -96,7 +96,7 @@ def test_heads_are_trained_one_after_the_other_into_one_folder(folder, both):
     answers = GLIPv2ForVisualQuestionAnswering.from_pretrained(both)
     assert {"yes", "left", "3", "chair"} <= set(answers.config.label2id)
     captions = GLIPv2ForConditionalGeneration.from_pretrained(both)
-    assert captions.caption_head.namer is not None
+    assert captions.caption_head.region_attention is not None
     tokenizer = GLIPv2Processor.from_pretrained(both).tokenizer
     assert captions.generation_config.eos_token_id == tokenizer.sep_token_id
 
@@ -116,10 +116,10 @@ def test_heads_of_either_order_leave_all_others_and_the_boxes_as_they_are(folder
     shutil.copytree(folder / "model", start)
     masks = GLIPv2ForInstanceSegmentation.from_pretrained(start)
     masks.save_pretrained(start, state_dict={**load_file(start / "model.safetensors"), **masks.state_dict()})
-    captions_first = ["--freeze_shared", "--naming", "--num_beams", "1"]
+    captions_first = ["--freeze_detector", "--naming", "--num_beams", "1"]
     finetune_captioning.main(arguments(folder, "caption", "every-head", "captions", *captions_first))
     AcceleratorState._reset_state(True)
-    finetune_vqa.main(arguments(folder, "vqa", "captions", "captions-answers", "--freeze_shared"))
+    finetune_vqa.main(arguments(folder, "vqa", "captions", "captions-answers", "--freeze_detector"))
     output = folder / "captions-answers"
     assert changed_parts(start, output) == {"answer_head", "caption_head"}
     heads = {name.split(".")[0] for name in load_file(output / "model.safetensors")} - {"model"}
@@ -129,7 +129,7 @@ def test_heads_of_either_order_leave_all_others_and_the_boxes_as_they_are(folder
     tokenizer = GLIPv2Processor.from_pretrained(output).tokenizer
     tokens = captions.generate(pixel_values=torch.zeros(1, 3, 64, 64), max_new_tokens=2)
     assert tokens[0, 0] == tokenizer.cls_token_id
-    assert captions.caption_head.namer is not None
+    assert captions.caption_head.region_attention is not None
     assert "yes" in captions.config.label2id
     inputs = GLIPv2Processor.from_pretrained(output)(
         images=Image.effect_noise((96, 64), 99).convert("RGB"), text="a cat. a dog", return_tensors="pt"
@@ -163,7 +163,7 @@ def test_training_all_for_captions_and_another_size(folder):
 
 
 def test_blind_runs_see_no_image(folder):
-    metrics = finetune_vqa.main(arguments(folder, "vqa", "model", "blind", "--freeze_shared", "--blind"))
+    metrics = finetune_vqa.main(arguments(folder, "vqa", "model", "blind", "--freeze_detector", "--blind"))
     assert metrics["blind"]
     vqa_collator = finetune_vqa.AnswerCollator(lambda rows: {"pixel_values": torch.ones(1, 3, 4, 4)}, ["yes"], False)
     batch = vqa_collator([{"kind": "vqa", "answers": ["yes"] * 10}])

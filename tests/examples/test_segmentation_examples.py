@@ -168,7 +168,7 @@ def test_the_head_of_a_phrase_or_all_of_it():
 
 
 def test_referring_phrases_are_scored(folder, trained, tmp_path):
-    make_assets(tmp_path / "assets", cutouts=3)
+    make_assets(tmp_path / "assets", object_crops=3)
     arguments = ["--model", trained, "--assets", tmp_path / "assets", "--count", 3, "--device", "cpu"]
     arguments = [str(argument) for argument in [*arguments, "--output", tmp_path / "referring.json"]]
     evaluate = load_script("examples/evaluate_referring.py")
@@ -181,7 +181,7 @@ def test_referring_phrases_are_scored(folder, trained, tmp_path):
 
 
 def test_a_sheet_of_masks_is_drawn(trained, folder, tmp_path):
-    make_assets(tmp_path / "assets", cutouts=3)
+    make_assets(tmp_path / "assets", object_crops=3)
     draw_segments = load_script("docs/draw_segments.py")
     arguments = ["--model", trained, "--assets", tmp_path / "assets", "--coco", folder / "coco", "--images", 2]
     draw_segments.main([str(value) for value in [*arguments, "--output", tmp_path / "out" / "sheet.jpg"]])

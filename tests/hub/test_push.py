@@ -340,13 +340,13 @@ def test_weights_of_another_model(checks, folder, edit, message):
 
 def test_heads_of_another_config(checks, tmp_path):
     config = tiny_detector().config
-    config.caption_naming = True
+    config.caption_region_attention = True
     GLIPv2ForConditionalGeneration(config).save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
     assert "caption_head" in checks.check_model(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**stored, "caption_naming": False}))
-    with pytest.raises(ValueError, match=r"unexpected keys caption_head\.namer"):
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "caption_region_attention": False}))
+    with pytest.raises(ValueError, match=r"unexpected keys caption_head\.region_attention"):
         checks.check_model(tmp_path)
 
 

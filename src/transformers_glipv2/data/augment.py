@@ -131,21 +131,27 @@ class CopyPaste:
             if name in labels and mask is not None and not donor["objects"].get("iscrowd", {index: 0})[index]
         ]
         for index in rng.sample(fit, min(rng.randint(1, self.max_objects), len(fit))):
-            cutout = _cut_out(donor, index)
-            if cutout is not None:
-                row = self._paste(row, donor["objects"]["category"][index], *cutout, donor["image"].size, rng)
+            object_crop = _crop_out(donor, index)
+            if object_crop is not None:
+                row = self._paste(row, donor["objects"]["category"][index], *object_crop, donor["image"].size, rng)
         return row
 
     def _paste(
-        self, row: Row, name: str, cutout: Image.Image, alpha: Image.Image, size: tuple[int, int], rng: random.Random
+        self,
+        row: Row,
+        name: str,
+        object_crop: Image.Image,
+        alpha: Image.Image,
+        size: tuple[int, int],
+        rng: random.Random,
     ) -> Row:
-        """The row with one cut-out (image and mask of the same size) somewhere inside it."""
+        """The row with one object crop (image and mask of the same size) somewhere inside it."""
         width, height = row["image"].size
         factor = rng.uniform(*self.scale) * min(width, height) / min(size)
-        factor = min(factor, width / cutout.width, height / cutout.height)
-        new_size = (max(1, int(cutout.width * factor)), max(1, int(cutout.height * factor)))
+        factor = min(factor, width / object_crop.width, height / object_crop.height)
+        new_size = (max(1, int(object_crop.width * factor)), max(1, int(object_crop.height * factor)))
         if rng.random() < 0.5 and not _SIDE.search(name):
-            cutout, alpha = ImageOps.mirror(cutout), ImageOps.mirror(alpha)
+            object_crop, alpha = ImageOps.mirror(object_crop), ImageOps.mirror(alpha)
         alpha = alpha.resize(new_size, Image.Resampling.BILINEAR)
         place = (rng.randint(0, width - new_size[0]), rng.randint(0, height - new_size[1]))
         mask = np.zeros((height, width), dtype=bool)
@@ -153,7 +159,7 @@ class CopyPaste:
         if not mask.any():
             return row
         image = row["image"].copy()
-        image.paste(cutout.resize(new_size, Image.Resampling.BILINEAR), place, alpha)
+        image.paste(object_crop.resize(new_size, Image.Resampling.BILINEAR), place, alpha)
         objects = hide(row["objects"], mask, self.min_visible)
         objects = {column: list(values) for column, values in objects.items()}
         new = {"bbox": mask_box(mask), "category": name, "segmentation": mask, "area": float(mask.sum()), "iscrowd": 0}
@@ -272,7 +278,7 @@ def mask_box(mask: np.ndarray) -> list[float]:
     return [x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y]
 
 
-def _cut_out(row: Mapping[str, Any], index: int) -> tuple[Image.Image, Image.Image] | None:
+def _crop_out(row: Mapping[str, Any], index: int) -> tuple[Image.Image, Image.Image] | None:
     """Image and mask (mode L) of one object, cropped to it."""
     width, height = row["image"].size
     mask = decode_mask(row["objects"]["segmentation"][index], height, width)

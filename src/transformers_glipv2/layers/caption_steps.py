@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .feature_maps import FeatureMaps, flatten_levels, map_shapes, split_levels
-from .region_attention import GLIPv2Places
+from .region_attention import GLIPv2Locations
 
 
 @dataclass
@@ -22,14 +22,14 @@ class GLIPv2VisualStates:
             For each group of images, in order, the normalised maps before each fusion of the tower, as one sequence
             each, P3 first. All images are one group, unless `config.mask_padded_pixels`, where each is a group by
             itself.
-        places (`list` of `GLIPv2Places`, *optional*):
-            For each group what the caption head attends to, with `config.caption_naming`.
+        places (`list` of `GLIPv2Locations`, *optional*):
+            For each group what the caption head attends to, with `config.caption_region_attention`.
         fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`, *optional*):
             P3..P7 after the tower, where they were asked for.
     """
 
     groups: list[tuple[torch.Tensor, ...]]
-    places: list[GLIPv2Places] | None = None
+    places: list[GLIPv2Locations] | None = None
     fused_feature_maps: FeatureMaps | None = None
 
     @property

@@ -11,7 +11,7 @@ from ..configuration_glipv2 import GLIPv2Config
 from .feature_maps import FeatureMaps, flatten_levels
 
 
-def look_of_places(feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -> torch.Tensor:
+def location_features(feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -> torch.Tensor:
     """
     How each location looks before fusion, which L_inter compares with the words of all images, and after.
 
@@ -28,9 +28,9 @@ def look_of_places(feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps) -
 
 
 @dataclass
-class GLIPv2Places:
+class GLIPv2Locations:
     """
-    The places of images as [`GLIPv2Namer`] sees them; all locations of P3..P7, P3 first.
+    The places of images as [`GLIPv2RegionWordAttention`] sees them; all locations of P3..P7, P3 first.
 
     Args:
         keys, values (`torch.FloatTensor` of shape `(images, locations, heads * head_dim)`):
@@ -47,7 +47,7 @@ class GLIPv2Places:
     confidence: torch.Tensor
 
 
-class GLIPv2Namer(nn.Module):
+class GLIPv2RegionWordAttention(nn.Module):
     """
     Names what words are about: they attend to places where the detector takes a thing to be, and what is seen there is
     compared with names, as L_inter compares regions and words (section 3.2).
@@ -73,14 +73,14 @@ class GLIPv2Namer(nn.Module):
         self.out = nn.Linear(width + self.num_heads * names_dim, text_dim)
         self.out_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
         self.gate = nn.Linear(text_dim, self.num_heads)
-        self.names = nn.Linear(names_dim, num_names, bias=False)
+        self.label_embeddings = nn.Linear(names_dim, num_names, bias=False)
 
     def places(
         self, looks: torch.Tensor, feature_maps: FeatureMaps, centerness: torch.Tensor, centers: torch.Tensor
-    ) -> GLIPv2Places:
+    ) -> GLIPv2Locations:
         """
         Args:
-            looks: of [`look_of_places`].
+            looks: of [`location_features`].
             feature_maps: P3..P7 before the tower.
             centerness: `(images, anchors)`, before the sigmoid.
             centers: `(images, anchors, 2)`, x and y in [0, 1] of each image.
@@ -90,9 +90,9 @@ class GLIPv2Namer(nn.Module):
         """
         looks = torch.cat([looks, 4 * (centers - 0.5).to(looks.dtype)], dim=-1)
         regions = F.normalize(self.image_projection(flatten_levels(feature_maps)), dim=-1)
-        return GLIPv2Places(self.key(looks), self.value(looks), regions, F.logsigmoid(centerness))
+        return GLIPv2Locations(self.key(looks), self.value(looks), regions, F.logsigmoid(centerness))
 
-    def forward(self, text: torch.Tensor, places: GLIPv2Places) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, text: torch.Tensor, places: GLIPv2Locations) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             text: fused words `(images, tokens, text_dim)`.

@@ -81,7 +81,7 @@ def frozen_batches(
     What the frozen part of a model makes of questions, for a head that is to go over them again and again.
 
     Args:
-        model (`GLIPv2ForVisualQuestionAnswering`): with its shared part frozen.
+        model (`GLIPv2ForVisualQuestionAnswering`): with its detector frozen.
         batches (`Iterable[dict]`): as `AnswerCollator` makes them.
         device (`torch.device`): of the model.
         progress (`bool`, *optional*, defaults to `True`): show a bar.

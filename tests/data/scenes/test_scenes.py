@@ -26,7 +26,7 @@ from transformers_glipv2.data.scenes.language import (
     referring_phrase,
     relation_caption,
 )
-from transformers_glipv2.data.scenes.render import SceneComposer, SceneObject, Wish
+from transformers_glipv2.data.scenes.render import ObjectSpec, SceneComposer, SceneObject
 from transformers_glipv2.data.scenes.scenes import CompositeScenes, ReferringScenes, test_scenes
 from transformers_glipv2.data.scenes.words import plural, related_nouns, with_article
 from transformers_glipv2.data.schema import check_row
@@ -106,7 +106,7 @@ def test_objects_stay_visible(assets):
     for seed in range(25):
         rng = random.Random(seed)
         canvas, _ = composer.draw_background(rng)
-        _, objects = composer.compose(canvas, [Wish(noun) for noun in NOUNS[:8]], rng)
+        _, objects = composer.compose(canvas, [ObjectSpec(noun) for noun in NOUNS[:8]], rng)
         full[seed] = len(objects)
         for o in objects:
             assert sum(o.hidden_by.values()) <= 0.6 + 1e-9
@@ -155,12 +155,12 @@ def test_training_never_shows_or_names_what_is_held_out(assets):
     assert not {noun for _, noun in shown} & assets.held_out_nouns
 
 
-def test_cutouts_and_backgrounds_are_divided(assets):
+def test_object_crops_and_backgrounds_are_divided(assets):
     for noun in assets.nouns:
-        train, test = (assets.split_cutouts(noun, split) for split in ("train", "test"))
+        train, test = (assets.split_object_crops(noun, split) for split in ("train", "test"))
         assert train and test
-        if len(assets.cutouts[noun]) > 1:
-            assert not set(train) & set(test) and len(train) + len(test) == len(assets.cutouts[noun])
+        if len(assets.object_crops[noun]) > 1:
+            assert not set(train) & set(test) and len(train) + len(test) == len(assets.object_crops[noun])
     extra = [Background(f"{number}.jpg") for number in range(4)]
     train, test = (assets.split_backgrounds(split, extra) for split in ("train", "test"))
     assert len(train) == 6 and len(test) == 2 and not set(train) & set(test)
@@ -425,12 +425,12 @@ def test_colours_are_named_and_painted():
     assert named_colour(half) is None and recolour_way(half) == (None, 0)
     assert named_colour(Image.new("RGBA", (40, 40))) is None
     for ground in (PAINTS["green"], (235, 235, 235)):
-        cutout = Image.new("RGBA", (40, 40), (*ground, 255))
-        way, hue = recolour_way(cutout)
+        object_crop = Image.new("RGBA", (40, 40), (*ground, 255))
+        way, hue = recolour_way(object_crop)
         assert way == ("shift" if ground == PAINTS["green"] else "tint")
         for name in PAINTS:
-            painted = recolour(cutout, way, hue, name)
-            assert painted.getchannel("A").tobytes() == cutout.getchannel("A").tobytes()
+            painted = recolour(object_crop, way, hue, name)
+            assert painted.getchannel("A").tobytes() == object_crop.getchannel("A").tobytes()
             # A shifted hue keeps the original's light, which is too dark for yellow and orange.
             if way == "tint" or name in ("red", "green", "blue", "purple"):
                 assert named_colour(painted) == name
@@ -468,7 +468,7 @@ def test_empty_crops_hold_no_box():
     assert found.crop[2] - found.crop[0] >= 160 and found.crop[3] - found.crop[1] >= 160
 
 
-def test_cutouts_of_training_are_varied_and_stay_whole():
+def test_object_crops_of_training_are_varied_and_stay_whole():
     image = Image.new("RGBA", (60, 40))
     ImageDraw.Draw(image).ellipse((5, 5, 54, 34), fill=(200, 60, 40, 255))
     solid = sum(image.getchannel("A").histogram()[128:])

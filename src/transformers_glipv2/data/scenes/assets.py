@@ -1,4 +1,4 @@
-"""Cut-outs with names and backgrounds: reading them, and dividing them between training and test."""
+"""Object crops with names and backgrounds: reading them, and dividing them between training and test."""
 
 import json
 import random
@@ -49,7 +49,7 @@ _SPLIT_SEED = 20
 
 
 @dataclass(frozen=True)
-class Cutout:
+class ObjectCrop:
     """An image of one thing on a transparent ground."""
 
     file: str
@@ -77,20 +77,20 @@ class Background:
 
 class SceneAssets:
     """
-    The cut-outs and backgrounds of a folder, divided.
+    The object crops and backgrounds of a folder, divided.
 
     What is held out of training, always the same for the same folder:
     - `held_out_nouns`: about 8 % of the nouns, only such as share no word and no line of the table of look-alikes
       with a noun of training;
     - `held_out_pairs`: about 8 % of the (colour, noun) pairs that recolouring can make;
-    - of nouns with several cut-outs a quarter of them, one at least;
+    - of nouns with several object crops a quarter of them, one at least;
     - a quarter of the backgrounds.
 
     Args:
         folder (`str` or `Path`): with `index.jsonl`, as `examples/fetch_scene_assets.py` writes it.
 
     Raises:
-        ValueError: when the folder has no index or no cut-outs.
+        ValueError: when the folder has no index or no object crops.
     """
 
     def __init__(self, folder: str | Path):
@@ -99,29 +99,29 @@ class SceneAssets:
         if not index.is_file():
             raise ValueError(f"{index} does not exist; fetch the images with examples/fetch_scene_assets.py FOLDER.")
         entries = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
-        self.cutouts: dict[str, list[Cutout]] = defaultdict(list)
-        for entry in sorted((e for e in entries if e["kind"] == "cutout"), key=lambda e: e["file"]):
-            self.cutouts[entry["noun"]].append(_cutout_of(entry))
-        if not self.cutouts:
-            raise ValueError(f"{index} lists no cut-outs; fetch them with examples/fetch_scene_assets.py.")
+        self.object_crops: dict[str, list[ObjectCrop]] = defaultdict(list)
+        for entry in sorted((e for e in entries if e["kind"] == "object_crop"), key=lambda e: e["file"]):
+            self.object_crops[entry["noun"]].append(_object_crop_of(entry))
+        if not self.object_crops:
+            raise ValueError(f"{index} lists no object crops; fetch them with examples/fetch_scene_assets.py.")
         self.backgrounds = [
             Background(str(self.folder / e["file"]), nouns=frozenset(e.get("nouns", BACKGROUND_NOUNS)))
             for e in sorted((e for e in entries if e["kind"] == "background"), key=lambda e: e["file"])
         ]
         self.licences = sorted({entry["licence"] for entry in entries if "licence" in entry})
-        self.related = related_nouns(self.cutouts)
+        self.related = related_nouns(self.object_crops)
         self.held_out_nouns = self._draw_nouns()
-        self.nouns = sorted(set(self.cutouts) - self.held_out_nouns)
+        self.nouns = sorted(set(self.object_crops) - self.held_out_nouns)
         self.pairs = self._all_pairs(self.nouns)
         self.held_out_pairs = frozenset(pair for pair in self.pairs if _lot("pair", *pair) < 0.08)
 
-    def split_cutouts(self, noun: str, split: str) -> list[Cutout]:
-        """The cut-outs of a noun that a split may show; of a noun with one only, and of held-out ones, all."""
-        cutouts = self.cutouts[noun]
-        if len(cutouts) == 1 or noun in self.held_out_nouns:
-            return cutouts
-        test = _test_places(len(cutouts), noun)
-        return [cutout for place, cutout in enumerate(cutouts) if (place in test) == (split == "test")]
+    def split_object_crops(self, noun: str, split: str) -> list[ObjectCrop]:
+        """The object crops of a noun that a split may show; of a noun with one only, and of held-out ones, all."""
+        object_crops = self.object_crops[noun]
+        if len(object_crops) == 1 or noun in self.held_out_nouns:
+            return object_crops
+        test = _test_places(len(object_crops), noun)
+        return [object_crop for place, object_crop in enumerate(object_crops) if (place in test) == (split == "test")]
 
     def split_backgrounds(self, split: str, extra: Sequence[Background | str | Path] = ()) -> list[Background]:
         """The backgrounds of a split, `extra` ones divided in the same way."""
@@ -157,7 +157,7 @@ class SceneAssets:
 
     def _draw_nouns(self) -> frozenset[str]:
         """Whole groups of related nouns, at most three each, so that no word of theirs is left in training."""
-        free, groups = set(self.cutouts), []
+        free, groups = set(self.object_crops), []
         while free:
             group, edge = set(), [min(free)]
             while edge:
@@ -169,7 +169,7 @@ class SceneAssets:
             if len(group) <= 3 and not group & (BACKGROUND_NOUNS | _SHOWN_ELSEWHERE):
                 groups.append(sorted(group))
         groups.sort(key=lambda group: _lot("noun", group[0]))
-        wanted, chosen = round(0.08 * len(self.cutouts)), []
+        wanted, chosen = round(0.08 * len(self.object_crops)), []
         for group in groups:
             if len(chosen) >= wanted:
                 break
@@ -180,8 +180,8 @@ class SceneAssets:
         return [
             (colour, noun)
             for noun in nouns
-            if any(cutout.recolour for cutout in self.split_cutouts(noun, "train"))
-            and any(cutout.recolour for cutout in self.split_cutouts(noun, "test"))
+            if any(object_crop.recolour for object_crop in self.split_object_crops(noun, "train"))
+            and any(object_crop.recolour for object_crop in self.split_object_crops(noun, "test"))
             for colour in PAINTS
         ]
 
@@ -262,9 +262,9 @@ def empty_crops(dataset: Any, min_side: int = 160, tries: int = 60) -> list[Back
     return found
 
 
-def _cutout_of(entry: Mapping[str, Any]) -> Cutout:
+def _object_crop_of(entry: Mapping[str, Any]) -> ObjectCrop:
     way = None if entry["noun"] in _NEVER_RECOLOURED else entry.get("recolour")
-    return Cutout(entry["file"], entry["noun"], tuple(entry.get("attributes", ())), way, entry.get("hue", 0))
+    return ObjectCrop(entry["file"], entry["noun"], tuple(entry.get("attributes", ())), way, entry.get("hue", 0))
 
 
 def _test_places(count: int, name: str) -> set[int]:

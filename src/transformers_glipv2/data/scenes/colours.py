@@ -1,9 +1,9 @@
-"""Colours of cut-outs: naming them from their pixels, and giving them another one."""
+"""Colours of object crops: naming them from their pixels, and giving them another one."""
 
 import numpy as np
 from PIL import Image, ImageChops
 
-# What a recoloured cut-out is painted with; `named_colour` decides what the result is called.
+# What a recoloured object crop is painted with; `named_colour` decides what the result is called.
 PAINTS = {
     "red": (215, 30, 30),
     "orange": (245, 135, 20),
@@ -15,7 +15,7 @@ PAINTS = {
 }
 COLOUR_NAMES = (*PAINTS, "brown", "black", "white", "gray")
 
-# Shares of a cut-out's pixels: a colour is its name when it covers so much and no other covers more than the second.
+# Fractions of a crop's pixels: a colour is its name when it covers so much and no other covers more than the second.
 _MAIN_SHARE = 0.55
 _OTHER_SHARE = 0.25
 _SAMPLE = 24
@@ -60,23 +60,23 @@ def _name_table() -> np.ndarray:
 _TABLE = _name_table()
 
 
-def _sampled(cutout: Image.Image) -> np.ndarray:
+def _sampled(object_crop: Image.Image) -> np.ndarray:
     """`(n, 3)` bytes: some opaque pixels of an RGBA image, evenly spread."""
-    pixels = np.asarray(cutout.resize((_SAMPLE, _SAMPLE), Image.Resampling.NEAREST)).reshape(-1, 4)
+    pixels = np.asarray(object_crop.resize((_SAMPLE, _SAMPLE), Image.Resampling.NEAREST)).reshape(-1, 4)
     return np.ascontiguousarray(pixels[pixels[:, 3] >= _OPAQUE, :3])
 
 
-def named_colour(cutout: Image.Image) -> str | None:
+def named_colour(object_crop: Image.Image) -> str | None:
     """
-    The one colour that a person would call a cut-out by.
+    The one colour that a person would call an object crop by.
 
     Args:
-        cutout (`PIL.Image.Image`): RGBA.
+        object_crop (`PIL.Image.Image`): RGBA.
 
     Returns:
-        `str | None`: a name in `COLOUR_NAMES`, or `None` for cut-outs of several colours or of one between two names.
+        `str | None`: a name in `COLOUR_NAMES`, or `None` for crops of several colours or of one between two names.
     """
-    pixels = _sampled(cutout)
+    pixels = _sampled(object_crop)
     if len(pixels) < 8:
         return None
     red, green, blue = (pixels >> 3).T
@@ -86,18 +86,18 @@ def named_colour(cutout: Image.Image) -> str | None:
     return COLOUR_NAMES[main] if counts[main] >= _MAIN_SHARE and others.max() <= _OTHER_SHARE else None
 
 
-def recolour_way(cutout: Image.Image) -> tuple[str | None, int]:
+def recolour_way(object_crop: Image.Image) -> tuple[str | None, int]:
     """
-    How a cut-out can be given another colour.
+    How an object crop can be given another colour.
 
     Args:
-        cutout (`PIL.Image.Image`): RGBA.
+        object_crop (`PIL.Image.Image`): RGBA.
 
     Returns:
-        `tuple[str | None, int]`: "shift" with the cut-out's own hue in [0, 256) where one hue covers it, "tint" with 0
+        `tuple[str | None, int]`: "shift" with its own hue in [0, 256) where one hue covers the crop, "tint" with 0
         where it is light and grey, `None` with 0 where neither would look like one colour.
     """
-    pixels = _sampled(cutout)
+    pixels = _sampled(object_crop)
     if len(pixels) < 8:
         return None, 0
     hue, saturation, value = _to_hsv(pixels)
@@ -113,19 +113,19 @@ def recolour_way(cutout: Image.Image) -> tuple[str | None, int]:
     return None, 0
 
 
-def recolour(cutout: Image.Image, way: str, hue: int, colour: str) -> Image.Image:
+def recolour(object_crop: Image.Image, way: str, hue: int, colour: str) -> Image.Image:
     """
-    A cut-out in another colour; light, shade and texture stay.
+    An object crop in another colour; light, shade and texture stay.
 
     Args:
-        cutout (`PIL.Image.Image`): RGBA.
+        object_crop (`PIL.Image.Image`): RGBA.
         way (`str`), hue (`int`): as `recolour_way` gives them.
         colour (`str`): a key of `PAINTS`.
 
     Returns:
         `PIL.Image.Image`: RGBA. Whether it came out as that colour is for `named_colour` to say.
     """
-    rgb, alpha = cutout.convert("RGB"), cutout.getchannel("A")
+    rgb, alpha = object_crop.convert("RGB"), object_crop.getchannel("A")
     if way == "tint":
         painted = ImageChops.multiply(rgb, Image.new("RGB", rgb.size, PAINTS[colour]))
     else:

@@ -19,7 +19,7 @@ _SIZE_RATIO = 2.5
 
 
 @dataclass
-class Told:
+class GroundedText:
     """
     Words about a scene.
 
@@ -38,7 +38,7 @@ class Told:
     question_type: str | None = None
     referents: list[int] = field(default_factory=list)
 
-    def add(self, words: str, objects: Iterable[int] = ()) -> "Told":
+    def add(self, words: str, objects: Iterable[int] = ()) -> "GroundedText":
         """Append words; with objects, these words are theirs."""
         span = [len(self.text), len(self.text) + len(words)]
         self.text += words
@@ -109,9 +109,9 @@ def group_name(noun: str, objects: Sequence[SceneObject], with_colour: bool = Tr
     return f"{NUMBERS[len(members)]} {prefix}{plural(noun)}", members
 
 
-def list_caption(objects: Sequence[SceneObject], opening: str = "", with_colour: bool = True) -> Told:
+def list_caption(objects: Sequence[SceneObject], opening: str = "", with_colour: bool = True) -> GroundedText:
     """Everything in the scene, from left to right."""
-    told = Told().add(opening)
+    told = GroundedText().add(opening)
     nouns = sorted({o.noun for o in objects}, key=lambda noun: min(_centre(o, 0) for o in objects if o.noun == noun))
     for place, noun in enumerate(nouns):
         if place:
@@ -120,7 +120,7 @@ def list_caption(objects: Sequence[SceneObject], opening: str = "", with_colour:
     return told
 
 
-def relation_caption(objects: Sequence[SceneObject], rng: random.Random) -> Told | None:
+def relation_caption(objects: Sequence[SceneObject], rng: random.Random) -> GroundedText | None:
     """ "a red apple left of a wooden chair", of one or two relations; `None` where none is plain."""
     found = _plain_relations(objects, rng)
     named = [(a, relation, b) for a, relation, b in found if names_of(a, objects) and names_of(b, objects)]
@@ -128,7 +128,7 @@ def relation_caption(objects: Sequence[SceneObject], rng: random.Random) -> Told
         return None
     first, relation, second = named[0]
     name = {index: with_article(rng.choice(names_of(index, objects))) for index in (first, second)}
-    told = Told().add(rng.choice(("", "", "there is ", "a picture of ")))
+    told = GroundedText().add(rng.choice(("", "", "there is ", "a picture of ")))
     told.add(name[first], [first]).add(f" {_spoken(relation, rng)} ").add(name[second], [second])
     more = [(a, r, b) for a, r, b in named[1:] if a == first and b not in (first, second)]
     if more and rng.random() < 0.6:
@@ -137,7 +137,7 @@ def relation_caption(objects: Sequence[SceneObject], rng: random.Random) -> Told
     return told
 
 
-def referring_phrase(objects: Sequence[SceneObject], rng: random.Random, hard: bool = True) -> Told | None:
+def referring_phrase(objects: Sequence[SceneObject], rng: random.Random, hard: bool = True) -> GroundedText | None:
     """
     "the red cup left of the bottle": words that mean exactly one object.
 
@@ -147,8 +147,8 @@ def referring_phrase(objects: Sequence[SceneObject], rng: random.Random, hard: b
         hard (`bool`, *optional*, defaults to `True`): prefer objects that their noun alone does not tell.
 
     Returns:
-        `Told | None`: `spans` hold the head for the referent and the landmark's words for the landmark; `phrases` of
-        the referent is the whole. `None` where nothing can be said without doubt.
+        `GroundedText | None`: `spans` hold the head of the referent and the landmark's words for the landmark;
+        `phrases` of the referent is the whole. `None` where nothing can be said without doubt.
     """
     order = list(range(len(objects)))
     rng.shuffle(order)
@@ -166,12 +166,12 @@ def referring_phrase(objects: Sequence[SceneObject], rng: random.Random, hard: b
     return None
 
 
-def _by_name(index: int, objects: Sequence[SceneObject], rng: random.Random) -> Told | None:
+def _by_name(index: int, objects: Sequence[SceneObject], rng: random.Random) -> GroundedText | None:
     names = names_of(index, objects)
-    return Told().add(f"the {rng.choice(names)}", [index]) if names else None
+    return GroundedText().add(f"the {rng.choice(names)}", [index]) if names else None
 
 
-def _by_extreme(index: int, objects: Sequence[SceneObject], rng: random.Random) -> Told | None:
+def _by_extreme(index: int, objects: Sequence[SceneObject], rng: random.Random) -> GroundedText | None:
     """ "the leftmost cup", "the cup on the right", where it is so by a good margin."""
     own = objects[index]
     rivals = [o for i, o in enumerate(objects) if i != index and o.noun == own.noun]
@@ -189,10 +189,10 @@ def _by_extreme(index: int, objects: Sequence[SceneObject], rng: random.Random) 
                 words.append(f"the {adjective} {own.noun}")
                 if len(rivals) == 1 and axis == 0:
                     words.append(f"the {own.noun} on the {side}")
-    return Told().add(rng.choice(words), [index]) if words else None
+    return GroundedText().add(rng.choice(words), [index]) if words else None
 
 
-def _by_relation(index: int, objects: Sequence[SceneObject], rng: random.Random) -> Told | None:
+def _by_relation(index: int, objects: Sequence[SceneObject], rng: random.Random) -> GroundedText | None:
     own = objects[index]
     relations = [(relation, b) for a, relation, b in _plain_relations(objects, rng) if a == index]
     for relation, landmark in relations:
@@ -209,12 +209,14 @@ def _by_relation(index: int, objects: Sequence[SceneObject], rng: random.Random)
                 if i != index and o.noun == own.noun and (head == own.noun or o.colour in (own.colour, None))
             ]
             if not any(may_hold(relation, objects[i], objects[landmark], landmark, i) for i in rivals):
-                told = Told().add(f"the {head}", [index]).add(f" {_spoken(relation, rng)} ")
+                told = GroundedText().add(f"the {head}", [index]).add(f" {_spoken(relation, rng)} ")
                 return told.add(f"the {rng.choice(names)}", [landmark])
     return None
 
 
-def question(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random, kind: str) -> Told | None:
+def question(
+    objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random, kind: str
+) -> GroundedText | None:
     """
     A question and its one answer.
 
@@ -225,7 +227,7 @@ def question(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.
         kind (`str`): one of `QUESTION_TYPES`.
 
     Returns:
-        `Told | None`: `None` where the scene allows no such question without doubt.
+        `GroundedText | None`: `None` where the scene allows no such question without doubt.
     """
     ask = {
         "what": _ask_what,
@@ -284,7 +286,7 @@ def coloured_labels(
     return categories, negatives
 
 
-def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> Told | None:
+def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
     questions = []
     if len({o.noun for o in objects}) == 1:
         questions.append((rng.choice(("what is in the picture?", "what is this?")), 0, None))
@@ -301,14 +303,14 @@ def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random
     if not questions:
         return None
     words, target, landmark = rng.choice(questions)
-    told = Told(answer=objects[target].noun)
+    told = GroundedText(answer=objects[target].noun)
     if landmark is None:
         return told.add(words)
     told.add(f"what is {_spoken(words, rng)} ").add(f"the {rng.choice(names_of(landmark, objects))}", [landmark])
     return told.add("?")
 
 
-def _ask_how_many(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> Told | None:
+def _ask_how_many(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
     # Nobody counts bread, nor scissors without asking whether pairs are meant.
     nouns = sorted({o.noun for o in objects if not (is_plural_form(o.noun) or is_mass(o.noun))})
     if not nouns:
@@ -317,12 +319,12 @@ def _ask_how_many(objects: Sequence[SceneObject], absent: Sequence[str], rng: ra
     noun = max(nouns, key=lambda n: (len(counts[n]), n)) if rng.random() < 0.8 else rng.choice(nouns)
     unseen = [n for n in rng.sample(absent, min(8, len(absent))) if not (is_plural_form(n) or is_mass(n))]
     if unseen and rng.random() < 0.1:
-        return Told(answer="0").add(f"how many {plural(unseen[0])} are there?")
-    told = Told(answer=str(len(counts[noun]))).add("how many ").add(plural(noun), counts[noun])
+        return GroundedText(answer="0").add(f"how many {plural(unseen[0])} are there?")
+    told = GroundedText(answer=str(len(counts[noun]))).add("how many ").add(plural(noun), counts[noun])
     return told.add(rng.choice((" are there?", " are in the picture?")))
 
 
-def _ask_colour(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> Told | None:
+def _ask_colour(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
     named = []
     for index, o in enumerate(objects):
         names = [name for name in names_of(index, objects) if not o.colour or o.colour not in name.split()]
@@ -332,10 +334,10 @@ def _ask_colour(objects: Sequence[SceneObject], absent: Sequence[str], rng: rand
         return None
     index, name = rng.choice(named)
     verb = "are" if is_plural_form(objects[index].noun) else "is"
-    return Told(answer=objects[index].colour).add(f"what color {verb} ").add(f"the {name}", [index]).add("?")
+    return GroundedText(answer=objects[index].colour).add(f"what color {verb} ").add(f"the {name}", [index]).add("?")
 
 
-def _ask_presence(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> Told | None:
+def _ask_presence(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
     yes = rng.random() < 0.5 or not absent
     coloured = [o for o in objects if o.colour and all(r.colour for r in objects if r.noun == o.noun)]
     if coloured and rng.random() < 0.4:
@@ -351,13 +353,13 @@ def _ask_presence(objects: Sequence[SceneObject], absent: Sequence[str], rng: ra
     return _presence(rng.choice(absent), [])
 
 
-def _presence(name: str, members: list[int]) -> Told:
+def _presence(name: str, members: list[int]) -> GroundedText:
     verb = "are there" if is_plural_form(name) else "is there"
-    told = Told(answer="yes" if members else "no").add(f"{verb} ")
+    told = GroundedText(answer="yes" if members else "no").add(f"{verb} ")
     return told.add(with_article(name) if verb == "is there" else name, members).add("?")
 
 
-def _ask_side(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> Told | None:
+def _ask_side(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
     found = [
         (a, relation, b)
         for a, relation, b in _plain_relations(objects, rng)
@@ -369,7 +371,7 @@ def _ask_side(objects: Sequence[SceneObject], absent: Sequence[str], rng: random
     side = relation.split()[0]
     names = [f"the {rng.choice(names_of(index, objects))}" for index in (a, b)]
     verb = "are" if is_plural_form(objects[a].noun) else "is"
-    told = Told().add(f"{verb} ").add(names[0], [a])
+    told = GroundedText().add(f"{verb} ").add(names[0], [a])
     if rng.random() < 0.5:
         told.answer = side
         return told.add(" left or right of ").add(names[1], [b]).add("?")

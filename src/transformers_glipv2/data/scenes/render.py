@@ -1,4 +1,4 @@
-"""Composite images: named cut-outs pasted on backgrounds, with the masks and colours that came out."""
+"""Composite images: named object crops pasted on backgrounds, with the masks and colours that came out."""
 
 import math
 import random
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from transformers_glipv2.data.augment import mask_box
-from transformers_glipv2.data.scenes.assets import Background, Cutout, ImageCache, SceneAssets
+from transformers_glipv2.data.scenes.assets import Background, ImageCache, ObjectCrop, SceneAssets
 from transformers_glipv2.data.scenes.colours import PAINTS, named_colour, recolour
 
 # Opacity (of 255) from which a pixel belongs to the object.
@@ -21,13 +21,13 @@ _NOISE = np.random.default_rng(0).normal(0, 1, (256, 256, 3)).astype(np.float32)
 
 
 @dataclass
-class Wish:
+class ObjectSpec:
     """
     What should be in a scene.
 
     Attributes:
         noun (`str`): what.
-        colour (`str` or `None`): a key of `PAINTS` to paint it with, where the cut-out can be painted.
+        colour (`str` or `None`): a key of `PAINTS` to paint it with, where the object crop can be painted.
         strict (`bool`): leave it out when it does not come out in that colour.
     """
 
@@ -42,7 +42,7 @@ class SceneObject:
     What is in a scene.
 
     Attributes:
-        noun (`str`), attributes (`tuple[str, ...]`): its name, and what the cut-out is known to be ("wooden").
+        noun (`str`), attributes (`tuple[str, ...]`): its name, and what the object crop is known to be ("wooden").
         colour (`str` or `None`): what a person would call it; `None` where that is not one colour.
         mask (`np.ndarray` of shape `(height, width)`): bool, the visible part.
         bbox (`list[float]`): x, y, width, height in pixels around the visible part.
@@ -74,7 +74,7 @@ class _Patch:
 
 class SceneComposer:
     """
-    Makes images of one split's cut-outs and backgrounds.
+    Makes images of one split's object crops and backgrounds.
 
     Args:
         assets (`SceneAssets`): what there is.
@@ -100,7 +100,7 @@ class SceneComposer:
         self.min_visible = min_visible
         self.backgrounds = assets.split_backgrounds(split, extra_backgrounds)
         self.cache = ImageCache(cache_megabytes)
-        self.choices = {noun: assets.split_cutouts(noun, split) for noun in assets.cutouts}
+        self.choices = {noun: assets.split_object_crops(noun, split) for noun in assets.object_crops}
 
     def draw_background(self, rng: random.Random) -> tuple[Image.Image, frozenset[str]]:
         """A background of a random shape, and the nouns that it may show."""
@@ -120,36 +120,36 @@ class SceneComposer:
         return grain.resize(size, Image.Resampling.BICUBIC), frozenset()
 
     def compose(
-        self, canvas: Image.Image, wishes: Iterable[Wish], rng: random.Random, allow_held_out: bool = False
+        self, canvas: Image.Image, specs: Iterable[ObjectSpec], rng: random.Random, allow_held_out: bool = False
     ) -> tuple[Image.Image, list[SceneObject]]:
         """
-        Paste what is wished for on a background.
+        Paste what is asked for on a background.
 
         Args:
             canvas (`PIL.Image.Image`): RGB, painted on in place.
-            wishes (`Iterable[Wish]`): those that find no room are left out.
+            specs (`Iterable[ObjectSpec]`): those that find no room are left out.
             rng (`random.Random`): the only source of chance.
             allow_held_out (`bool`, *optional*, defaults to `False`): whether held-out (colour, noun) pairs may appear.
 
         Returns:
             `tuple[PIL.Image.Image, list[SceneObject]]`: the image and what is in it, the lowest first.
         """
-        wishes = list(wishes)
+        specs = list(specs)
         width, height = canvas.size
         owner = np.full((height, width), -1, dtype=np.int8)
         patches: list[_Patch] = []
         limit = min(rng.choice(_HIDDEN_LIMITS), 1 - self.min_visible)
         shadow = rng.uniform(0.25, 0.6) if rng.random() < 0.35 else 0.0
-        for wish in wishes:
-            made = self._make_patch(wish, len(wishes), min(width, height), rng, allow_held_out)
+        for spec in specs:
+            made = self._make_patch(spec, len(specs), min(width, height), rng, allow_held_out)
             if made is None:
                 continue
-            image, cutout, colour = made
+            image, object_crop, colour = made
             solid = np.asarray(image.getchannel("A")) >= _OPAQUE
             place = self._find_place(owner, solid, patches, limit, rng)
             if place is None:
                 continue
-            patch = _Patch(cutout.noun, cutout.attributes, colour, int(solid.sum()), 0)
+            patch = _Patch(object_crop.noun, object_crop.attributes, colour, int(solid.sum()), 0)
             self._settle(owner, solid, place, patches, patch)
             if shadow:
                 _paste_shadow(canvas, image.getchannel("A"), place, shadow)
@@ -157,28 +157,28 @@ class SceneComposer:
         return _finished(canvas, rng), _objects_of(owner, patches)
 
     def _make_patch(
-        self, wish: Wish, count: int, side: int, rng: random.Random, allow_held_out: bool
-    ) -> tuple[Image.Image, Cutout, str | None] | None:
-        """A cut-out, enlarged, turned, painted; `None` where it may not be shown as it came out."""
-        choices = self.choices[wish.noun]
-        if wish.colour is not None:
-            choices = [cutout for cutout in choices if cutout.recolour] or choices
+        self, spec: ObjectSpec, count: int, side: int, rng: random.Random, allow_held_out: bool
+    ) -> tuple[Image.Image, ObjectCrop, str | None] | None:
+        """An object crop, enlarged, turned, painted; `None` where it may not be shown as it came out."""
+        choices = self.choices[spec.noun]
+        if spec.colour is not None:
+            choices = [object_crop for object_crop in choices if object_crop.recolour] or choices
         for _ in range(3):
-            cutout = rng.choice(choices)
-            image = self._transformed(cutout, count, side, rng)
-            if wish.colour is not None and cutout.recolour:
-                image = recolour(image, cutout.recolour, cutout.hue, wish.colour)
+            object_crop = rng.choice(choices)
+            image = self._transformed(object_crop, count, side, rng)
+            if spec.colour is not None and object_crop.recolour:
+                image = recolour(image, object_crop.recolour, object_crop.hue, spec.colour)
             if self.split == "train":
                 image = _varied(image, rng)
             colour = named_colour(image)
-            if wish.strict and colour != wish.colour:
+            if spec.strict and colour != spec.colour:
                 continue
-            if allow_held_out or (colour, cutout.noun) not in self.assets.held_out_pairs:
-                return image, cutout, colour
+            if allow_held_out or (colour, object_crop.noun) not in self.assets.held_out_pairs:
+                return image, object_crop, colour
         return None
 
-    def _transformed(self, cutout: Cutout, count: int, side: int, rng: random.Random) -> Image.Image:
-        image = self.cache.get(self.assets.folder / cutout.file, "RGBA")
+    def _transformed(self, object_crop: ObjectCrop, count: int, side: int, rng: random.Random) -> Image.Image:
+        image = self.cache.get(self.assets.folder / object_crop.file, "RGBA")
         largest = min(0.85, 1.15 / math.sqrt(count))
         smallest = 0.25 if count == 1 else 0.11
         longer = side * math.exp(rng.uniform(math.log(smallest), math.log(largest)))
@@ -238,7 +238,7 @@ class SceneComposer:
 
 
 def _varied(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Paler, darker, skewed, coarser: a noun has few cut-outs, and none of them is to be learned by heart."""
+    """Paler, darker, skewed, coarser: a noun has few object crops, and none of them is to be learned by heart."""
     if rng.random() < 0.5:
         image = ImageEnhance.Color(image).enhance(rng.uniform(0.3, 1.5))
         image = ImageEnhance.Contrast(image).enhance(rng.uniform(0.7, 1.4))

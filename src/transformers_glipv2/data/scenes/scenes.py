@@ -13,7 +13,7 @@ from transformers_glipv2.data.scenes.assets import Background, SceneAssets, empt
 from transformers_glipv2.data.scenes.colours import PAINTS
 from transformers_glipv2.data.scenes.language import (
     QUESTION_TYPES,
-    Told,
+    GroundedText,
     answers_of,
     coloured_labels,
     list_caption,
@@ -21,12 +21,12 @@ from transformers_glipv2.data.scenes.language import (
     referring_phrase,
     relation_caption,
 )
-from transformers_glipv2.data.scenes.render import SceneComposer, SceneObject, Wish
+from transformers_glipv2.data.scenes.render import ObjectSpec, SceneComposer, SceneObject
 from transformers_glipv2.data.seeding import derive_random
 
 DEFAULT_KINDS = {"detection": 0.5, "grounding": 0.3, "vqa": 0.1, "caption": 0.1}
 # Draws what a scene shall hold, given what its background may show.
-Wishes = Callable[[random.Random, frozenset[str]], list[Wish]]
+Specs = Callable[[random.Random, frozenset[str]], list[ObjectSpec]]
 TEST_PARTS = ("seen", "held_out_pairs", "held_out_nouns")
 
 
@@ -44,7 +44,7 @@ class CompositeScenes(Dataset):
 
     Args:
         assets (`SceneAssets`, `str` or `Path`): or the folder that they are in.
-        split (`str`, *optional*, defaults to `"train"`): or "test": other cut-outs, other backgrounds. Neither shows
+        split (`str`, *optional*, defaults to `"train"`): or "test": other object crops and backgrounds. Neither shows
             nor names held-out nouns or (colour, noun) pairs; see `test_scenes` for those.
         seed (`int`, *optional*, defaults to 0).
         size (`int`, *optional*, defaults to 384): longer side in pixels; the shorter one is 3/4 of it or more.
@@ -115,7 +115,7 @@ class CompositeScenes(Dataset):
     # ---------------------------------------------------------------------------------------------- kinds of rows
 
     def _detection_row(self, rng: random.Random) -> dict[str, Any] | None:
-        image, objects, shown = self._scene(rng, self._any_wishes)
+        image, objects, shown = self._scene(rng, self._any_specs)
         if not objects:
             return None
         if rng.random() < self.colour_labels:
@@ -129,7 +129,7 @@ class CompositeScenes(Dataset):
 
     def _grounding_row(self, rng: random.Random) -> dict[str, Any] | None:
         way = rng.random()
-        image, objects, _ = self._scene(rng, self._twin_wishes if way < 0.5 else self._any_wishes)
+        image, objects, _ = self._scene(rng, self._twin_specs if way < 0.5 else self._any_specs)
         if not objects:
             return None
         told = None
@@ -142,12 +142,12 @@ class CompositeScenes(Dataset):
         return _grounded(image, objects, told)
 
     def _referring_row(self, rng: random.Random) -> dict[str, Any] | None:
-        image, objects, _ = self._scene(rng, self._twin_wishes)
+        image, objects, _ = self._scene(rng, self._twin_specs)
         told = referring_phrase(objects, rng)
         return _grounded(image, objects, told) if told is not None else None
 
     def _caption_row(self, rng: random.Random) -> dict[str, Any] | None:
-        image, objects, _ = self._scene(rng, self._few_wishes)
+        image, objects, _ = self._scene(rng, self._few_specs)
         if not objects:
             return None
         told = list_caption(objects, "a picture of ")
@@ -160,8 +160,8 @@ class CompositeScenes(Dataset):
 
     def _vqa_row(self, rng: random.Random) -> dict[str, Any] | None:
         kind = rng.choice(QUESTION_TYPES)
-        wishes = {"how many": self._counted_wishes, "which color": self._painted_wishes}.get(kind, self._few_wishes)
-        image, objects, shown = self._scene(rng, wishes)
+        specs = {"how many": self._counted_specs, "which color": self._painted_specs}.get(kind, self._few_specs)
+        image, objects, shown = self._scene(rng, specs)
         if not objects:
             return None
         absent = self.assets.absent(self.assets.nouns, [o.noun for o in objects], shown)
@@ -176,21 +176,21 @@ class CompositeScenes(Dataset):
             "objects": _told_columns(objects, told),
         }
 
-    def _is_held_out(self, told: Told) -> bool:
+    def _is_held_out(self, told: GroundedText) -> bool:
         """Questions may ask for what is not there; that must not be what training never sees."""
         return any(f"{colour} {noun}" in told.text for colour, noun in self.assets.held_out_pairs)
 
     # ------------------------------------------------------------------------------------------------ what is shown
 
-    def _scene(self, rng: random.Random, wishes: Wishes) -> tuple[Image.Image, list[SceneObject], frozenset[str]]:
+    def _scene(self, rng: random.Random, specs: Specs) -> tuple[Image.Image, list[SceneObject], frozenset[str]]:
         canvas, shown = self.composer.draw_background(rng)
-        image, objects = self.composer.compose(canvas, wishes(rng, shown), rng)
+        image, objects = self.composer.compose(canvas, specs(rng, shown), rng)
         return image, objects, shown
 
     def _nouns(self, rng: random.Random, count: int, shown: frozenset[str], pool: Sequence[str] = ()) -> list[str]:
         return self.assets.draw_unrelated(pool or self.assets.nouns, count, shown, rng)
 
-    def _any_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
+    def _any_specs(self, rng: random.Random, shown: frozenset[str]) -> list[ObjectSpec]:
         count = min(self.max_objects, rng.choices(range(1, 9), (10, 16, 18, 16, 14, 11, 8, 7))[0])
         nouns = self._nouns(rng, count, shown)
         chosen = nouns[:1]
@@ -198,11 +198,11 @@ class CompositeScenes(Dataset):
             chosen.append(rng.choice(chosen) if rng.random() < 0.2 else noun)
         return [self._painted(noun, rng, 0.35) for noun in chosen]
 
-    def _few_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
+    def _few_specs(self, rng: random.Random, shown: frozenset[str]) -> list[ObjectSpec]:
         nouns = self._nouns(rng, min(self.max_objects, rng.choice((1, 2, 2, 2, 3, 3, 4))), shown)
         return [self._painted(noun, rng, 0.4) for noun in nouns]
 
-    def _twin_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
+    def _twin_specs(self, rng: random.Random, shown: frozenset[str]) -> list[ObjectSpec]:
         """Two or three of a noun, in different colours where that can be, and something else beside them."""
         nouns = self._nouns(rng, rng.randint(2, 4), shown)
         twins = self._nouns(rng, 1, shown, self.paintable)
@@ -212,25 +212,25 @@ class CompositeScenes(Dataset):
             nouns[0] = twins[0]
         copies = rng.choice((2, 2, 3))
         colours = rng.sample(list(PAINTS), copies)
-        wishes = [Wish(nouns[0], colour if rng.random() < 0.8 else None) for colour in colours]
-        wishes += [self._painted(noun, rng, 0.3) for noun in nouns[1:]]
-        rng.shuffle(wishes)
-        return wishes[: self.max_objects]
+        specs = [ObjectSpec(nouns[0], colour if rng.random() < 0.8 else None) for colour in colours]
+        specs += [self._painted(noun, rng, 0.3) for noun in nouns[1:]]
+        rng.shuffle(specs)
+        return specs[: self.max_objects]
 
-    def _counted_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
+    def _counted_specs(self, rng: random.Random, shown: frozenset[str]) -> list[ObjectSpec]:
         nouns = self._nouns(rng, rng.choice((1, 2, 3)), shown)
-        wishes = [Wish(noun) for noun in nouns[:1]] * rng.randint(1, 6) + [Wish(noun) for noun in nouns[1:]]
-        rng.shuffle(wishes)
-        return wishes[: self.max_objects]
+        specs = [ObjectSpec(noun) for noun in nouns[:1]] * rng.randint(1, 6) + [ObjectSpec(noun) for noun in nouns[1:]]
+        rng.shuffle(specs)
+        return specs[: self.max_objects]
 
-    def _painted_wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
+    def _painted_specs(self, rng: random.Random, shown: frozenset[str]) -> list[ObjectSpec]:
         first = self._nouns(rng, 1, shown, self.paintable) if self.paintable else []
         others = self._nouns(rng, rng.choice((0, 1, 1, 2)), shown)
         others = [noun for noun in others if not any(noun == one or noun in self.assets.related[one] for one in first)]
         return [self._painted(noun, rng, 0.8) for noun in [*first, *others]]
 
-    def _painted(self, noun: str, rng: random.Random, share: float) -> Wish:
-        return Wish(noun, rng.choice(list(PAINTS)) if rng.random() < share else None)
+    def _painted(self, noun: str, rng: random.Random, share: float) -> ObjectSpec:
+        return ObjectSpec(noun, rng.choice(list(PAINTS)) if rng.random() < share else None)
 
 
 def load_scenes(
@@ -240,7 +240,7 @@ def load_scenes(
     Composite scenes for a training data file.
 
     Args:
-        assets (`str` or `Path`): the folder of the cut-outs.
+        assets (`str` or `Path`): the folder of the object crops.
         background_folder (`str` or `Path`, *optional*): a COCO-format folder whose images give further backgrounds,
             where nothing annotated lies.
         background_split (`str`, *optional*, defaults to `"train"`): of that folder.
@@ -304,32 +304,32 @@ class TestScenes(Dataset):
 
     def _scene(self, rng: random.Random) -> tuple[Image.Image, list[SceneObject], frozenset[str]] | None:
         canvas, shown = self.composer.draw_background(rng)
-        wishes = self._wishes(rng, shown)
-        image, objects = self.composer.compose(canvas, wishes, rng, allow_held_out=self.part != "seen")
+        specs = self._specs(rng, shown)
+        image, objects = self.composer.compose(canvas, specs, rng, allow_held_out=self.part != "seen")
         return (image, objects, shown) if objects else None
 
     def _name(self, o: SceneObject) -> str:
         return f"{o.colour} {o.noun}" if self.part == "held_out_pairs" else o.noun
 
-    def _wishes(self, rng: random.Random, shown: frozenset[str]) -> list[Wish]:
+    def _specs(self, rng: random.Random, shown: frozenset[str]) -> list[ObjectSpec]:
         count = rng.choices(range(1, 7), (3, 4, 4, 3, 2, 1))[0]
         if self.part == "held_out_pairs":
             colours: dict[str, list[str]] = {}
             for colour, noun in self.held_pairs:
                 colours.setdefault(noun, []).append(colour)
             nouns = self.assets.draw_unrelated(sorted(colours), count, shown, rng)
-            return [Wish(noun, rng.choice(colours[noun]), strict=True) for noun in nouns]
+            return [ObjectSpec(noun, rng.choice(colours[noun]), strict=True) for noun in nouns]
         pool = self.held_nouns if self.part == "held_out_nouns" else self.assets.nouns
         nouns = self.assets.draw_unrelated(pool, count, shown, rng)
         chosen = nouns[:1]
         for noun in nouns[1:]:
             chosen.append(rng.choice(chosen) if rng.random() < 0.2 else noun)
         paint = [rng.choice(list(PAINTS)) if rng.random() < 0.35 else None for _ in chosen]
-        return [Wish(noun, colour) for noun, colour in zip(chosen, paint, strict=True)]
+        return [ObjectSpec(noun, colour) for noun, colour in zip(chosen, paint, strict=True)]
 
     def _negatives(self, present: Sequence[str], shown: frozenset[str], rng: random.Random) -> list[str]:
         """Of the part's own kind and of seen labels, half and half where there are enough."""
-        vocabulary = self.assets.absent(sorted(self.assets.cutouts), present, shown)
+        vocabulary = self.assets.absent(sorted(self.assets.object_crops), present, shown)
         if self.part == "held_out_pairs":
             absent = set(vocabulary)
             pool = [f"{colour} {noun}" for colour, noun in self.assets.pairs if noun in absent]
@@ -350,7 +350,7 @@ def test_scenes(
     extra_backgrounds: Sequence[Background | str | Path] = (),
 ) -> TestScenes:
     """
-    The composite test: scenes of cut-outs and backgrounds that training does not show.
+    The composite test: scenes of object crops and backgrounds that training does not show.
 
     Args:
         assets (`SceneAssets`, `str` or `Path`): or the folder that they are in.
@@ -373,7 +373,7 @@ def test_scenes(
     assets = assets if isinstance(assets, SceneAssets) else SceneAssets(assets)
     have = {"seen": assets.nouns, "held_out_pairs": assets.held_out_pairs, "held_out_nouns": assets.held_out_nouns}
     if not have[part]:
-        raise ValueError(f"{assets.folder} has too few cut-outs to hold any out for the part {part!r}.")
+        raise ValueError(f"{assets.folder} has too few object crops to hold any out for the part {part!r}.")
     return TestScenes(assets, part, count, negatives, seed, size, extra_backgrounds)
 
 
@@ -427,7 +427,7 @@ def _columns(objects: Sequence[SceneObject], indices: Sequence[int]) -> dict[str
     }
 
 
-def _told_columns(objects: Sequence[SceneObject], told: Told) -> dict[str, list[Any]]:
+def _told_columns(objects: Sequence[SceneObject], told: GroundedText) -> dict[str, list[Any]]:
     """The objects that the words tell of, with their spans."""
     indices = sorted(told.spans)
     return {
@@ -437,7 +437,7 @@ def _told_columns(objects: Sequence[SceneObject], told: Told) -> dict[str, list[
     }
 
 
-def _grounded(image: Image.Image, objects: Sequence[SceneObject], told: Told) -> dict[str, Any]:
+def _grounded(image: Image.Image, objects: Sequence[SceneObject], told: GroundedText) -> dict[str, Any]:
     indices = sorted(told.spans)
     referents = [indices.index(index) for index in told.referents]
     return {"image": image, "text": told.text, "objects": _told_columns(objects, told), "referents": referents}
@@ -449,4 +449,4 @@ def _first(make: Callable[[random.Random], Any], rng: random.Random, what: str, 
         made = make(rng)
         if made is not None:
             return made
-    raise ValueError(f"no {what} came out in 500 tries; {assets.folder} has too few different cut-outs for it.")
+    raise ValueError(f"no {what} came out in 500 tries; {assets.folder} has too few different object crops for it.")
