@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from benchmark import TOKENS, clock, label_map, machine_name, process_memory, row
 from tqdm import tqdm
 
+from speed import TOKENS, clock, label_map, machine_name, process_memory, row
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForPreTraining
 from transformers_glipv2.training import parameter_groups
 

@@ -68,7 +68,7 @@ def test_every_field_has_a_value_here():
 def test_every_field_is_read():
     """By the package's own code; transformers reads the two left out here."""
     read = set()
-    for path in Path(transformers_glipv2.__file__).parent.glob("*.py"):
+    for path in Path(transformers_glipv2.__file__).parent.rglob("*.py"):
         if path.name != "configuration_glipv2.py":
             nodes = ast.walk(ast.parse(path.read_text()))
             read |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}

@@ -63,7 +63,7 @@ from transformers_glipv2.pipelines import register_pipelines
 from transformers_glipv2.training import prepare_tuning, read_data_file
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-SCRIPTS = ("examples/", "hub_upload/", "docs/")
+SCRIPTS = ("benchmarks/", "examples/", "hub_upload/", "docs/")
 CLASSES = ("cat", "dog")
 ANSWERS = ("yes", "no", "red", "two")
 

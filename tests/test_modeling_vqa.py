@@ -51,10 +51,10 @@ def test_answers_depend_on_the_image_and_the_question_and_on_no_padding(model):
 @torch.no_grad()
 def test_pooling_begins_as_the_mean_of_the_attended_words(model):
     head = make_model().answer_head
-    head.word_weight.weight.zero_()
+    head.token_weight.weight.zero_()
     text, signs = torch.randn(2, 5, 32), torch.randn(2, 5, 6)
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]).bool()
-    values = torch.nn.functional.gelu(head.word_value(text))
+    values = torch.nn.functional.gelu(head.token_value(text))
     means = [
         torch.cat([v.mean(0), s.mean(0).repeat(head.num_heads)])
         for v, s in ((values[0], signs[0]), (values[1, 2:], signs[1, 2:]))

@@ -38,7 +38,7 @@ def model() -> GLIPv2ForObjectDetection:
 
 
 @pytest.fixture(scope="module")
-def make_images() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [make_image(60, 40, seed=1), make_image(30, 50, seed=2)]
 
 

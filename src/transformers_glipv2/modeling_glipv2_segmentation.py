@@ -110,7 +110,7 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
 
         Returns:
             For each image `(n_i, side, side)`, side = 2 `mask_pool_size`: the mean logit over the label's words of
-            each cell of the box; float32. `segmentation_post_processing.py` puts them into the image.
+            each cell of the box; float32. `paste_masks.py` puts them into the image.
 
         Raises:
             ValueError: when boxes and words do not fit the output, or a label has no words.

@@ -9,7 +9,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from benchmarks.script_runs import ScriptRun, keep_files, run_scripts, split_arguments
+
+from script_runs import ScriptRun, keep_files, run_scripts, split_arguments
 
 # Appends a line to a file that all runs share, and writes its result unless told to fail or to wait.
 SCRIPT = """

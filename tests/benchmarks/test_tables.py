@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from benchmarks import script_runs
+import script_runs
 from tests.data.scene_assets_folder import make_assets
 from tests.scripts import load_script
 from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint

@@ -1,11 +1,8 @@
 """benchmarks/training_step.py: what is varied, a real step of a tiny model, the table."""
 
-import sys
-
 import pytest
 import torch
 
-from tests.examples.test_pretrain import EXAMPLES
 from tests.scripts import load_script
 from tests.tiny import tiny_config
 from transformers_glipv2 import GLIPv2ForPreTraining
@@ -13,12 +10,7 @@ from transformers_glipv2 import GLIPv2ForPreTraining
 
 @pytest.fixture(scope="module")
 def script():
-    # It imports the script beside it.
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        return load_script("benchmarks/training_step.py")
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    return load_script("benchmarks/training_step.py")
 
 
 def test_one_thing_at_a_time_differs(script):

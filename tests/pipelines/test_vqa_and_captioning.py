@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def make_images():
+def images():
     """Of different sizes, so that a padded batch would show."""
     colours = ("red", "blue", "green")
     made = []

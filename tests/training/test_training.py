@@ -272,7 +272,7 @@ def test_data_file_mixes_by_weight(tmp_path):
     drawn_coco(tmp_path / "coco", train=4, val=2)
     (tmp_path / "copy").symlink_to(tmp_path / "coco")
     text = "sources:\n  - {kind: coco, path: coco, split: train, weight: 3}\n"
-    text += '  - {kind: "transformers_glipv2.data.coco:load_coco", path: copy, split: val}\n'
+    text += '  - {kind: "transformers_glipv2.data.formats.coco:load_coco", path: copy, split: val}\n'
     text += "sizes: [64]\nmlm_probability: 0.5\naugment: {flip: 1.0}\nevaluation: {path: coco, split: val}\n"
     data = read_data_file(write_data_file(tmp_path, text))
     mixture = make_mixture(data, 1000, seed=0)

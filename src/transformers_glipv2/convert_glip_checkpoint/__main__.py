@@ -1,3 +1,3 @@
-from transformers_glipv2.conversion.convert_glip_checkpoint import main
+from transformers_glipv2.convert_glip_checkpoint import main
 
 main()

@@ -93,7 +93,7 @@ def mask_targets(masks: Tensor, boxes_xyxy: Tensor, image_size: Tensor, output_s
 
     The original rasterises the polygon again inside the box; masks come here as pixels, so each cell takes the mean of
     the pixels that it covers and is in when that is at least a half. The cells divide the box's pixels
-    [x1, x2 + 1) x [y1, y2 + 1), which is where `segmentation_post_processing.py` puts masks.
+    [x1, x2 + 1) x [y1, y2 + 1), which is where `paste_masks.py` puts masks.
 
     Args:
         masks: `(n, H, W)` bool or numbers in [0, 1], at whatever resolution, of the whole image.

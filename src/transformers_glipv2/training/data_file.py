@@ -32,7 +32,7 @@ from transformers_glipv2.prompts import clean_label
 
 # Loaders by kind; the first argument of each is the path.
 LOADERS = {
-    "coco": "transformers_glipv2.data.coco:load_coco",
+    "coco": "transformers_glipv2.data.formats.coco:load_coco",
     "lvis": "transformers_glipv2.data.lvis:load_lvis",
     "flickr30k": "transformers_glipv2.data.flickr30k:load_flickr30k",
     "mixed_grounding": "transformers_glipv2.data.mixed_grounding:load_mixed_grounding",
@@ -42,8 +42,8 @@ LOADERS = {
     "karpathy_captions": "transformers_glipv2.data.captions:load_karpathy_captions",
     "vqa": "transformers_glipv2.data.vqa:load_vqa",
     "hub": "transformers_glipv2.data.hub:load_hub",
-    "scenes": "transformers_glipv2.data.scenes:load_scenes",
-    "mosaics": "transformers_glipv2.data.mosaics:MosaicScenes",
+    "scenes": "transformers_glipv2.data.scenes.scenes:load_scenes",
+    "mosaics": "transformers_glipv2.data.scenes.mosaics:MosaicScenes",
 }
 # What else may be a path relative to the data file.
 _PATHS = ("image_folder", "annotations_file", "background_folder")

@@ -309,7 +309,7 @@ def test_relation_captions_are_true():
         told = relation_caption(objects, rng)
         if told is None:
             continue
-        text = re.sub(r"^(there is |an image of )", "", told.text)
+        text = re.sub(r"^(there is |a picture of )", "", told.text)
         head, *rest = RELATION.split(text.replace(" and ", " "))
         (one,) = meant_by(re.sub("^an? ", "", head), objects)
         for relation, name in zip(rest[::2], rest[1::2], strict=True):
@@ -364,7 +364,7 @@ def test_answers_are_true():
 def test_list_captions_tell_of_everything():
     objects = [thing("cup", 100, 0, colour="red"), thing("dog", 0, 0), thing("cup", 150, 0, colour="red")]
     told = list_caption(objects, "a picture of ")
-    assert told.text == "an image of a dog and two red cups"
+    assert told.text == "a picture of a dog and two red cups"
     assert {i: [told.text[a:b] for a, b in spans] for i, spans in told.spans.items()} == {
         0: ["two red cups"],
         1: ["a dog"],
