@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from speed import TOKENS, clock, label_map, machine_name, process_memory, row
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForPreTraining
+from transformers_glipv2.prompts import class_ids
 from transformers_glipv2.training import parameter_groups
 
 BOXES = 7  # of an image of COCO, on average
@@ -73,7 +74,8 @@ def build(scale: str) -> GLIPv2ForPreTraining:
 
 def drawn_batch(setting: Setting, vocabulary: int, device: torch.device) -> dict:
     """Random images, words and boxes; a few words are hidden."""
-    tokens, names = TOKENS[setting.labels], [f"label {index}" for index in range(setting.labels)]
+    tokens = TOKENS[setting.labels]
+    listed = class_ids([f"label {index}" for index in range(setting.labels)])
     input_ids = torch.randint(0, vocabulary, (setting.batch, tokens))
     words = label_map(setting.labels, tokens).float()
     labels = []
@@ -83,10 +85,11 @@ def drawn_batch(setting: Setting, vocabulary: int, device: torch.device) -> dict
         one = {
             "boxes": boxes,
             "positive_map": words[classes] / words[classes].sum(-1, keepdim=True),
+            "class_ids": listed[classes],
+            "prompt_class_ids": listed,
             "prompt_map": words,
         }
-        one = {name: value.to(device) for name, value in one.items()}
-        labels.append({**one, "class_names": [names[index] for index in classes], "prompt_labels": names})
+        labels.append({name: value.to(device) for name, value in one.items()})
     hidden = torch.rand(input_ids.shape) < HIDDEN
     hidden[:, 1] = True
     tensors = {

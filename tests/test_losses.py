@@ -12,7 +12,6 @@ from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2.losses import (
     AnchorTargets,
     choose_regions,
-    class_id,
     classes_of_words,
     contrastive_loss,
     inter_image_loss,
@@ -23,6 +22,7 @@ from transformers_glipv2.losses import (
 from transformers_glipv2.modeling_glipv2_joint import GLIPv2ForJointTraining
 from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ForPreTraining
 from transformers_glipv2.modeling_glipv2_vqa import answer_config
+from transformers_glipv2.prompts import class_id, class_ids
 
 
 def targets_of(words: torch.Tensor, anchors: list[int], is_labelled=(True,), images=None) -> AnchorTargets:
@@ -138,9 +138,10 @@ def test_the_most_central_regions_are_chosen():
 
 
 def test_classes_of_words_prefer_the_whole_prompt():
-    boxes_only = {"class_names": ["dog"], "positive_map": torch.tensor([[0.0, 1.0, 0.0, 0.0]])}
-    whole = {**boxes_only, "prompt_labels": ["Dog", "cat"], "prompt_map": torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]])}
-    caption = {"class_names": None, "positive_map": torch.ones(1, 4)}
+    boxes_only = {"class_ids": class_ids(["dog"]), "positive_map": torch.tensor([[0.0, 1.0, 0.0, 0.0]])}
+    listed = torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]])
+    whole = {**boxes_only, "prompt_class_ids": class_ids(["Dog", "cat"]), "prompt_map": listed}
+    caption = {"positive_map": torch.ones(1, 4)}
     classes = classes_of_words([boxes_only, whole, caption, None], 4, torch.device("cpu"))
     dog, cat = class_id("dog"), class_id("cat")
     assert classes.tolist() == [[0, dog, 0, 0], [0, dog, 0, cat], [0] * 4, [0] * 4]
@@ -170,8 +171,8 @@ def tiny_labels(tokens: int = 9) -> list[dict]:
     positive_map = torch.zeros(2, tokens)
     positive_map[0, 1] = positive_map[1, 3] = 1
     boxes = torch.tensor([[0.5, 0.5, 0.6, 0.7], [0.3, 0.4, 0.3, 0.3]])
-    none = {"boxes": torch.zeros(0, 4), "positive_map": torch.zeros(0, tokens), "class_names": []}
-    return [{"boxes": boxes, "positive_map": positive_map, "class_names": ["dog", "cat"]}, none]
+    none = {"boxes": torch.zeros(0, 4), "positive_map": torch.zeros(0, tokens), "class_ids": class_ids([])}
+    return [{"boxes": boxes, "positive_map": positive_map, "class_ids": class_ids(["dog", "cat"])}, none]
 
 
 def tiny_mlm_labels(input_ids: torch.Tensor) -> torch.Tensor:
@@ -216,12 +217,19 @@ def test_a_batch_without_any_box_trains():
         (lambda labels: [{"boxes": labels[0]["boxes"]}, None], "lacks positive_map"),
         (lambda labels: [{**labels[0], "positive_map": torch.zeros(2, 5)}, None], r"\(2, 5\)"),
         (lambda labels: [{**labels[0], "boxes": torch.full((2, 4), torch.nan)}, None], r"labels\[0\]\['boxes'\]"),
-        (lambda labels: [{**labels[0], "class_names": ["cat"] * 3}, None], "3 names for 2 boxes"),
+        (lambda labels: [{**labels[0], "class_ids": class_ids(["cat"] * 3)}, None], r"\(3,\).* for 2 boxes"),
+        (lambda labels: [{**labels[0], "class_ids": torch.ones(2)}, None], r"float32 for 2 boxes"),
+        (lambda labels: [{**labels[0], "class_names": ["cat", "dog"]}, None], r"'class_names'\]` must be a tensor"),
+        (lambda labels: [{**labels[0], "masks": None}, None], r"'masks'\]` must be a tensor, got NoneType"),
+        (
+            lambda labels: [{**labels[0], "prompt_map": torch.ones(2, 9), "prompt_class_ids": class_ids(["a"])}, None],
+            "for 2 rows of `prompt_map`",
+        ),
     ],
 )
 def test_bad_labels_are_refused(change, message):
     anchors = torch.tensor([[0.0, 0.0, 15.0, 15.0]] * 2)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         match_anchors(change(tiny_labels()), anchors, [2], torch.tensor([[32, 32]] * 2), 9)
 
 
@@ -236,7 +244,7 @@ def step(images: slice) -> tuple[float, torch.Tensor]:
     # Texts of different lengths meet in the contrast.
     inputs = {name: value[images] for name, value in tiny_inputs().items()}
     labels = tiny_labels()
-    labels[1] = {**labels[0], "class_names": ["dog", "bird"], "boxes": labels[0]["boxes"] / 2}
+    labels[1] = {**labels[0], "class_ids": class_ids(["dog", "bird"]), "boxes": labels[0]["boxes"] / 2}
     answers = torch.tensor([[1.0, 0.0, 0.3], [torch.nan] * 3])[images]
     captions = inputs["input_ids"].clone()
     captions[inputs["attention_mask"] == 0] = -100

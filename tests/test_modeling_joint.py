@@ -23,7 +23,11 @@ def model() -> GLIPv2ForJointTraining:
 def batch_of_four() -> dict:
     """Boxes of the first, a question in the second, a caption in the last; some hidden words."""
     inputs = tiny_inputs(batch=4)
-    boxes = {"boxes": torch.tensor([[0.4, 0.4, 0.3, 0.4]]), "positive_map": torch.eye(9)[3:4], "class_names": ["cat"]}
+    boxes = {
+        "boxes": torch.tensor([[0.4, 0.4, 0.3, 0.4]]),
+        "positive_map": torch.eye(9)[3:4],
+        "class_ids": torch.tensor([5]),
+    }
     answers = torch.full((4, 3), float("nan"))
     answers[1] = torch.tensor([0.0, 0.6, 1.0])
     captions = torch.full_like(inputs["input_ids"], IGNORED)

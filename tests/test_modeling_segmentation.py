@@ -114,12 +114,11 @@ def small_labels() -> list:
     positive_map = torch.zeros(2, 9)
     positive_map[0, 1:3] = 0.5
     positive_map[1, 4] = 1
-    nothing = {"boxes": torch.zeros(0, 4), "positive_map": torch.zeros(0, 9), "masks": None}
+    nothing = {"boxes": torch.zeros(0, 4), "positive_map": torch.zeros(0, 9)}
     return [
         {
             "boxes": torch.tensor([[0.42, 0.49, 0.27, 0.58], [0.2, 0.2, 0.1, 0.1]]),
             "positive_map": positive_map,
-            "class_names": None,
             "masks": masks,
         },
         nothing,

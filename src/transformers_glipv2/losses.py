@@ -12,7 +12,6 @@ Every loss is a sum divided by a normaliser that is passed in. With several proc
 them (`mean_over_processes`), so that gradients averaged over processes equal those of one process on the whole batch.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +55,7 @@ class AnchorTargets:
         boxes_xyxy (`torch.Tensor` of shape `(positives, 4)`): the box, in pixels of the resized image.
         centerness (`torch.Tensor` of shape `(positives,)`): how central the anchor lies in it, in [0, 1].
         words (boolean `torch.Tensor` of shape `(positives, tokens)`): the box's words.
-        classes (`torch.LongTensor` of shape `(positives,)`): the box's class, from `class_id`; 0 where it has none.
+        classes (`torch.LongTensor` of shape `(positives,)`): the box's class, from `prompts.class_id`; 0 where it has none.
     """
 
     is_labelled: Tensor
@@ -79,7 +78,13 @@ def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens:
     for index, label in enumerate(labels):
         if label is None:
             continue
-        missing = [name for name in ("boxes", "positive_map") if label.get(name) is None]
+        for name, value in label.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"`labels[{index}]['{name}']` must be a tensor, got {type(value).__name__}; leave out what is not "
+                    "known. The processor makes labels from `annotations`."
+                )
+        missing = [name for name in ("boxes", "positive_map") if name not in label]
         if missing:
             raise ValueError(
                 f"`labels[{index}]` lacks {' and '.join(missing)}; the processor makes them from `annotations`."
@@ -91,9 +96,21 @@ def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens:
                 f"`labels[{index}]['positive_map']` has shape {tuple(label['positive_map'].shape)}; expected "
                 f"{expected}, a row a box and a column a token."
             )
-        names = label.get("class_names")
-        if names and len(names) != expected[0]:
-            raise ValueError(f"`labels[{index}]['class_names']` has {len(names)} names for {expected[0]} boxes.")
+        check_classes(label, "class_ids", expected[0], "boxes", f"labels[{index}]")
+        if "prompt_map" in label:
+            check_classes(
+                label, "prompt_class_ids", len(label["prompt_map"]), "rows of `prompt_map`", f"labels[{index}]"
+            )
+
+
+def check_classes(label: Mapping[str, Tensor], key: str, count: int, unit: str, name: str) -> None:
+    """Raises ValueError unless `label[key]`, where present, is a long tensor `(count,)`; `unit` says of what."""
+    ids = label.get(key)
+    if ids is not None and (ids.shape != (count,) or ids.dtype != torch.long):
+        raise ValueError(
+            f"`{name}['{key}']` has shape {tuple(ids.shape)} and dtype {ids.dtype} for {count} {unit}; expected one "
+            "int64 for each, see `prompts.class_id`."
+        )
 
 
 def check_boxes_of_images(boxes_xyxy: Tensor, counts: Sequence[int]) -> None:
@@ -106,12 +123,6 @@ def check_boxes_of_images(boxes_xyxy: Tensor, counts: Sequence[int]) -> None:
     except ValueError:
         for image, boxes in enumerate(boxes_xyxy.split(list(counts))):
             check_boxes_xyxy(boxes, f"labels[{image}]['boxes']")
-
-
-def class_id(name: str) -> int:
-    """A number in [1, 2^62) for a class name, the same in every process; capitals and outer spaces do not count."""
-    digest = hashlib.blake2b(name.strip().lower().encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 2) | 1
 
 
 def match_anchors(
@@ -127,8 +138,8 @@ def match_anchors(
 
     Args:
         labels: an image's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1], "positive_map"
-            `(n, tokens)`, "class_names" list of n or `None`}, or `None` where its boxes are not known. An image may
-            have no boxes.
+            `(n, tokens)`, optionally "class_ids" `(n,)`}, or `None` where its boxes are not known. An image may have no
+            boxes.
         anchors: `(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized image.
         num_anchors_per_level: their sum is `anchors`.
         image_sizes: `(batch, 2)`, height and width in pixels of each un-padded image.
@@ -151,8 +162,8 @@ def match_anchors(
     words = (
         torch.cat([label["positive_map"] for label in known]).to(device) if known else boxes.new_empty(0, num_tokens)
     )
-    names = [name for label in known for name in label.get("class_names") or [None] * len(label["boxes"])]
-    classes = torch.tensor([0 if name is None else class_id(name) for name in names], dtype=torch.long, device=device)
+    class_ids = [label.get("class_ids", boxes.new_zeros(len(label["boxes"]), dtype=torch.long)) for label in known]
+    classes = torch.cat(class_ids).to(device) if known else torch.zeros(0, dtype=torch.long, device=device)
 
     matched = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, box_image, num_images, topk)
     image, anchor = (matched >= 0).nonzero(as_tuple=True)
@@ -275,26 +286,27 @@ def classes_of_words(labels: Sequence[Mapping[str, Any] | None], num_tokens: int
     The class that each word names.
 
     Args:
-        labels: an image's {"prompt_labels": every class name of its text, "prompt_map": `(names, tokens)`}; where
-            these are missing, its boxes' "class_names" and "positive_map" are read. Texts that are no lists of
-            classes (no names, or `None`) propagate nothing.
+        labels: an image's {"prompt_class_ids" `(classes,)`: every class of its text, "prompt_map" `(classes,
+            tokens)`}; where these are missing, its boxes' "class_ids" and "positive_map" are read. Texts that do not
+            list classes (neither is there, or `None` for the image) propagate nothing.
         num_tokens: columns of the maps.
         device: of the result.
 
     Returns:
-        long `(batch, tokens)`, from `class_id`, 0 where a word names no class.
+        long `(batch, tokens)`, from `prompts.class_id`, 0 where a token names no class.
     """
-    classes = torch.zeros(len(labels), num_tokens, dtype=torch.long)
-    for image, label in enumerate(labels):
-        label = label or {}
-        names, name_map = label.get("prompt_labels"), label.get("prompt_map")
-        if names is None:
-            names, name_map = label.get("class_names"), label.get("positive_map")
-        if names:
-            # The last of the names that a word belongs to; 0 is none.
-            place = (torch.arange(1, len(names) + 1)[:, None] * (name_map.cpu() > 0)).amax(0)
-            classes[image] = torch.tensor([0, *map(class_id, names)])[place]
-    return classes.to(device)
+    return torch.stack([_classes_of_tokens(label or {}, num_tokens, device) for label in labels])
+
+
+def _classes_of_tokens(label: Mapping[str, Tensor], num_tokens: int, device: torch.device) -> Tensor:
+    ids, class_map = label.get("prompt_class_ids"), label.get("prompt_map")
+    if ids is None:
+        ids, class_map = label.get("class_ids"), label.get("positive_map")
+    if ids is None or not len(ids):
+        return torch.zeros(num_tokens, dtype=torch.long, device=device)
+    # The last of the classes that a token names; 0 is none.
+    number = torch.arange(1, len(ids) + 1, device=ids.device)
+    return F.pad(ids, (1, 0))[(number[:, None] * (class_map > 0)).amax(0)].to(device)
 
 
 def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -375,7 +387,7 @@ def inter_image_loss(
         own_words: boolean `(batch, regions, tokens)`.
         region_mask: boolean `(batch, regions)`, `False` at fillers.
         word_mask: boolean `(batch, tokens)`, `False` at padding.
-        region_classes: long `(batch, regions)`, word_classes: long `(batch, tokens)`: from `class_id`, 0 for none.
+        region_classes: long `(batch, regions)`, word_classes: long `(batch, tokens)`: from `prompts.class_id`, 0 for none.
         log_temperature: `(1,)`, what the dot products are divided by, as its logarithm.
         normalizer: anchors that learn a box, mean over processes.
 
@@ -494,7 +506,6 @@ __all__ = [
     "centerness_loss",
     "check_labels",
     "choose_regions",
-    "class_id",
     "classes_of_words",
     "contrastive_loss",
     "detection_losses",

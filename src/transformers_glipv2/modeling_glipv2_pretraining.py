@@ -221,8 +221,8 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
         As `GLIPv2ForObjectDetection.forward`; `loss_dict` adds loss_inter and loss_mlm.
 
         Args:
-            labels: also "class_names", of each box or `None`, and optionally "prompt_labels" with "prompt_map"
-                `(names, tokens)`, every class that the text lists: what L_inter propagates to other images.
+            labels: optionally also "class_ids" `(n,)`, the class of each box, and "prompt_class_ids" `(k,)` with
+                "prompt_map" `(k, tokens)`, every class that the text lists: what L_inter propagates to other images.
             mlm_labels: `(batch, tokens)`, the ids of hidden words and -100 elsewhere.
         """
         kwargs.pop("return_dict", None)

@@ -6,6 +6,7 @@ it with `return_offsets_mapping=True`; special tokens and padding have the empty
 offsets alone, never by searching words in the text, so that equal words in two labels stay apart.
 """
 
+import hashlib
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -315,6 +316,23 @@ def prompt_tokens(prompt: LabelPrompt, tokenizer: Callable[..., Any]) -> tuple[l
     return tokens, len(encoded["input_ids"])
 
 
+# Labels for training -------------------------------------------------------------------------------------------------
+
+
+def class_id(name: str) -> int:
+    """
+    A number for a class name, so that labels hold tensors only: the same in every process, odd, below 2^62. Capitals
+    and outer spaces do not count.
+    """
+    digest = hashlib.blake2b(name.strip().lower().encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 2) | 1
+
+
+def class_ids(names: Sequence[str | None]) -> torch.LongTensor:
+    """`class_id` of each name, 0 where there is none (`None`): `(n,)`."""
+    return torch.tensor([0 if name is None else class_id(name) for name in names], dtype=torch.long)
+
+
 # Texts of a batch ----------------------------------------------------------------------------------------------------
 
 
@@ -384,9 +402,9 @@ def encode_annotation(
     label_spans: Sequence[Span] | None,
     offsets: Sequence[Sequence[int]],
     name: str = "annotation",
-) -> dict[str, Any]:
+) -> dict[str, torch.Tensor]:
     """
-    What one image teaches, as the model takes it in `labels`.
+    The labels of one image, as the model takes them in training.
 
     Boxes get inclusive corners and are clipped to the image before they are normalised. The original multiplies the
     corners by resized size / original size, so as fractions they are the same for every resized size.
@@ -402,8 +420,9 @@ def encode_annotation(
         name: of the annotation in error messages.
 
     Returns:
-        "boxes" `(n, 4)` centre x, centre y, width, height as fractions; "positive_map" `(n, tokens)`; "class_names";
-        "masks" boolean `(n, height, width)` of the image before resizing, or `None`.
+        Tensors only: "boxes" `(n, 4)` centre x, centre y, width, height in [0, 1] of the image; "positive_map"
+        `(n, tokens)`; where the classes are known "class_ids" `(n,)`, see [`class_id`]; where there are masks "masks",
+        boolean `(n, height, width)` of the image before resizing.
 
     Raises:
         TypeError, ValueError: name the entry that is wrong.
@@ -441,12 +460,15 @@ def encode_annotation(
             "they teach no word. Drop these boxes or shorten the text."
         )
     boxes_xyxy = clip_boxes(coco_to_inclusive_xyxy(boxes), *image_size)
-    return {
+    encoded = {
         "boxes": normalize_boxes(boxes_xyxy, torch.tensor(image_size)),
         "positive_map": positive_map(tokens, len(offsets)),
-        "class_names": None if class_names is None else list(class_names),
-        "masks": masks,
     }
+    if class_names is not None:
+        encoded["class_ids"] = class_ids(class_names)
+    if masks is not None:
+        encoded["masks"] = masks
+    return encoded
 
 
 def _spans_of_labels(

@@ -5,6 +5,7 @@ from PIL import Image
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.masking import mask_tokens
 from transformers_glipv2.data.sampling import DetectionSampler
+from transformers_glipv2.prompts import class_ids
 
 from .stub_processor import StubProcessor
 
@@ -106,10 +107,10 @@ def test_every_listed_class_has_its_words():
     processor = StubProcessor()
     batch = GroundingCollator(processor)([detection_row(categories=("teddy bear",), draw=3), grounding_row(draw=4)])
     label = batch["labels"][0]
-    assert set(label["prompt_labels"]) > {"teddy bear"}
-    for name, row in zip(label["prompt_labels"], label["prompt_map"], strict=True):
-        assert processor.tokenizer.decode(batch["input_ids"][0][row > 0]) == name
-    assert "prompt_labels" not in batch["labels"][1]
+    names = [processor.tokenizer.decode(batch["input_ids"][0][own > 0]) for own in label["prompt_map"]]
+    assert set(names) > {"teddy bear"} and len(set(names)) == len(names)
+    assert label["prompt_class_ids"].equal(class_ids(names))
+    assert "prompt_class_ids" not in batch["labels"][1]
 
 
 def test_a_size_is_shared_by_a_period():

@@ -18,7 +18,7 @@ from transformers_glipv2.data.sampling import (
     token_counter,
 )
 from transformers_glipv2.data.seeding import derive_random, derive_seed
-from transformers_glipv2.prompts import positive_map, spans_to_tokens
+from transformers_glipv2.prompts import class_ids, positive_map, spans_to_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -51,8 +51,8 @@ class GroundingCollator:
     Returns (when called with a list of rows):
         `dict`: what the processor gives (pixel_values, pixel_mask, input_ids, attention_mask, labels), and
         `mlm_labels` of shape `(batch, tokens)` with `mlm_probability`. `labels` of a row without `objects` (a caption
-        whose boxes are unknown, not absent) is `None`; those of a detection row also hold "prompt_labels", every class
-        that its sentence lists, and "prompt_map" `(names, tokens)`, which L_inter needs.
+        whose boxes are unknown, not absent) is `None`; those of a detection example also hold "prompt_class_ids" `(k,)`,
+        every class that its sentence lists, and "prompt_map" `(k, tokens)`, which L_inter needs.
     """
 
     def __init__(
@@ -108,7 +108,9 @@ class GroundingCollator:
             )
         )
         batch["labels"] = [
-            labels | prompt_labels(text, token["offset_mapping"], mask) if row.get("objects") is not None else None
+            labels | encode_listed_classes(text, token["offset_mapping"], mask)
+            if row.get("objects") is not None
+            else None
             for row, labels, text, token, mask in zip(
                 rows, batch["labels"], texts, tokens, batch["attention_mask"], strict=True
             )
@@ -215,12 +217,12 @@ class GroundingCollator:
             )
 
 
-def prompt_labels(
+def encode_listed_classes(
     text: GroundedText, offsets: Sequence[Sequence[int]], attention_mask: torch.Tensor
-) -> dict[str, list[str] | torch.Tensor]:
+) -> dict[str, torch.Tensor]:
     """
-    Every class that a sentence lists and its tokens, whether the image has it or not: L_inter tells by them which
-    words of other images a region matches.
+    Every class that a sentence lists and its tokens, whether the image has it or not: from them L_inter knows which
+    tokens of other images a region matches.
 
     Args:
         text (`GroundedText`): a sentence.
@@ -228,8 +230,8 @@ def prompt_labels(
         attention_mask (`torch.Tensor` of shape `(tokens,)`): 1 at those tokens, 0 at padding.
 
     Returns:
-        `dict`: "prompt_labels", a list of names, and "prompt_map", `(names, tokens)`, above 0 at the words of each;
-        empty for sentences that are no lists of classes.
+        `dict`: "prompt_class_ids" `(k,)`, see `prompts.class_id`, and "prompt_map" `(k, tokens)`, above 0 at the
+        tokens of each; empty for sentences that do not list classes.
     """
     if text.labels is None:
         return {}
@@ -237,4 +239,4 @@ def prompt_labels(
     # Whatever side the processor pads on, the attended tokens are the text.
     padded = torch.zeros(len(own), len(attention_mask))
     padded[:, attention_mask.bool()] = own
-    return {"prompt_labels": text.labels, "prompt_map": padded}
+    return {"prompt_class_ids": class_ids(text.labels), "prompt_map": padded}
