@@ -55,7 +55,7 @@ class AnchorTargets:
         boxes_xyxy (`torch.Tensor` of shape `(positives, 4)`): the box, in pixels of the resized image.
         centerness (`torch.Tensor` of shape `(positives,)`): how central the anchor lies in it, in [0, 1].
         words (boolean `torch.Tensor` of shape `(positives, tokens)`): the box's words.
-        classes (`torch.LongTensor` of shape `(positives,)`): the box's class, from `prompts.class_id`; 0 where it has none.
+        classes (`torch.LongTensor` of shape `(positives,)`): the box's class (`prompts.class_id`) or 0.
     """
 
     is_labelled: Tensor
@@ -96,19 +96,16 @@ def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens:
                 f"`labels[{index}]['positive_map']` has shape {tuple(label['positive_map'].shape)}; expected "
                 f"{expected}, a row a box and a column a token."
             )
-        check_classes(label, "class_ids", expected[0], "boxes", f"labels[{index}]")
+        _check_classes(label, "class_ids", expected[0], "boxes", index)
         if "prompt_map" in label:
-            check_classes(
-                label, "prompt_class_ids", len(label["prompt_map"]), "rows of `prompt_map`", f"labels[{index}]"
-            )
+            _check_classes(label, "prompt_class_ids", len(label["prompt_map"]), "rows of `prompt_map`", index)
 
 
-def check_classes(label: Mapping[str, Tensor], key: str, count: int, unit: str, name: str) -> None:
-    """Raises ValueError unless `label[key]`, where present, is a long tensor `(count,)`; `unit` says of what."""
+def _check_classes(label: Mapping[str, Tensor], key: str, count: int, unit: str, index: int) -> None:
     ids = label.get(key)
     if ids is not None and (ids.shape != (count,) or ids.dtype != torch.long):
         raise ValueError(
-            f"`{name}['{key}']` has shape {tuple(ids.shape)} and dtype {ids.dtype} for {count} {unit}; expected one "
+            f"`labels[{index}]['{key}']` has shape {tuple(ids.shape)} and dtype {ids.dtype} for {count} {unit}; expected one "
             "int64 for each, see `prompts.class_id`."
         )
 
@@ -138,8 +135,8 @@ def match_anchors(
 
     Args:
         labels: an image's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1], "positive_map"
-            `(n, tokens)`, optionally "class_ids" `(n,)`}, or `None` where its boxes are not known. An image may have no
-            boxes.
+            `(n, tokens)`, optionally "class_ids" `(n,)`}, or `None` where its boxes are not known. An image may have
+            no boxes.
         anchors: `(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized image.
         num_anchors_per_level: their sum is `anchors`.
         image_sizes: `(batch, 2)`, height and width in pixels of each un-padded image.
@@ -387,7 +384,7 @@ def inter_image_loss(
         own_words: boolean `(batch, regions, tokens)`.
         region_mask: boolean `(batch, regions)`, `False` at fillers.
         word_mask: boolean `(batch, tokens)`, `False` at padding.
-        region_classes: long `(batch, regions)`, word_classes: long `(batch, tokens)`: from `prompts.class_id`, 0 for none.
+        region_classes: long `(batch, regions)`, word_classes: long `(batch, tokens)`: `prompts.class_id`, 0 for none.
         log_temperature: `(1,)`, what the dot products are divided by, as its logarithm.
         normalizer: anchors that learn a box, mean over processes.
 

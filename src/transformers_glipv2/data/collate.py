@@ -51,7 +51,7 @@ class GroundingCollator:
     Returns (when called with a list of rows):
         `dict`: what the processor gives (pixel_values, pixel_mask, input_ids, attention_mask, labels), and
         `mlm_labels` of shape `(batch, tokens)` with `mlm_probability`. `labels` of a row without `objects` (a caption
-        whose boxes are unknown, not absent) is `None`; those of a detection example also hold "prompt_class_ids" `(k,)`,
+        whose boxes are unknown, not absent) is `None`; those of a detection row also hold "prompt_class_ids" `(k,)`,
         every class that its sentence lists, and "prompt_map" `(k, tokens)`, which L_inter needs.
     """
 
