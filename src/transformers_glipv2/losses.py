@@ -105,8 +105,8 @@ def _check_classes(label: Mapping[str, Tensor], key: str, count: int, unit: str,
     ids = label.get(key)
     if ids is not None and (ids.shape != (count,) or ids.dtype != torch.long):
         raise ValueError(
-            f"`labels[{index}]['{key}']` has shape {tuple(ids.shape)} and dtype {ids.dtype} for {count} {unit}; expected one "
-            "int64 for each, see `prompts.class_id`."
+            f"`labels[{index}]['{key}']` has shape {tuple(ids.shape)} and dtype {ids.dtype} for {count} {unit}; "
+            "expected one int64 for each, see `prompts.class_id`."
         )
 
 

@@ -78,8 +78,8 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
 
         Args:
             labels: also "masks", `(n, H, W)` bool of the whole un-padded image at whatever resolution; absent where
-                no mask is known. A mask without any pixel stands for an object whose mask is not known. `loss_dict` adds loss_mask, and
-                holds nothing else while the detector is frozen.
+                no mask is known. A mask without any pixel stands for an object whose mask is not known. `loss_dict`
+                adds loss_mask, and holds nothing else while the detector is frozen.
         """
         kwargs.pop("return_dict", None)
         detector_labels = None if self.detector_is_frozen else labels
