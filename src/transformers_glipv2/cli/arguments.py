@@ -1,0 +1,438 @@
+"""
+The flags of all scripts, each defined once: one name, one meaning, one range.
+
+Numbers are checked when they are parsed. Files and folders are checked by [`check_paths`], which a script calls once
+before it loads anything, so that a command line can be parsed where its files are not.
+"""
+
+import argparse
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+NANO = "hub_upload/glipv2-nano"
+MIXED_PRECISION = ("no", "fp16", "bf16")
+MODEL_TYPE = "glipv2"
+MAX_SEED = 2**32 - 1
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """A parser whose errors are one line and exit code 2, and which takes no abbreviated flags."""
+
+    def __init__(self, description: str | None):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--\S+)", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
+            message += f"; did you mean {near[0]}?" if near else "; --help lists the flags"
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """
+    The type of a numeric flag: finite, and in a range.
+
+    Attributes:
+        kind (`type`): `int` or `float`.
+        low, high (`float`): the range, both ends included unless `exclude_low` or `exclude_high` says otherwise.
+        multiple (`int`): what an integer must be a multiple of.
+    """
+
+    kind: type
+    low: float = -math.inf
+    high: float = math.inf
+    exclude_low: bool = False
+    exclude_high: bool = False
+    multiple: int = 1
+
+    def __call__(self, text: str) -> int | float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        inside = self.low <= value <= self.high and math.isfinite(value)
+        if not inside or (self.exclude_low and value == self.low) or (self.exclude_high and value == self.high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {self.description()}")
+        if value % self.multiple and self.multiple > 1:
+            below = max(value // self.multiple, 1) * self.multiple
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {self.description()}; take {below} or {below + self.multiple}"
+            )
+        return value
+
+    def description(self) -> str:
+        """The range in words."""
+        name = "an integer" if self.kind is int else "a number"
+        if self.multiple > 1:
+            name += f" that is a multiple of {self.multiple}"
+        if math.isfinite(self.high):
+            return (
+                f"{name} from {self.low:g}{' (excluded)' if self.exclude_low else ''} "
+                f"to {self.high:g}{' (excluded)' if self.exclude_high else ''}"
+            )
+        if math.isfinite(self.low):
+            return f"{name} {'above' if self.exclude_low else 'of at least'} {self.low:g}"
+        return f"{name} that is finite"
+
+
+positive_int = Number(int, low=1)
+non_negative_int = Number(int, low=0)
+seed_int = Number(int, low=0, high=MAX_SEED)
+multiple_of_32 = Number(int, low=32, multiple=32)
+positive_float = Number(float, low=0, exclude_low=True)
+non_negative_float = Number(float, low=0)
+finite_float = Number(float)
+fraction = Number(float, low=0, high=1)
+fraction_below_one = Number(float, low=0, high=1, exclude_high=True)
+
+
+# Files and folders ---------------------------------------------------------------------------------------------------
+
+
+class CheckedPath(type(Path())):  # type: ignore[misc]  # a Path of this system
+    """A path with a check of its own, see [`check_paths`]."""
+
+    def check(self, flag: str) -> None:
+        raise NotImplementedError
+
+
+class InputFile(CheckedPath):
+    """A file to read."""
+
+    def check(self, flag: str) -> None:
+        if self.is_dir():
+            raise ValueError(f"{flag} is {str(self)!r}, a folder; pass a file.")
+        _check_readable(self, flag, "file")
+
+
+class InputFolder(CheckedPath):
+    """A folder to read."""
+
+    def check(self, flag: str) -> None:
+        if self.exists() and not self.is_dir():
+            raise ValueError(f"{flag} is {str(self)!r}, a file; pass a folder.")
+        _check_readable(self, flag, "folder")
+
+
+class InputPath(CheckedPath):
+    """A file or a folder to read."""
+
+    def check(self, flag: str) -> None:
+        _check_readable(self, flag, "file or folder")
+
+
+class OutputFolder(CheckedPath):
+    """A folder to write into; made where it is missing."""
+
+    def check(self, flag: str) -> None:
+        if self.exists() and not self.is_dir():
+            raise ValueError(f"{flag} is {str(self)!r}, a file; pass a folder to write into.")
+        _check_writable(self, flag)
+
+
+class OutputFile(CheckedPath):
+    """A file to write."""
+
+    def check(self, flag: str) -> None:
+        if self.is_dir():
+            raise ValueError(f"{flag} is {str(self)!r}, a folder; pass a file to write.")
+        _check_writable(self, flag)
+
+
+class OutputImage(OutputFile):
+    """An image to write; its extension says in which format."""
+
+    def check(self, flag: str) -> None:
+        Image.init()
+        known = Image.registered_extensions()
+        if known.get(self.suffix.lower()) not in Image.SAVE:
+            raise ValueError(
+                f"{flag} is {str(self)!r}, and {self.suffix or 'no extension'!r} names no format of images; take "
+                ".png or .jpg."
+            )
+        super().check(flag)
+
+
+class ModelSource(str):
+    """A folder that `save_pretrained` wrote, or a name on the Hub."""
+
+    def check(self, flag: str) -> None:
+        path = Path(self)
+        if "{" in self or not self:
+            if not self:
+                raise ValueError(f"{flag} is empty; pass a folder of a checkpoint or a Hub id such as USER/NAME.")
+            return
+        if path.is_file():
+            raise ValueError(f"{flag} is {str(self)!r}, a file; pass the folder that it is in.")
+        if not path.is_dir():
+            has_parent = path.parent != Path(".") and path.parent.is_dir()
+            if has_parent or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self) or self.startswith("."):
+                raise ValueError(f"{flag}: there is no folder {str(self)!r}; pass a checkpoint's folder or a Hub id.")
+            return
+        _check_checkpoint(path, flag)
+
+
+def check_paths(args: argparse.Namespace) -> argparse.Namespace:
+    """
+    Checks the files and folders of a command line.
+
+    Args:
+        args (`argparse.Namespace`): what [`ScriptParser`] gave.
+
+    Returns:
+        `argparse.Namespace`: the same.
+
+    Raises:
+        ValueError: names the flag, the path, what is wrong with it and what to do.
+    """
+    for name, value in vars(args).items():
+        for entry in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(entry, CheckedPath | ModelSource):
+                entry.check(f"--{name}")
+    return args
+
+
+def _check_readable(path: Path, flag: str, kind: str) -> None:
+    if not path.exists():
+        raise ValueError(f"{flag}: there is no {kind} {str(path)!r}; check the path.")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{flag}: {str(path)!r} cannot be read; change its permissions.")
+
+
+def _check_writable(path: Path, flag: str) -> None:
+    existing = path.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() and existing != path.absolute():
+        raise ValueError(f"{flag} is {str(path)!r}, but {str(existing)!r} is a file; choose another path.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{flag}: {str(existing)!r} cannot be written to; choose another path.")
+
+
+def _check_checkpoint(folder: Path, flag: str) -> None:
+    """Whether a folder is a checkpoint of GLIPv2: its type, and weights that are whole."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            return
+        raise ValueError(f"{flag}: {str(folder)!r} holds no config.json; pass a folder that `save_pretrained` wrote.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{flag}: {str(folder / 'config.json')!r} is no settings of a model: {error}.") from error
+    if model_type != MODEL_TYPE:
+        raise ValueError(
+            f"{flag}: {str(folder)!r} holds a model of type {model_type!r}; pass a checkpoint of {MODEL_TYPE!r}."
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{flag}: {str(folder)!r} holds no .safetensors; save the model with `save_pretrained`.")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{flag}: {str(file)!r} is damaged ({error}); copy or save it again.") from error
+
+
+# Groups of flags -----------------------------------------------------------------------------------------------------
+
+
+def add_model(parser: argparse.ArgumentParser, help: str = "folder or Hub id", default: str | None = None) -> None:
+    """`--model`."""
+    if default is not None:
+        help += f" (default: {default})"
+    default_source = None if default is None else ModelSource(default)
+    parser.add_argument("--model", type=ModelSource, required=default is None, default=default_source, help=help)
+
+
+def add_threshold(
+    parser: argparse.ArgumentParser, default: float = 0.3, help: str = "score of a box at least"
+) -> None:
+    """`--threshold`, on the score that is returned and drawn."""
+    parser.add_argument("--threshold", type=fraction, default=default, help=f"{help} (default: {default:g})")
+
+
+def add_image(parser: argparse.ArgumentParser, required: bool = True, help: str = "image to look at") -> None:
+    """`--image`."""
+    parser.add_argument("--image", type=InputFile, required=required, help=help)
+
+
+def add_drawing(parser: argparse.ArgumentParser, default: str) -> None:
+    """`--output`, an image to write."""
+    parser.add_argument("--output", type=OutputImage, default=OutputImage(default), help=f"image (default: {default})")
+
+
+def add_output_file(parser: argparse.ArgumentParser, help: str = "JSON file to write the scores to") -> None:
+    """`--output`, a file, optional."""
+    parser.add_argument("--output", type=OutputFile, help=help)
+
+
+def add_output_folder(parser: argparse.ArgumentParser, help: str) -> None:
+    """`--output`, a folder."""
+    parser.add_argument("--output", type=OutputFolder, required=True, help=help)
+
+
+def add_max_samples(parser: argparse.ArgumentParser, help: str, default: int | None = None) -> None:
+    """`--max_samples`."""
+    if default is not None:
+        help += f" (default: {default})"
+    parser.add_argument("--max_samples", type=positive_int, default=default, help=help)
+
+
+def add_image_size(parser: argparse.ArgumentParser, help: str, default: Sequence[int] | None = None) -> None:
+    """`--image_size`, one or several shortest edges in pixels."""
+    shown = "the processor's" if default is None else " ".join(map(str, default))
+    parser.add_argument(
+        "--image_size",
+        type=positive_int,
+        nargs="+",
+        default=None if default is None else list(default),
+        metavar="PIXELS",
+        help=f"shortest edges in pixels: {help} (default: {shown})",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, help: str, default: int = 0) -> None:
+    """`--seed`."""
+    parser.add_argument("--seed", type=seed_int, default=default, help=f"{help} (default: {default})")
+
+
+def add_mixed_precision(parser: argparse.ArgumentParser) -> None:
+    """`--mixed_precision`."""
+    parser.add_argument(
+        "--mixed_precision", choices=MIXED_PRECISION, help="(default: what `accelerate launch` says, else no)"
+    )
+
+
+def add_num_workers(parser: argparse.ArgumentParser) -> None:
+    """`--num_workers`."""
+    parser.add_argument(
+        "--num_workers",
+        type=non_negative_int,
+        default=0,
+        help="processes that prepare images, for each process (default: 0)",
+    )
+
+
+def add_generation(parser: argparse.ArgumentParser, max_new_tokens: int = 30) -> None:
+    """`--num_beams` and `--max_new_tokens` of captions."""
+    add = parser.add_argument
+    add("--num_beams", type=positive_int, default=5, help="captions: beams; 1 is greedy decoding (default: 5)")
+    add(
+        "--max_new_tokens",
+        type=positive_int,
+        default=max_new_tokens,
+        help=f"captions: tokens at most (default: {max_new_tokens})",
+    )
+
+
+def add_prediction(parser: argparse.ArgumentParser, batch_size: bool = True) -> None:
+    """What all scripts that predict many images take: how many, how fast, and how often predictions are written."""
+    add_max_samples(parser, "only the first so many images (of each data set)")
+    if batch_size:
+        parser.add_argument("--batch_size", type=positive_int, default=1, help="images at once (default: 1)")
+    add_num_workers(parser)
+    parser.add_argument(
+        "--images_per_file",
+        type=positive_int,
+        default=32,
+        help="images of a file of predictions; a kill loses at most so many for each process (default: 32)",
+    )
+    add_mixed_precision(parser)
+
+
+def add_scenes(parser: argparse.ArgumentParser) -> None:
+    """The composite scenes that `fetch_scene_assets.py` has the parts of."""
+    add = parser.add_argument
+    add("--assets", type=InputFolder, required=True, help="folder that fetch_scene_assets.py wrote")
+    add(
+        "--background_folder",
+        type=InputFolder,
+        help="COCO-format folder with train.json that gave training further backgrounds; a quarter is for the test",
+    )
+    add_seed(parser, "of the scenes")
+
+
+def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """`--device`."""
+    parser.add_argument(
+        "--device", type=device_name, default=default, help=f"cpu or cuda (default: {default or 'cuda, else cpu'})"
+    )
+
+
+def device_name(text: str) -> str:
+    """`cpu`, `cuda` or `cuda:1`."""
+    if not re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; take cpu, cuda or cuda:1")
+    return text
+
+
+def add_timing(parser: argparse.ArgumentParser, repeats: int, help: str) -> None:
+    """`--repeats` and `--threads` of benchmarks."""
+    add = parser.add_argument
+    add("--repeats", type=positive_int, default=repeats, help=f"{help} (default: {repeats})")
+    add("--threads", type=positive_int, default=2, help="CPU threads (default: 2)")
+
+
+def add_training(
+    parser: argparse.ArgumentParser,
+    batch_size: int,
+    batch_help: str,
+    eval_steps: int,
+    train: Sequence[str],
+    num_steps: int | None = None,
+    num_steps_help: str = "optimizer steps",
+) -> None:
+    """
+    What all training scripts take but `--data`, `--learning_rate` and `--image_size`, whose help differs.
+
+    Args:
+        parser (`argparse.ArgumentParser`).
+        batch_size (`int`), num_steps (`int`, *optional*), eval_steps (`int`): defaults.
+        batch_help, num_steps_help (`str`).
+        train (`Sequence[str]`): what `--train` offers, the default first; see `training.tuning`.
+    """
+    add = parser.add_argument
+    add_output_folder(parser, "folder for weights, checkpoints and logs")
+    add("--train", choices=list(train), default=train[0], help=f"what learns (default: {train[0]})")
+    shown = "" if num_steps is None else f" (default: {num_steps})"
+    add("--num_steps", type=positive_int, default=num_steps, help=num_steps_help + shown)
+    add("--batch_size", type=positive_int, default=batch_size, help=f"{batch_help} (default: {batch_size})")
+    add(
+        "--eval_steps",
+        type=positive_int,
+        default=eval_steps,
+        help=f"steps between evaluations, each with a checkpoint (default: {eval_steps})",
+    )
+    add(
+        "--patience",
+        type=non_negative_int,
+        default=0,
+        help="end after so many evaluations without a gain; 0: never (default: 0)",
+    )
+    add_num_workers(parser)
+    add_mixed_precision(parser)
+    add_seed(parser, "of data order, augmentation and dropout")
+    add(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="a checkpoint folder, or `latest`, which also starts where there is none",
+    )
+    add("--push_to_hub", metavar="REPO", help="upload the result to this Hub repository")

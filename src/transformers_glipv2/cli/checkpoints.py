@@ -1,0 +1,34 @@
+"""Checkpoints as scripts load them for use: with every head that is asked for."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from transformers_glipv2 import GLIPv2Processor
+
+
+def load_checkpoint(model_class: type[PreTrainedModel], source: str, device: Any = "cpu") -> tuple[Any, Any]:
+    """
+    A model in evaluation mode, and its processor.
+
+    Args:
+        model_class (`type`): such as `GLIPv2ForObjectDetection`.
+        source (`str`): folder or Hub id.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`).
+
+    Returns:
+        `tuple`: the model and the `GLIPv2Processor`.
+
+    Raises:
+        ValueError: when the checkpoint lacks weights of the class, such as a mask head, so that the model would
+            answer from random numbers.
+    """
+    model, loaded = model_class.from_pretrained(source, output_loading_info=True)
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        heads = ", ".join(sorted({name.split(".")[0] for name in missing}))
+        raise ValueError(
+            f"{source} has no weights for {heads} ({len(missing)} tensors such as {missing[0]}); use a checkpoint "
+            "that was trained for this task, or train the head first."
+        )
+    return model.to(device).eval(), GLIPv2Processor.from_pretrained(source)
