@@ -27,9 +27,14 @@ from transformers_glipv2.evaluation.grounded_captions import grounded_caption_sc
 from transformers_glipv2.inference.language import caption_and_ground
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
-from transformers_glipv2.training import write_json
-from transformers_glipv2.training.captioning import CaptionEvaluator, best_constant_caption, caption_scores
-from transformers_glipv2.training.vqa import AnswerEvaluator, best_constant_answers
+from transformers_glipv2.training import (
+    AnswerEvaluator,
+    CaptionEvaluator,
+    best_constant_answers,
+    best_constant_caption,
+    caption_scores,
+    write_json,
+)
 
 TASKS = ("answers", "captions")
 

@@ -10,7 +10,7 @@ of captions that chooses the best weights:
 
     sources: [{kind: karpathy_captions, path: dataset_coco.json, image_folder: coco, split: train}]
     evaluation: {kind: karpathy_captions, path: dataset_coco.json, image_folder: coco, split: val, per_image: true,
-                 max_images: 500}
+                 max_samples: 500}
 
 or composite scenes, `{kind: scenes, path: assets, kinds: {caption: 1.0}}`, with `split: test` to evaluate on. Defaults
 are the paper's: ten epochs, learning rate 5e-5, 10 % warm-up, decay 0.01; there images have 576 px (`--size 576`).
@@ -38,25 +38,24 @@ from transformers_glipv2.evaluation.grounded_captions import grounded_caption_sc
 from transformers_glipv2.inference.language import caption_and_ground
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.training import (
+    CaptionCollator,
+    CaptionEvaluator,
     StepBatches,
     TrainingPlan,
+    contrastive_head_of,
+    evaluation_examples,
     export_model,
+    head_groups,
+    load_other_heads,
     load_sources,
     make_collator,
     push_folder,
     read_data_file,
+    set_shortest_edge,
     step_loader,
+    steps_of_epochs,
     train,
     write_json,
-)
-from transformers_glipv2.training.captioning import CaptionCollator, CaptionEvaluator
-from transformers_glipv2.training.heads import load_other_heads
-from transformers_glipv2.training.vqa import (
-    contrastive_head_of,
-    evaluation_rows,
-    head_groups,
-    set_shortest_edge,
-    steps_of_epochs,
 )
 
 EPOCHS = 10
@@ -137,10 +136,10 @@ def main(arguments: list[str] | None = None) -> dict:
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Training; the best weights by CIDEr are kept.
-    rows = evaluation_rows(data, "caption")
+    examples = evaluation_examples(data, "caption")
     evaluate = None
-    if rows is not None:
-        evaluate = CaptionEvaluator(accelerator, processor, rows, args.prefix, with_images=not args.blind)
+    if examples is not None:
+        evaluate = CaptionEvaluator(accelerator, processor, examples, args.prefix, with_images=not args.blind)
     plan = TrainingPlan(
         args.output,
         num_steps,
@@ -167,18 +166,21 @@ def main(arguments: list[str] | None = None) -> dict:
         return metrics
 
     # The kept weights, read back from the output folder, with beams and boxes.
-    if rows is not None:
+    if examples is not None:
         best = GLIPv2ForConditionalGeneration.from_pretrained(args.output).to(accelerator.device).eval()
-        beams = CaptionEvaluator(accelerator, processor, rows, args.prefix, args.num_beams, with_images=not args.blind)
+        beams = CaptionEvaluator(
+            accelerator, processor, examples, args.prefix, args.num_beams, with_images=not args.blind
+        )
         metrics |= {"greedy": state.best_metrics, f"{args.num_beams} beams": beams(best)}
         captions = [
-            {"image_id": row["image_id"], "caption": text} for row, text in zip(rows, beams.captions, strict=True)
+            {"image_id": example["image_id"], "caption": text}
+            for example, text in zip(examples, beams.captions, strict=True)
         ]
-        grounded = [row for row in rows if (row.get("objects") or {}).get("phrase")]
+        grounded = [example for example in examples if (example.get("objects") or {}).get("phrase")]
         if accelerator.is_main_process:
             write_json(args.output / "captions.json", captions)
             if grounded and not args.blind:
-                images = [row["image"] for row in grounded]
+                images = [example["image"] for example in grounded]
                 results = caption_and_ground(best, processor, images, args.prefix, beams.generation)
                 metrics["grounded"] = grounded_caption_scores(grounded, results)
     if accelerator.is_main_process:

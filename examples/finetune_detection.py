@@ -44,6 +44,7 @@ from transformers_glipv2.training import (
     prepare_tuning,
     push_folder,
     read_data_file,
+    set_shortest_edge,
     step_loader,
     train,
     write_json,
@@ -193,13 +194,6 @@ def main(arguments: list[str] | None = None) -> dict:
             print(push_folder(args.output, args.push_to_hub))
     accelerator.end_training()
     return metrics
-
-
-def set_shortest_edge(processor: GLIPv2Processor, shortest_edge: int) -> None:
-    """Lets a processor make images of another size, the longest edge in proportion; it is saved with the model."""
-    size = processor.image_processor.size
-    longest_edge = round(size["longest_edge"] * shortest_edge / size["shortest_edge"])
-    processor.image_processor.size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
 
 
 if __name__ == "__main__":

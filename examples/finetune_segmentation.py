@@ -27,10 +27,13 @@ from transformers_glipv2.data.formats.coco import find_annotation_file
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from transformers_glipv2.training import (
     DataFile,
+    DetectionEvaluator,
     StepBatches,
     TrainingPlan,
     export_model,
+    load_other_heads,
     make_collator,
+    make_evaluator,
     make_mixture,
     parameter_groups,
     push_folder,
@@ -39,8 +42,6 @@ from transformers_glipv2.training import (
     train,
     write_json,
 )
-from transformers_glipv2.training.evaluation import MaskEvaluator
-from transformers_glipv2.training.heads import load_other_heads
 
 LEARNING_RATES = {"mask-head": 1e-3, "all": 1e-4}
 
@@ -127,11 +128,7 @@ def main(arguments: list[str] | None = None) -> dict:
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Training; the best weights by mask AP are kept.
-    evaluate = None
-    if data.evaluation is not None:
-        found = data.folder / data.evaluation["path"]
-        choice = {name: data.evaluation[name] for name in ("split", "max_images") if name in data.evaluation}
-        evaluate = MaskEvaluator(accelerator, processor, found, **choice)
+    evaluate = make_evaluator(data, accelerator, processor, masks=True)
     plan = TrainingPlan(
         args.output,
         args.num_steps,
@@ -162,7 +159,8 @@ def main(arguments: list[str] | None = None) -> dict:
     if args.test_split:
         best = GLIPv2ForInstanceSegmentation.from_pretrained(args.output)
         best = accelerator.prepare_model(best, evaluation_mode=True).eval()
-        metrics[args.test_split] = MaskEvaluator(accelerator, processor, args.data, args.test_split)(best)
+        test = DetectionEvaluator(accelerator, processor, args.data, args.test_split, masks=True)
+        metrics[args.test_split] = test(best)
     if accelerator.is_main_process:
         write_json(args.output / "metrics.json", metrics)
         print(json.dumps(metrics, indent=2))

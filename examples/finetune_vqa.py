@@ -10,7 +10,7 @@ of questions that chooses the best weights:
 
     sources: [{kind: vqa, path: questions.json, annotations_file: annotations.json, image_folder: coco}]
     evaluation: {kind: vqa, path: val_questions.json, annotations_file: val_annotations.json, image_folder: coco,
-                 max_images: 500}
+                 max_samples: 500}
 
 or composite scenes, `{kind: scenes, path: assets, kinds: {vqa: 1.0}}`, with `split: test` to evaluate on. Rows of
 other kinds may be mixed in: their boxes are learnt beside the answers. Defaults are the paper's: ten epochs, learning
@@ -35,31 +35,29 @@ from transformers_glipv2.data.answers import load_answer_vocabulary
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 from transformers_glipv2.training import (
-    StepBatches,
-    TrainingPlan,
-    export_model,
-    load_sources,
-    make_collator,
-    push_folder,
-    read_data_file,
-    step_loader,
-    train,
-    write_json,
-)
-from transformers_glipv2.training.heads import load_other_heads
-from transformers_glipv2.training.vqa import (
     AnswerCollator,
     AnswerEvaluator,
+    StepBatches,
+    TrainingPlan,
     answers_are_new,
     answers_of_sources,
     best_constant_answers,
     contrastive_head_of,
-    evaluation_rows,
+    evaluation_examples,
+    export_model,
     frozen_batches,
     head_groups,
+    load_other_heads,
+    load_sources,
+    make_collator,
+    push_folder,
+    read_data_file,
     repeated,
     set_shortest_edge,
+    step_loader,
     steps_of_epochs,
+    train,
+    write_json,
 )
 
 EPOCHS = 10
@@ -157,10 +155,10 @@ def main(arguments: list[str] | None = None) -> dict:
         kept = frozen_batches(accelerator.unwrap_model(model), loader, accelerator.device, accelerator.is_main_process)
 
     # Training; the best weights by accuracy are kept.
-    rows = evaluation_rows(data, "vqa")
+    examples = evaluation_examples(data, "vqa")
     evaluate = None
-    if rows is not None:
-        evaluate = AnswerEvaluator(accelerator, processor, rows, with_images=not args.blind)
+    if examples is not None:
+        evaluate = AnswerEvaluator(accelerator, processor, examples, with_images=not args.blind)
     plan = TrainingPlan(
         args.output,
         num_steps,
@@ -183,8 +181,8 @@ def main(arguments: list[str] | None = None) -> dict:
         resume_from=args.resume_from_checkpoint,
     )
     metrics = {"blind": args.blind, "answers": len(answers), "best_step": state.best_step, "seconds": state.seconds}
-    if rows is not None:
-        metrics |= {"evaluation": state.best_metrics, "best_constant_answers": best_constant_answers(rows)}
+    if examples is not None:
+        metrics |= {"evaluation": state.best_metrics, "best_constant_answers": best_constant_answers(examples)}
     if accelerator.is_main_process and state.stopped != "signal":
         write_json(args.output / "metrics.json", metrics)
         print(json.dumps(metrics, indent=2))

@@ -32,10 +32,13 @@ from transformers_glipv2.modeling_glipv2_vqa import answer_config
 from transformers_glipv2.training import (
     FREEZABLE,
     SCHEDULES,
+    JointCollator,
     StepBatches,
     TrainingPlan,
     TrainingState,
     WeightAverage,
+    answers_are_new,
+    answers_of_sources,
     export_model,
     freeze,
     make_collator,
@@ -48,8 +51,6 @@ from transformers_glipv2.training import (
     train,
     write_json,
 )
-from transformers_glipv2.training.joint import JointCollator
-from transformers_glipv2.training.vqa import answers_are_new, answers_of_sources
 
 LOSSES = ("box", "centerness", "intra", "inter", "mlm")
 

@@ -8,8 +8,7 @@ from transformers_glipv2 import GLIPv2ForPreTraining
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_joint import GLIPv2ForJointTraining
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
-from transformers_glipv2.training.captioning import CaptionCollator
-from transformers_glipv2.training.joint import JointCollator
+from transformers_glipv2.training import CaptionCollator, JointCollator
 
 IGNORED = -100
 

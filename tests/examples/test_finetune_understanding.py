@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
     for kind in ("vqa", "caption"):
         source = f"kind: scenes, path: assets, size: 64, kinds: {{{kind}: 1.0}}"
         (folder / f"{kind}.yaml").write_text(
-            f"sources: [{{{source}}}]\nevaluation: {{{source}, split: test, max_images: 4}}\n"
+            f"sources: [{{{source}}}]\nevaluation: {{{source}, split: test, max_samples: 4}}\n"
         )
     return folder
 

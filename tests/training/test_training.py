@@ -408,7 +408,7 @@ class Oracle:
     def __init__(self, truth: list[list[tuple[int, list[float]]]]):
         self.truth, self.images, self.prompts = truth, 0, []
 
-    def __call__(self, model, processor, prompts):
+    def __call__(self, model, processor, prompts, masks):
         self.prompts = prompts
         return self._detect
 
@@ -433,7 +433,7 @@ def test_perfect_detections_score_a_hundred(tmp_path, monkeypatch):
         ]
         for image in content["images"]
     ]
-    evaluator = DetectionEvaluator(Accelerator(), tiny_processor(), folder, "val", max_images=6, progress=False)
+    evaluator = DetectionEvaluator(Accelerator(), tiny_processor(), folder, "val", max_samples=6, progress=False)
     assert evaluator.labels == ["cat", "dog"]
     assert evaluator.category_ids == [1, 2]
     for found, expected in ((truth, 100), (truth[::-1], 0)):
@@ -448,6 +448,8 @@ def test_perfect_detections_score_a_hundred(tmp_path, monkeypatch):
             assert scores["AP"] < 50
 
 
-def test_every_process_gets_as_many_images():
-    assert evaluation_module.share(5, 0, 1) == [0, 1, 2, 3, 4]
-    assert [evaluation_module.share(5, index, 2) for index in range(2)] == [[0, 1, 2], [3, 4, 0]]
+@pytest.mark.parametrize(("count", "processes"), [(5, 1), (5, 2), (1, 2), (3, 8), (16, 4)])
+def test_every_process_evaluates_equally_many(count, processes):
+    dealt = [evaluation_module.process_indices(count, index, processes) for index in range(processes)]
+    assert len({len(indices) for indices in dealt}) == 1
+    assert {index for indices in dealt for index in indices} == set(range(count))

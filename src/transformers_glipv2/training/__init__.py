@@ -1,7 +1,8 @@
 """What the training scripts share. Never imported by model files."""
 
 from transformers_glipv2.training.averaging import WeightAverage
-from transformers_glipv2.training.batches import StepBatches, step_loader
+from transformers_glipv2.training.batches import StepBatches, step_loader, steps_of_epochs
+from transformers_glipv2.training.captioning import CaptionEvaluator, best_constant_caption, caption_scores
 from transformers_glipv2.training.checkpoints import (
     TrainingState,
     export_model,
@@ -10,6 +11,13 @@ from transformers_glipv2.training.checkpoints import (
     push_folder,
     save_checkpoint,
     write_json,
+)
+from transformers_glipv2.training.collators import (
+    AnswerCollator,
+    CaptionCollator,
+    JointCollator,
+    ablate_images,
+    set_shortest_edge,
 )
 from transformers_glipv2.training.data_file import (
     DataFile,
@@ -21,28 +29,57 @@ from transformers_glipv2.training.data_file import (
     make_sampler,
     read_data_file,
 )
-from transformers_glipv2.training.evaluation import DetectionEvaluator, make_evaluator
+from transformers_glipv2.training.evaluation import DetectionEvaluator, evaluation_examples, make_evaluator
+from transformers_glipv2.training.heads import answers_are_new, contrastive_head_of, load_other_heads
 from transformers_glipv2.training.loop import TrainingPlan, train
-from transformers_glipv2.training.optimization import SCHEDULES, learning_rate_factor, parameter_groups
+from transformers_glipv2.training.optimization import (
+    SCHEDULES,
+    head_groups,
+    learning_rate_factor,
+    parameter_groups,
+)
 from transformers_glipv2.training.tuning import FREEZABLE, TUNING_WAYS, freeze, load_tuned, prepare_tuning
+from transformers_glipv2.training.vqa import (
+    AnswerEvaluator,
+    answers_of_sources,
+    best_constant_answers,
+    frozen_batches,
+    repeated,
+)
 
 __all__ = [
     "FREEZABLE",
     "SCHEDULES",
     "TUNING_WAYS",
+    "AnswerCollator",
+    "AnswerEvaluator",
+    "CaptionCollator",
+    "CaptionEvaluator",
     "DataFile",
     "DetectionEvaluator",
+    "JointCollator",
     "SamplerBySource",
     "StepBatches",
     "TrainingPlan",
     "TrainingState",
     "WeightAverage",
+    "ablate_images",
+    "answers_are_new",
+    "answers_of_sources",
+    "best_constant_answers",
+    "best_constant_caption",
+    "caption_scores",
     "clean_name",
+    "contrastive_head_of",
+    "evaluation_examples",
     "export_model",
     "find_checkpoint",
     "freeze",
+    "frozen_batches",
+    "head_groups",
     "learning_rate_factor",
     "load_checkpoint",
+    "load_other_heads",
     "load_sources",
     "load_tuned",
     "make_collator",
@@ -53,8 +90,11 @@ __all__ = [
     "prepare_tuning",
     "push_folder",
     "read_data_file",
+    "repeated",
     "save_checkpoint",
+    "set_shortest_edge",
     "step_loader",
+    "steps_of_epochs",
     "train",
     "write_json",
 ]

@@ -1,4 +1,4 @@
-"""Which rows a step sees: decided by the step's number, whatever the number of processes and workers."""
+"""Which examples a step gets: its number alone decides, whatever the number of processes and workers."""
 
 import pickle
 import signal
@@ -12,16 +12,29 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
+def steps_of_epochs(sources: Sequence[Any], epochs: int, batch_size: int) -> int:
+    """
+    Steps that see as many examples as `epochs` passes over all sources have.
+
+    Raises:
+        ValueError: when a source is endless.
+    """
+    if not all(hasattr(source, "__len__") for source in sources):
+        raise ValueError("a source is endless, and so is an epoch; give `--num_steps`.")
+    return -(-epochs * sum(len(source) for source in sources) // batch_size)
+
+
 class StepBatches(Sampler[list[int]]):
     """
-    The micro-batches of one process: step s of the run uses rows s * batch_size to (s + 1) * batch_size - 1.
+    The micro-batches of one process: step s of the run gets the sample indices s * batch_size to
+    (s + 1) * batch_size - 1.
 
-    A step's rows are cut into micro-batches in order and dealt to the processes in turn. So the same `batch_size`
-    trains on the same rows on one process and on many, and a run that resumes at a step reads what the interrupted one
-    would have read.
+    A step's examples are cut into micro-batches in order and dealt to the processes in turn. So the same `batch_size`
+    trains on the same examples on one process and on many, and a run that resumes at a step reads what the interrupted
+    one would have read.
 
     Args:
-        batch_size (`int`): rows of one optimizer step, over all processes and accumulated micro-batches.
+        batch_size (`int`): examples of one optimizer step, over all processes and accumulated micro-batches.
         num_steps (`int`): of the whole run.
         start_step (`int`, *optional*, defaults to 0): steps already made.
         accumulation_steps (`int`, *optional*, defaults to 1): micro-batches that each process takes a step.
@@ -86,15 +99,15 @@ def step_loader(
 
 class _PackingCollate:
     """
-    Sends the labels of a batch as one string of bytes. As hundreds of small tensors, each in a file of its own and
-    pinned by itself, they can take longer than a GPU's step.
+    Sends the labels of a batch as one string of bytes. As hundreds of small tensors, each shared and pinned separately,
+    they can take longer than a GPU's step.
     """
 
     def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], Any]):
         self.collate = collate
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> Any:
-        batch = self.collate(rows)
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
+        batch = self.collate(examples)
         if isinstance(batch, dict) and isinstance(batch.get("labels"), list):
             labels = tree_map_only(torch.Tensor, torch.Tensor.numpy, batch["labels"])
             batch = {**batch, "labels": pickle.dumps(labels, protocol=pickle.HIGHEST_PROTOCOL)}

@@ -9,7 +9,7 @@ A file that says what a run is trained on: data sets with weights, sizes of imag
     mlm_probability: 0.15       # of a word to be hidden
     max_negatives: 85           # absent classes in the sentence of a detection row, at most
     augment: {flip: 0.5, photometric: 0.5, copy_paste: 0.0}    # probabilities; copy_paste needs a source with masks
-    evaluation: {path: coco-mini, split: val, max_images: 100}
+    evaluation: {path: coco-mini, split: val, max_samples: 100}
 
 Paths are relative to the file. YAML, of which JSON is a part.
 """

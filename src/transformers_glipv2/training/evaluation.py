@@ -1,7 +1,8 @@
-"""Average precision of boxes and masks on a COCO-format folder while a model trains."""
+"""Evaluation while a model trains: how examples are dealt to processes, and average precision of boxes and masks."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -10,120 +11,88 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 
-from transformers_glipv2.data.dataset import open_image
 from transformers_glipv2.data.formats.coco import ImageFinder, find_annotation_file, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detections import read_annotations
 from transformers_glipv2.evaluation.detector import Detector, coco_entries, open_annotated_image
 from transformers_glipv2.inference.detector import encode_labels
-from transformers_glipv2.training.data_file import DataFile, clean_name
+from transformers_glipv2.training.data_file import DataFile, clean_name, load_sources
 
 REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100")
+
+Item = TypeVar("Item")
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+
+def process_indices(count: int, process_index: int, num_processes: int) -> list[int]:
+    """
+    The indices of `count` examples that one process evaluates. Every process gets equally many, the last ones again
+    from the front: forward passes of sharded models need all processes, and would wait for ever for one that has
+    finished.
+    """
+    per_process = -(-count // num_processes)
+    return [(process_index * per_process + position) % count for position in range(per_process)]
+
+
+def own_examples(accelerator: Accelerator, examples: Sequence[Item], progress: bool) -> Iterator[tuple[int, Item]]:
+    """Index and example of what this process evaluates, with a progress bar."""
+    indices = process_indices(len(examples), accelerator.process_index, accelerator.num_processes)
+    for index in tqdm(indices, desc="evaluation", disable=not progress, leave=False):
+        yield index, examples[index]
+
+
+def gather_in_order(results: Iterable[tuple[int, Item]]) -> list[Item]:
+    """
+    What all processes found, in the order of the examples; called by all of them. An example that two processes had
+    counts once.
+
+    Args:
+        results: index of the example and result, of this process.
+    """
+    # Each process hands over one object: `gather_object` joins lists.
+    everyone = {index: result for part in gather_object([dict(results)]) for index, result in part.items()}
+    return [everyone[index] for index in sorted(everyone)]
+
+
+def with_forward_methods(accelerator: Accelerator, model: nn.Module, *methods: str) -> nn.Module:
+    """
+    The model without the wrapper of DDP, on which these methods can be called. FSDP2 gathers the shards around
+    `forward` alone unless it knows of the method.
+    """
+    model = accelerator.unwrap_model(model)
+    if isinstance(model, FSDPModule):
+        for method in methods:
+            register_fsdp_forward_method(model, method)
+    return model
+
+
+# Boxes and masks -----------------------------------------------------------------------------------------------------
 
 
 class DetectionEvaluator:
     """
-    Scores a model on the images and classes of a COCO-format file, over all processes.
+    Average precision of boxes, or of masks and boxes, on the images and classes of a COCO-format file, over all
+    processes.
 
     Every image is asked for every class of the file, in the file's order and in as few prompts as hold them.
 
     Args:
-        accelerator (`Accelerator`): shares out the images.
+        accelerator (`Accelerator`): deals the images to the processes.
         processor (`GLIPv2Processor`).
         annotation_file (`str` or `Path`): a COCO-format json or folder, as `load_coco` takes it.
         split (`str`, *optional*): needed where a folder holds several.
-        max_images (`int`, *optional*): only the first so many images of the file.
+        max_samples (`int`, *optional*): only the first so many images of the file.
         size (`dict[str, int]`, *optional*): "shortest_edge" and "longest_edge" in pixels instead of the processor's.
+        masks (`bool`, *optional*, defaults to `False`): score masks too. Objects without a mask are then left out of
+            both scores, so that the two compare.
         progress (`bool`, *optional*, defaults to `True`): show bars.
 
     Returns (when called with a prepared model in eval mode):
         `dict[str, float]`: AP, AP50, AP75, APs, APm, APl and AR@100 in percent; -1 where there is nothing to average.
-            The same on every process.
-
-    Raises:
-        FileNotFoundError, ValueError: when the file is missing or not COCO format.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        processor: Any,
-        annotation_file: str | Path,
-        split: str | None = None,
-        max_images: int | None = None,
-        size: dict[str, int] | None = None,
-        progress: bool = True,
-    ):
-        path = find_annotation_file(annotation_file, split)
-        self.annotations = read_annotations(path)
-        self.images = self.annotations["images"][:max_images]
-        categories = used_categories(self.annotations["categories"], self.annotations["annotations"])
-        self.category_ids, self.labels = list(categories), [clean_name(name) for name in categories.values()]
-        self.prompts = encode_labels(self.labels, processor.tokenizer, processor.max_tokens)
-        self.find = ImageFinder(path.parent)
-        self.accelerator = accelerator
-        self.processor = processor
-        self.size = size
-        self.progress = progress and accelerator.is_main_process
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        model = self.accelerator.unwrap_model(model)
-        if isinstance(model, FSDPModule):
-            # Shards are brought together for `forward` only, unless told otherwise.
-            register_fsdp_forward_method(model, "get_image_features")
-        detector = Detector(model, self.processor, self.prompts)
-        mine = share(len(self.images), self.accelerator.process_index, self.accelerator.num_processes)
-        found = {}
-        for index in tqdm(mine, desc="evaluation", disable=not self.progress, leave=False):
-            entry = self.images[index]
-            image = open_annotated_image(self.find(entry["file_name"]), (entry["width"], entry["height"]))
-            with self.accelerator.autocast():
-                (result,) = detector([image], self.size, [(entry["height"], entry["width"])])
-            found[index] = coco_entries(entry["id"], result, self.category_ids)
-        # An image that two processes had counts once.
-        everyone = {index: entries for part in gather_object([found]) for index, entries in part.items()}
-        predictions = [entry for index in sorted(everyone) for entry in everyone[index]]
-        image_ids = [image["id"] for image in self.images]
-        scores = evaluate_coco(self.annotations, predictions, image_ids=image_ids, progress=False)
-        return {name: 100 * scores[name] if scores[name] >= 0 else -1.0 for name in REPORTED}
-
-
-def make_evaluator(data: DataFile, accelerator: Accelerator, processor: Any) -> DetectionEvaluator | None:
-    """The evaluator that a data file asks for under `evaluation`; `None` where it asks for none."""
-    if data.evaluation is None:
-        return None
-    options = {name: value for name, value in data.evaluation.items() if name != "path"}
-    return DetectionEvaluator(accelerator, processor, data.folder / data.evaluation["path"], **options)
-
-
-def share(count: int, process_index: int, num_processes: int) -> list[int]:
-    """
-    The images of one process, of `count`. Every process gets equally many, the last ones again from the front, since
-    forward passes of sharded models need all processes.
-    """
-    per_process = -(-count // num_processes)
-    return [(process_index * per_process + place) % count for place in range(per_process)]
-
-
-class MaskEvaluator:
-    """
-    Scores the masks and boxes of a model on a COCO-format file, over all processes.
-
-    Every image is asked for every class of the file. Objects without a mask are left out of both scores, so that
-    they compare.
-
-    Args:
-        accelerator (`Accelerator`): shares out the images.
-        processor (`GLIPv2Processor`).
-        annotation_file (`str` or `Path`): a COCO-format json or folder, as `load_coco` takes it.
-        split (`str`, *optional*): needed where a folder holds several.
-        max_images (`int`, *optional*): only the first so many images of the file.
-        progress (`bool`, *optional*, defaults to `True`): show bars.
-
-    Returns (when called with a model in eval mode):
-        `dict[str, float]`: AP, AP50, AP75, APs, APm, APl and AR@100 of the masks, and the same of the boxes as
-            "box_AP" and so on; in percent, -1 where there is nothing to average. The same on every process.
+            With `masks` these are of the masks, and those of the boxes are "box_AP" and so on. The same on every
+            process.
 
     Raises:
         FileNotFoundError, ValueError: when the file is missing or not COCO format, or no object has a mask.
@@ -135,44 +104,91 @@ class MaskEvaluator:
         processor: Any,
         annotation_file: str | Path,
         split: str | None = None,
-        max_images: int | None = None,
+        max_samples: int | None = None,
+        size: dict[str, int] | None = None,
+        masks: bool = False,
         progress: bool = True,
     ):
         path = find_annotation_file(annotation_file, split)
-        content = read_annotations(path)
-        with_masks = [annotation for annotation in content["annotations"] if annotation.get("segmentation")]
-        if not with_masks:
-            raise ValueError(f"No object of {path} has a `segmentation`; score its boxes with `DetectionEvaluator`.")
-        self.annotations = {**content, "annotations": with_masks}
-        self.images = content["images"][:max_images]
-        categories = used_categories(content["categories"], content["annotations"])
+        self.annotations = read_annotations(path)
+        categories = used_categories(self.annotations["categories"], self.annotations["annotations"])
+        if masks:
+            with_masks = [entry for entry in self.annotations["annotations"] if entry.get("segmentation")]
+            if not with_masks:
+                raise ValueError(f"no object of {path} has a `segmentation`; score its boxes alone (masks=False).")
+            self.annotations = {**self.annotations, "annotations": with_masks}
+        self.images = self.annotations["images"][:max_samples]
+        if not self.images:
+            raise ValueError(f"{path} lists no images; there is nothing to evaluate on.")
         self.category_ids, self.labels = list(categories), [clean_name(name) for name in categories.values()]
+        self.prompts = encode_labels(self.labels, processor.tokenizer, processor.max_tokens)
         self.find = ImageFinder(path.parent)
         self.accelerator = accelerator
         self.processor = processor
+        self.size = size
+        self.masks = masks
         self.progress = progress and accelerator.is_main_process
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        model = self.accelerator.unwrap_model(model)
-        prompts = encode_labels(self.labels, self.processor.tokenizer, self.processor.max_tokens)
-        detector = Detector(model, self.processor, prompts, masks=True)
-        own = self.images[self.accelerator.process_index :: self.accelerator.num_processes]
-        predictions = []
-        for entry in tqdm(own, desc="evaluation", disable=not self.progress, leave=False):
-            image = open_image(self.find(entry["file_name"]), (entry["width"], entry["height"]))
+        model = with_forward_methods(self.accelerator, model, "get_image_features", "predict_masks")
+        detector = Detector(model, self.processor, self.prompts, masks=self.masks)
+        results = []
+        for index, entry in own_examples(self.accelerator, self.images, self.progress):
+            image = open_annotated_image(self.find(entry["file_name"]), (entry["width"], entry["height"]))
             with self.accelerator.autocast():
-                (result,) = detector([image])
-            predictions += coco_entries(entry["id"], result, self.category_ids)
-        predictions = gather_object(predictions)
-        scores = {}
-        for prefix, iou_type in (("", "segm"), ("box_", "bbox")):
-            found = evaluate_coco(
-                self.annotations,
-                predictions,
-                iou_type,
-                image_ids=[image["id"] for image in self.images],
-                progress=False,
-            )
-            scores |= {prefix + name: 100 * found[name] if found[name] >= 0 else -1.0 for name in REPORTED}
-        return scores
+                (result,) = detector([image], self.size, [(entry["height"], entry["width"])])
+            results.append((index, coco_entries(entry["id"], result, self.category_ids)))
+        predictions = [entry for entries in gather_in_order(results) for entry in entries]
+        if not self.masks:
+            return self._scores(predictions, "bbox")
+        boxes = {f"box_{name}": value for name, value in self._scores(predictions, "bbox").items()}
+        return self._scores(predictions, "segm") | boxes
+
+    def _scores(self, predictions: list[dict[str, Any]], iou_type: str) -> dict[str, float]:
+        image_ids = [image["id"] for image in self.images]
+        scores = evaluate_coco(self.annotations, predictions, iou_type, image_ids=image_ids, progress=False)
+        return {name: 100 * scores[name] if scores[name] >= 0 else -1.0 for name in REPORTED}
+
+
+def make_evaluator(
+    data: DataFile, accelerator: Accelerator, processor: Any, masks: bool = False
+) -> DetectionEvaluator | None:
+    """The evaluator that a data file asks for under `evaluation`; `None` where it asks for none."""
+    if data.evaluation is None:
+        return None
+    options = {name: value for name, value in data.evaluation.items() if name != "path"}
+    return DetectionEvaluator(accelerator, processor, data.folder / data.evaluation["path"], masks=masks, **options)
+
+
+# Questions and captions ----------------------------------------------------------------------------------------------
+
+
+def evaluation_examples(data: DataFile, kind: str) -> list[dict[str, Any]] | None:
+    """
+    The examples of a data file's `evaluation`, which here is a source with `max_samples`; `None` where there is none.
+
+    Args:
+        data (`DataFile`): `evaluation` is {kind, path, ...} as a source, and "max_samples", needed where the source is
+            endless.
+        kind (`str`): of the examples to keep, "vqa" or "caption".
+
+    Returns:
+        `list[dict]`: images included, so choose `max_samples` by the memory.
+
+    Raises:
+        ValueError: when the source is endless and `max_samples` is missing, or no example is left.
+    """
+    if data.evaluation is None:
+        return None
+    source = {name: value for name, value in data.evaluation.items() if name != "max_samples"}
+    if "kind" not in source:
+        raise ValueError(f"`evaluation` is {data.evaluation}; it needs the `kind` of its data, as a source does.")
+    ((dataset,), _), count = load_sources(DataFile(data.folder, [source])), data.evaluation.get("max_samples")
+    if count is None and not hasattr(dataset, "__len__"):
+        raise ValueError("the `evaluation` of the data file is endless; give it `max_samples`.")
+    count = len(dataset) if count is None else min(count, len(dataset)) if hasattr(dataset, "__len__") else count
+    examples = [example for example in map(dataset.__getitem__, range(count)) if example["kind"] == kind]
+    if not examples:
+        raise ValueError(f"none of the {count} examples of `evaluation` is of kind {kind!r}.")
+    return examples

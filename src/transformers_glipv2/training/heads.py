@@ -1,6 +1,7 @@
-"""Training of masks: average precision of masks while a model trains, and checkpoints that keep their other heads."""
+"""What training keeps, reuses or starts anew of the heads of a checkpoint."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100")
+from transformers_glipv2.configuration_glipv2 import GLIPv2Config
+from transformers_glipv2.modeling_glipv2_pretraining import GLIPv2ContrastiveHead
 
 
 def load_other_heads(source: str | Path, model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -34,6 +36,37 @@ def load_other_heads(source: str | Path, model: PreTrainedModel) -> dict[str, to
             names = [name for name in weights.keys() if name not in own and heads.match(name)]  # noqa: SIM118
             tensors |= {name: weights.get_tensor(name) for name in names}
     return tensors
+
+
+def contrastive_head_of(config: GLIPv2Config, weights: Mapping[str, torch.Tensor]) -> GLIPv2ContrastiveHead | None:
+    """
+    The head of L_inter among the weights of a checkpoint, which other heads can start from; `None` where there is
+    none.
+
+    Args:
+        config (`GLIPv2Config`): of the checkpoint.
+        weights (`Mapping[str, torch.Tensor]`): as `load_other_heads` gives them.
+    """
+    prefix = "contrastive_head."
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    if not own:
+        return None
+    head = GLIPv2ContrastiveHead(config)
+    head.load_state_dict(own)
+    return head
+
+
+def answers_are_new(model: str, answers: Sequence[str]) -> bool:
+    """
+    Whether a checkpoint was made for other answers than these, or for the same in another order: then its answer head,
+    if it has one, fits in shape at most.
+
+    Args:
+        model (`str`): folder or Hub id.
+        answers (`Sequence[str]`): the vocabulary that is wanted.
+    """
+    config = GLIPv2Config.from_pretrained(model)
+    return [config.id2label[index] for index in range(config.num_labels)] != list(answers)
 
 
 def _weight_files(source: str) -> list[str]:

@@ -54,6 +54,26 @@ def parameter_groups(
     return groups
 
 
+def head_groups(
+    model: nn.Module, learning_rate: float, head: str, head_factor: float, weight_decay: float = 0.01
+) -> list[dict[str, Any]]:
+    """
+    Parameter groups in which the new head learns faster than the pretrained rest.
+
+    Args:
+        model (`nn.Module`): parameters with `requires_grad=False` are left out.
+        learning_rate (`float`): of the rest.
+        head (`str`): how the names of the head's parameters begin, such as "answer_head.".
+        head_factor (`float`): the head's rate over the others'.
+        weight_decay (`float`, *optional*, defaults to 0.01): of matrices and convolutions.
+
+    Returns:
+        `list[dict]`: as `parameter_groups`, named "base", "base_no_decay", "head", "head_no_decay".
+    """
+    groups = parameter_groups(model, learning_rate, weight_decay, head_factor, (head,))
+    return [{**group, "name": group["name"].replace("text", "head")} for group in groups]
+
+
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: not to biases, norms, scales and tables of relative positions."""
     return parameter.ndim > 1 and not name.endswith("bias") and "relative_position_bias_table" not in name
