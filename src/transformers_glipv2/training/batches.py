@@ -99,8 +99,8 @@ def step_loader(
 
 class _PackingCollate:
     """
-    Sends the labels of a batch as one string of bytes. As hundreds of small tensors, each shared and pinned separately,
-    they can take longer than a GPU's step.
+    Sends the labels of a batch as one string of bytes. As hundreds of small tensors, each shared and pinned
+    separately, they can take longer than a GPU's step.
     """
 
     def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], Any]):

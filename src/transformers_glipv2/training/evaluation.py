@@ -131,7 +131,8 @@ class DetectionEvaluator:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        model = with_forward_methods(self.accelerator, model, "get_image_features", "predict_masks")
+        methods = ("get_image_features", "predict_masks") if self.masks else ("get_image_features",)
+        model = with_forward_methods(self.accelerator, model, *methods)
         detector = Detector(model, self.processor, self.prompts, masks=self.masks)
         results = []
         for index, entry in own_examples(self.accelerator, self.images, self.progress):
