@@ -24,10 +24,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from script_runs import ScriptRun, keep_files, markdown_row, run_scripts, split_arguments, write_text
+from script_runs import ScriptRun, keep_files, markdown_row, run_scripts, split_arguments
+from transformers_glipv2.data.files import write_json, write_text
 from transformers_glipv2.data.formats.coco import find_annotation_file
 from transformers_glipv2.data.scenes.scenes import TEST_PARTS
-from transformers_glipv2.training import write_json
 
 EXAMPLES = Path(__file__).parent
 # What each row leaves out.

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from transformers_glipv2 import GLIPv2Processor
+from transformers_glipv2.data.files import write_text
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 
 BEAMS = {"greedy": 1, "beam 5": 5}
@@ -92,8 +93,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     ]
     print("\n".join(lines))
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(args.output, "\n".join(lines) + "\n")
     return results
 
 

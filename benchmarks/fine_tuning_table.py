@@ -22,9 +22,10 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from script_runs import ScriptRun, keep_files, markdown_row, run_scripts, split_arguments, write_text
+from script_runs import ScriptRun, keep_files, markdown_row, run_scripts, split_arguments
+from transformers_glipv2.data.files import write_json, write_text
 from transformers_glipv2.evaluation.odinw import score_cell
-from transformers_glipv2.training import TUNING_WAYS, write_json
+from transformers_glipv2.training import TUNING_WAYS
 
 SCRIPT = Path(__file__).with_name("finetune_detection.py")
 RESULT = "metrics.json"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers_glipv2.training.checkpoints import write_json
+from transformers_glipv2.data.files import write_json
 
 COMMAND_FILE = "command.json"
 LOG_FILE = "log.txt"
@@ -141,11 +141,3 @@ def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[st
 def markdown_row(*cells: object) -> str:
     """`| a | b |`"""
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -17,7 +17,6 @@ ODinW fine-tuned per set: `--model outputs/finetuned/{set}`.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
+from transformers_glipv2.data.files import read_json, write_json, write_json_list
 from transformers_glipv2.data.formats.coco import ImageFinder, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detector import (
@@ -42,8 +42,6 @@ from transformers_glipv2.evaluation.shards import (
     evaluation_accelerator,
     predict_in_shards,
     weights_id,
-    write_json,
-    write_json_list,
 )
 from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
@@ -102,7 +100,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
     """The data sets, one in memory at a time."""
     if args.benchmark != "odinw":
-        content = json.loads(args.annotations.read_text(encoding="utf-8"))
+        content = read_json(args.annotations)
         categories = used_categories(content["categories"], content.get("annotations", ()))
         labels = [clean_label(name) for name in categories.values()]
         yield Job(args.benchmark, content, args.images, labels, list(categories))
@@ -113,7 +111,7 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
     if missing:
         raise FileNotFoundError(f"ODinW sets without annotations: {', '.join(missing)}; download them, or use --sets.")
     for name, entry in sets.items():
-        content = json.loads(files[name].read_text(encoding="utf-8"))
+        content = read_json(files[name])
         yield Job(name, content, files[name].parent, entry.labels, entry.category_ids, entry.sentence())
 
 

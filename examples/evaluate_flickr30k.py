@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
+from transformers_glipv2.data.files import write_json, write_json_list
 from transformers_glipv2.evaluation.detector import open_annotated_image
 from transformers_glipv2.evaluation.flickr30k import evaluate_flickr30k, flickr30k_annotations
 from transformers_glipv2.evaluation.shards import (
@@ -23,8 +24,6 @@ from transformers_glipv2.evaluation.shards import (
     evaluation_accelerator,
     predict_in_shards,
     weights_id,
-    write_json,
-    write_json_list,
 )
 
 

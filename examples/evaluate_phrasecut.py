@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.boxes import inclusive_xyxy_to_coco
+from transformers_glipv2.data.files import read_json, write_json, write_json_list
 from transformers_glipv2.data.masks import encode_mask
-from transformers_glipv2.evaluation.detections import read_json
 from transformers_glipv2.evaluation.detector import open_annotated_image
 from transformers_glipv2.evaluation.phrasecut import evaluate_phrasecut
 from transformers_glipv2.evaluation.referring import segment_phrases
@@ -25,8 +25,6 @@ from transformers_glipv2.evaluation.shards import (
     evaluation_accelerator,
     predict_in_shards,
     weights_id,
-    write_json,
-    write_json_list,
 )
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 

@@ -16,10 +16,10 @@ import torch
 from tqdm import tqdm
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.scenes.scenes import ReferringScenes, coco_backgrounds
 from transformers_glipv2.evaluation.referring import evaluate_referring, segment_phrases
 from transformers_glipv2.noun_phrases import chunk_noun_phrases
-from transformers_glipv2.training import write_json
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

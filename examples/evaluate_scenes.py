@@ -9,8 +9,6 @@ that training held out, and nouns that training held out. AP is COCO's, the mean
 """
 
 import argparse
-import json
-import os
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from transformers_glipv2 import (
     detect_labels,
     segment_labels,
 )
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.scenes.scenes import TEST_PARTS, coco_backgrounds, test_scenes
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.scenes import evaluate_rows
@@ -71,12 +70,9 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
             results[part] |= {f"{iou_type}_{name}": round(100 * scores[name], 2) for name in ("AP", "AP50", "AP75")}
         print(part, results[part])
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         settings = {name: getattr(args, name) for name in ("count", "negatives", "seed", "threshold")}
         settings["more_backgrounds"] = args.background_folder is not None
-        partial = args.output.with_suffix(".partial")
-        partial.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, args.output)
+        write_json(args.output, {"settings": settings, "results": results})
     return results
 
 

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from transformers_glipv2 import GLIPv2Processor
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.scenes.scenes import load_scenes
 from transformers_glipv2.evaluation.grounded_captions import grounded_caption_scores
 from transformers_glipv2.inference.language import caption_and_ground
@@ -33,7 +34,6 @@ from transformers_glipv2.training import (
     best_constant_answers,
     best_constant_caption,
     caption_scores,
-    write_json,
 )
 
 TASKS = ("answers", "captions")

@@ -18,13 +18,13 @@ import torch
 
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.dataset import open_image
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.vqa import load_vqa
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
     evaluation_accelerator,
     predict_in_shards,
     weights_id,
-    write_json,
 )
 from transformers_glipv2.evaluation.vqa import evaluate_vqa
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering

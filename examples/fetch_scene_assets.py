@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from transformers_glipv2.data.files import read_lines, replaced_file, write_text
 from transformers_glipv2.data.scenes.colours import named_colour, recolour_way
 
 NAMES = json.loads(Path(__file__).with_name("scene_asset_names.json").read_text(encoding="utf-8"))
@@ -140,14 +141,9 @@ def is_clean_drawing(image: Image.Image) -> bool:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    image.save(
-        partial,
-        format="PNG" if path.suffix == ".png" else "JPEG",
-        **({"quality": 92} if path.suffix == ".jpg" else {}),
-    )
-    os.replace(partial, path)
+    kind, options = ("PNG", {}) if path.suffix == ".png" else ("JPEG", {"quality": 92})
+    with replaced_file(path) as temporary:
+        image.save(temporary, format=kind, **options)
 
 
 def part_file(folder: Path, source: str) -> Path:
@@ -155,13 +151,11 @@ def part_file(folder: Path, source: str) -> Path:
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [json.loads(line) for line in read_lines(path)] if path.exists() else []
 
 
 def write_index(path: Path, entries: list[dict[str, Any]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
 
 
 def known_nouns(folder: Path) -> set[str]:

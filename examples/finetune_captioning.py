@@ -33,6 +33,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from transformers_glipv2 import GLIPv2Processor
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.evaluation.grounded_captions import grounded_caption_scores
 from transformers_glipv2.inference.language import caption_and_ground
@@ -55,7 +56,6 @@ from transformers_glipv2.training import (
     step_loader,
     steps_of_epochs,
     train,
-    write_json,
 )
 
 EPOCHS = 10

@@ -26,6 +26,7 @@ from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
 from transformers_glipv2.data.augment import Compose, HorizontalFlip, PhotometricDistortion
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.few_shot import few_shot
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.prompts import label_prompt
@@ -47,7 +48,6 @@ from transformers_glipv2.training import (
     set_shortest_edge,
     step_loader,
     train,
-    write_json,
 )
 
 LEARNING_RATES = {"full": 1e-4, "frozen-backbone": 1e-4, "linear-probe": 1e-3, "prompt": 5e-2, "lora": 5e-4}

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from transformers_glipv2 import GLIPv2Processor
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.formats.coco import find_annotation_file
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from transformers_glipv2.training import (
@@ -40,7 +41,6 @@ from transformers_glipv2.training import (
     read_data_file,
     step_loader,
     train,
-    write_json,
 )
 
 LEARNING_RATES = {"mask-head": 1e-3, "all": 1e-4}

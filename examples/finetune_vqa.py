@@ -32,6 +32,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.answers import load_answer_vocabulary
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 from transformers_glipv2.training import (
@@ -57,7 +58,6 @@ from transformers_glipv2.training import (
     step_loader,
     steps_of_epochs,
     train,
-    write_json,
 )
 
 EPOCHS = 10

@@ -24,14 +24,13 @@ from accelerate import Accelerator
 from PIL import Image
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
+from transformers_glipv2.data.files import read_text, replaced_file, write_json
 from transformers_glipv2.evaluation.detector import Detector
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
     evaluation_accelerator,
     predict_in_shards,
-    replaced_file,
     weights_id,
-    write_json,
 )
 from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
@@ -66,7 +65,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: what `accelerate launch` says, else no")
     args = parser.parse_args(arguments)
     if args.labels_file:
-        lines = args.labels_file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(args.labels_file).splitlines()
         args.labels = [line.strip() for line in lines if line.strip()]
     if bool(args.labels) == (args.task == "captions"):
         parser.error("boxes and masks need --labels or --labels_file, and captions take none")

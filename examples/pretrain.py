@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.modeling_glipv2_joint import GLIPv2ForJointTraining
 from transformers_glipv2.modeling_glipv2_vqa import answer_config
 from transformers_glipv2.training import (
@@ -49,7 +50,6 @@ from transformers_glipv2.training import (
     read_data_file,
     step_loader,
     train,
-    write_json,
 )
 
 LOSSES = ("box", "centerness", "intra", "inter", "mlm")

@@ -9,7 +9,6 @@ segmentation). The drawing goes to `--output`; `--json` also writes boxes, score
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, segment_labels
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.inference.drawing import Drawn, draw
 from transformers_glipv2.layers.paste_masks import encode_region
 
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     if args.json:
         size = (image.height, image.width)
         entries = [{**entry, "mask": encode_region(entry["mask"], 0, 0, size)} for entry in found]
-        args.json.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, entries)
         print(f"Wrote {args.json}.")
     return found
 

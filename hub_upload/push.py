@@ -16,7 +16,6 @@ Log in with `hf auth login` first, or set HF_TOKEN.
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from huggingface_hub.repocard import metadata_load, metadata_save
 from model_card import make_card
 
 from transformers_glipv2.conversion.remote_code import code_files, save_remote_code
+from transformers_glipv2.data.files import write_text
 from transformers_glipv2.inference import drawing
 
 HERE = Path(__file__).resolve().parent
@@ -128,12 +128,6 @@ def publish(folder: Path, repo_id: str, is_space: bool, private: bool) -> str:
     )
     print(f"{repo_id} is at {commit.commit_url}")
     return commit.commit_url
-
-
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

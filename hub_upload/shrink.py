@@ -8,13 +8,13 @@ settings of generation are copied.
 """
 
 import argparse
-import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from transformers_glipv2.data.files import read_json, replaced_file, write_json
 
 WEIGHTS = "model.safetensors"
 COPIED = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -28,15 +28,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not (args.model / WEIGHTS).is_file():
         raise SystemExit(f"error: {args.model} holds no {WEIGHTS}; pass a folder that a training script wrote.")
     weights = {name: halved(name, value) for name, value in load_file(args.model / WEIGHTS).items()}
-    config = json.loads((args.model / "config.json").read_text(encoding="utf-8"))
+    config = read_json(args.model / "config.json")
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    partial = args.output / f"{WEIGHTS}.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, args.output / WEIGHTS)
+    with replaced_file(args.output / WEIGHTS) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
     # Without it transformers would compute in what the file holds.
-    text = json.dumps({**config, "dtype": "float32"}, indent=2) + "\n"
-    (args.output / "config.json").write_text(text, encoding="utf-8")
+    write_json(args.output / "config.json", {**config, "dtype": "float32"})
     for name in COPIED:
         if (args.model / name).is_file():
             shutil.copyfile(args.model / name, args.output / name)

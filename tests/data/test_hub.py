@@ -11,6 +11,7 @@ from transformers_glipv2.data.dataset import ImageDataset, ImageStream
 from transformers_glipv2.data.few_shot import few_shot
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.hub import from_hf_dataset, load_hub
+from transformers_glipv2.data.hub_export import to_hf_dataset
 from transformers_glipv2.data.masks import decode_mask
 from transformers_glipv2.data.mixture import IndexedStream, MixtureDataset
 from transformers_glipv2.data.schema import check_row
@@ -175,7 +176,7 @@ def write_coco(folder):
 
 def test_detection_rows_come_back(tmp_path):
     dataset = write_coco(tmp_path)
-    hub = dataset.to_hf()
+    hub = to_hf_dataset(dataset)
     assert hub.features["objects"]["category"].feature.names == ["dog", "cup"]
     hub.to_parquet(tmp_path / "x.parquet")
     policy = {"crowd": "keep"}
@@ -204,21 +205,21 @@ def test_rows_of_other_kinds_come_back(tmp_path):
         {**common, "kind": "detection", "labels": ["cup"], "objects": {"bbox": [[1.0, 2, 3, 4]], "category": ["cup"]}},
     ]
     dataset = ImageDataset(records)
-    again = from_hf_dataset(dataset.to_hf())
+    again = from_hf_dataset(to_hf_dataset(dataset))
     rows = list(again)
     assert again.report.counts == {} and len(rows) == 5
     for before, after in zip(dataset, rows, strict=True):
         assert after == {**before, "image_id": str(before["image_id"])}
         check_row(after)
     with pytest.raises(ValueError, match="'extra' holds a set"):
-        ImageDataset([{**records[1], "extra": {1}}]).to_hf()
-    kinds = dataset.to_hf().map(lambda row: {"kind": "speech" if row["kind"] == "vqa" else row["kind"]})
+        to_hf_dataset(ImageDataset([{**records[1], "extra": {1}}]))
+    kinds = to_hf_dataset(dataset).map(lambda row: {"kind": "speech" if row["kind"] == "vqa" else row["kind"]})
     assert from_hf_dataset(kinds).report.counts == {"bad_entry": 2}
 
 
 def test_streams_become_iterable_data_sets(tmp_path):
     stream = write_coco(tmp_path).stream()
-    hub = stream.to_hf()
+    hub = to_hf_dataset(stream)
     assert isinstance(hub, datasets.IterableDataset)
     assert [row["image_id"] for row in hub.take(1)] == [1] and len(list(hub)) == 2
 
@@ -264,7 +265,7 @@ def test_real_images(data_dir, tmp_path):
         load_coco(data_dir / "raccoon", split="val"),
         load_coco_captions(data_dir / "coco-mini" / "val_captions.json", per_image=True),
     ):
-        again = from_hf_dataset(dataset.to_hf())
+        again = from_hf_dataset(to_hf_dataset(dataset))
         assert len(again) == len(dataset) and again.report.counts == {}
         for index in (0, len(dataset) // 2):
             assert again[index] == dataset[index]

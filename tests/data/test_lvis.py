@@ -78,7 +78,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a LVIS file"):
         load_lvis(tmp_path / "x.json", tmp_path)
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(ValueError, match="not json"):
+    with pytest.raises(ValueError, match="not JSON"):
         load_lvis(tmp_path / "x.json", tmp_path)
 
 

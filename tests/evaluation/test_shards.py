@@ -5,7 +5,8 @@ import json
 import pytest
 from accelerate import Accelerator
 
-from transformers_glipv2.evaluation.shards import PredictionShards, predict_in_shards, weights_id, write_json_list
+from transformers_glipv2.data.files import write_json_list
+from transformers_glipv2.evaluation.shards import PredictionShards, predict_in_shards, weights_id
 
 
 def shards_of(folder, count=7, size=3, **settings):
@@ -95,3 +96,32 @@ def test_weights_tell_checkpoints_apart(tmp_path):
     one, two, same = (weights_id(tmp_path / name) for name in ("one", "two", "same"))
     assert one == same != two
     assert weights_id("someone/glipv2") == "someone/glipv2"
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b'[{"id": "a", "pred', b"{}", b"[1, 2]", b'[{"id": "x"}, {"id": "y"}]', b"\xff\xfe"]
+)
+def test_a_damaged_shard_is_named_and_predicted_again(tmp_path, damage):
+    shards = PredictionShards(tmp_path, ["a", "b", "c"], {"model": "m"}, size=2)
+    for block in shards.blocks:
+        shards.write(block, [{"id": key, "predictions": [{"key": key}]} for key in shards.keys[slice(*block)]])
+    assert shards.remaining() == []
+    shards.path((0, 2)).write_bytes(damage)
+    name = shards.path((0, 2)).name
+    with pytest.raises(ValueError, match=name):
+        list(shards.entries())
+    again = PredictionShards(tmp_path, ["a", "b", "c"], {"model": "m"}, size=2)
+    assert again.remaining() == [(0, 2)]
+    again.write((0, 2), [{"id": key, "predictions": []} for key in "ab"])
+    assert again.remaining() == [] and list(again.predictions()) == [{"key": "c"}]
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"model": '])
+def test_damaged_settings_are_written_anew_and_all_predicted_again(tmp_path, damage):
+    shards = PredictionShards(tmp_path, ["a"], {"model": "m"})
+    shards.write((0, 1), [{"id": "a", "predictions": []}])
+    (tmp_path / "settings.json").write_bytes(damage)
+    again = PredictionShards(tmp_path, ["a"], {"model": "other"})
+    assert again.remaining() == [(0, 1)]
+    with pytest.raises(ValueError, match="holds predictions made with"):
+        PredictionShards(tmp_path, ["a"], {"model": "m"})

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from tests.tiny import tiny_config, tiny_inputs
 from tests.tiny_training import drawn_coco, tiny_processor
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2ForPreTraining
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.training import (
     DetectionEvaluator,
     StepBatches,
@@ -34,7 +35,6 @@ from transformers_glipv2.training import (
     push_folder,
     read_data_file,
     step_loader,
-    write_json,
 )
 from transformers_glipv2.training import checkpoints as checkpoints_module
 from transformers_glipv2.training import evaluation as evaluation_module

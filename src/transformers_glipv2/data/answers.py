@@ -1,7 +1,6 @@
 """The answers that a question-answering head can give, and what a question's annotators make of each of them."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from transformers_glipv2.data.answer_text import normalize_answer
+from transformers_glipv2.data.files import read_json, write_text
 
 # Target by the number of annotators (of ten) who gave the answer; more than four count as four.
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
@@ -90,10 +90,7 @@ def answer_targets(
 
 def save_answer_vocabulary(vocabulary: Sequence[str], path: str | Path) -> None:
     """Write a vocabulary as a json list, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(list(vocabulary), ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(list(vocabulary), ensure_ascii=False, indent=0) + "\n")
 
 
 def load_answer_vocabulary(path: str | Path) -> list[str]:
@@ -103,7 +100,7 @@ def load_answer_vocabulary(path: str | Path) -> list[str]:
     Raises:
         ValueError: when the file holds something else, or an answer twice.
     """
-    vocabulary = json.loads(Path(path).read_text(encoding="utf-8"))
+    vocabulary = read_json(path)
     if not isinstance(vocabulary, list) or not all(isinstance(answer, str) for answer in vocabulary):
         raise ValueError(f"{path} is not a vocabulary: expected a json list of strings.")
     twice = [answer for answer, count in Counter(vocabulary).items() if count > 1]

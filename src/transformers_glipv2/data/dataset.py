@@ -5,7 +5,7 @@ No loader holds images in memory, only their annotations, packed: about 200 byte
 formats that are one json file (COCO, LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since
 Python parses it whole, and 15 seconds a million boxes. Line-wise files, folders and the Hub can be streamed
 (`streaming=True`) in constant memory; a large json file can be made into such a data set once, by
-`load_coco(...).to_hf().to_parquet(...)` or `push_to_hub`.
+`to_hf_dataset(load_coco(...)).to_parquet(...)` or `.push_to_hub(...)`.
 """
 
 import io
@@ -74,12 +74,6 @@ class ImageDataset(Dataset):
     def filter(self, keep: Callable[[Mapping[str, Any]], bool]) -> "ImageDataset":
         """The rows whose record (no image is opened) passes."""
         return self.select([index for index, record in enumerate(self.records) if keep(record)])
-
-    def to_hf(self) -> "datasets.Dataset":  # noqa: F821
-        """The same rows as a `datasets.Dataset` with an `Image` column, for `map`, `push_to_hub` and the like."""
-        from transformers_glipv2.data.hub_export import to_hf_dataset
-
-        return to_hf_dataset(self)
 
     def stream(self) -> "ImageStream":
         """The same rows as an iterable that data loader workers share."""
@@ -151,12 +145,6 @@ class ImageStream(IterableDataset):
             if row is not None:
                 yield row
         self.report.warn_once()
-
-    def to_hf(self) -> "datasets.IterableDataset":  # noqa: F821
-        """The same rows as a `datasets.IterableDataset`, for its `map`, `filter`, `shuffle` and `take`."""
-        from transformers_glipv2.data.hub_export import import_datasets
-
-        return import_datasets().IterableDataset.from_generator(_iterate, gen_kwargs={"stream": self})
 
 
 class PackedRecords(Sequence):
@@ -280,7 +268,3 @@ class _Repeat:
 
     def __call__(self, report: BoxReport) -> Sequence[Mapping[str, Any]]:
         return self.records
-
-
-def _iterate(stream: ImageStream) -> Iterator[dict[str, Any]]:
-    yield from stream

@@ -16,6 +16,7 @@ import torch
 from torchvision.ops import box_iou
 
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream, make_dataset
+from transformers_glipv2.data.files import read_text
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 # A phrase opens with a word of its own: "[/EN#283585/people" or, of several types, "[/EN#283585/people/other".
@@ -116,8 +117,7 @@ def parse_sentence(line: str) -> FlickrSentence:
 
 def read_sentences(path: str | Path) -> list[FlickrSentence]:
     """The sentences of a file `Sentences/ID.txt`; empty lines are none."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [parse_sentence(line) for line in lines if line]
+    return [parse_sentence(line) for line in read_text(path).split("\n") if line]
 
 
 def read_annotation(path: str | Path) -> FlickrAnnotation:
@@ -236,7 +236,7 @@ def _records(
     keep_empty: bool,
     report: BoxReport,
 ) -> Iterator[dict[str, Any]]:
-    for image in (folder / f"{split}.txt").read_text().split():
+    for image in read_text(folder / f"{split}.txt").split():
         try:
             annotation = read_annotation(folder / "Annotations" / f"{image}.xml")
             sentences = read_sentences(folder / "Sentences" / f"{image}.txt")

@@ -1,12 +1,12 @@
 """Rows of the schema as a `datasets.Dataset`, which `push_to_hub` publishes and `data/hub.py` reads back."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from transformers_glipv2.data.dataset import ImageDataset, open_image
+from transformers_glipv2.data.dataset import ImageDataset, ImageStream, open_image
 from transformers_glipv2.data.masks import decode_mask, encode_mask
 
 # Arrow wants rows in handfuls: small enough to keep Python's copies out of the way.
@@ -24,24 +24,30 @@ def import_datasets() -> ModuleType:
     return datasets
 
 
-def to_hf_dataset(dataset: ImageDataset) -> "datasets.Dataset":  # noqa: F821
+def to_hf_dataset(
+    dataset: ImageDataset | ImageStream,
+) -> "datasets.Dataset | datasets.IterableDataset":  # noqa: F821
     """
-    A data set with an `Image` column and, of detection rows, the usual `objects` of bbox (x, y, width, height in
-    pixels) and category.
+    A data set of the library `datasets`, for its `map`, `push_to_hub` and the like.
 
     Args:
-        dataset (`ImageDataset`): of any loader. No image is opened but to draw masks whose row has no size.
+        dataset (`ImageDataset` or `ImageStream`): of any loader. No image is opened but to draw masks of examples
+            without a size.
 
     Returns:
-        `datasets.Dataset`: one column a field of the rows, `None` where a row has none. Categories are a `ClassLabel`
-        of the data set's class names (classes of one name are one), masks COCO run lengths of the image's size, ids
-        strings where some row's id is one.
+        `datasets.Dataset`: with an `Image` column, for detection the usual `objects` of bbox (x, y, width, height in
+        pixels) and category, and one column for every other field, `None` where an example has none. Categories are a
+        `ClassLabel` of the data set's class names (classes of one name are one), masks COCO run lengths of the
+        image's size, ids strings where the id of some example is one. For an `ImageStream` a
+        `datasets.IterableDataset` of its examples.
 
     Raises:
         ImportError: when `datasets` is not installed.
         ValueError: when a field is of a type that Arrow has no column for.
     """
     datasets = import_datasets()
+    if isinstance(dataset, ImageStream):
+        return datasets.IterableDataset.from_generator(_iterate, gen_kwargs={"stream": dataset})
     class_names = list(dict.fromkeys(dataset.class_names)) if dataset.class_names is not None else None
     features = _features(datasets, dataset.records, class_names)
     chunks, rows = [], []
@@ -53,6 +59,10 @@ def to_hf_dataset(dataset: ImageDataset) -> "datasets.Dataset":  # noqa: F821
     if rows or not chunks:
         chunks.append(datasets.Dataset.from_list(rows, features=features))
     return datasets.concatenate_datasets(chunks)
+
+
+def _iterate(stream: ImageStream) -> Iterator[dict[str, Any]]:
+    yield from stream
 
 
 def _features(

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
-from transformers_glipv2.data.formats.coco import ImageFinder, read_json
+from transformers_glipv2.data.files import read_json
+from transformers_glipv2.data.formats.coco import ImageFinder
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 

@@ -9,7 +9,6 @@ Captions with boxes that a grounding model found: one json object a line.
 `pseudo_box_entry` makes such an object. COCO-like json with pseudo boxes is read by `load_mixed_grounding`.
 """
 
-import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream, make_dataset
+from transformers_glipv2.data.files import read_lines
 from transformers_glipv2.data.formats.coco import ImageFinder
 from transformers_glipv2.data.schema import BoxReport, checked_objects, xyxy_to_xywh
 
@@ -94,13 +94,12 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     find = ImageFinder(image_folder)
     for path in paths:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{path.name}, line {number}"
-                entry = _parse(line, report, where) if line.strip() else None
-                size = _size(entry, find, report, where) if entry is not None else None
-                if size is not None:
-                    yield _record(entry, find(entry["image"]), size, min_score, box_format, report, where)
+        for number, line in enumerate(read_lines(path), start=1):
+            where = f"{path.name}, line {number}"
+            entry = _parse(line, report, where) if line.strip() else None
+            size = _size(entry, find, report, where) if entry is not None else None
+            if size is not None:
+                yield _record(entry, find(entry["image"]), size, min_score, box_format, report, where)
 
 
 def _parse(line: str, report: BoxReport, where: str) -> dict[str, Any] | None:

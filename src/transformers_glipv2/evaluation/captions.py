@@ -20,7 +20,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.spice import spice
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from transformers_glipv2.evaluation.detections import read_json
+from transformers_glipv2.evaluation.detections import content_of
 
 METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 DEFAULT_METRICS = METRICS[:-1]
@@ -59,9 +59,9 @@ def evaluate_captions(
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         raise ValueError(f"`metrics` is {list(metrics)}; choose from {', '.join(METRICS)}.")
-    candidates = _candidates(read_json(predictions))
+    candidates = _candidates(content_of(predictions))
     truths: dict[Any, list[str]] = {image_id: [] for image_id in candidates}
-    for entry in read_json(references)["annotations"]:
+    for entry in content_of(references)["annotations"]:
         if entry["image_id"] in truths:
             truths[entry["image_id"]].append(entry["caption"])
     without = [image_id for image_id, captions in truths.items() if not captions]

@@ -1,6 +1,5 @@
 """Annotations and result lists of detection benchmarks: read, checked, turned into columns."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from transformers_glipv2.data.files import read_json
+
 IOU_TYPES = ("bbox", "segm")
 
 
-def read_json(source: str | Path | Any) -> Any:
-    """The content of a json file, or the argument itself where it is no path."""
-    if isinstance(source, (str, Path)):
-        with open(source, encoding="utf-8") as file:
-            return json.load(file)
-    return source
+def content_of(source: str | Path | Any) -> Any:
+    """The content of a JSON file (also `.gz`), or the argument itself where it is no path."""
+    return read_json(source) if isinstance(source, (str, Path)) else source
 
 
 def read_annotations(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def read_annotations(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: when a part is missing, or an image is listed twice.
     """
-    content = read_json(source)
+    content = content_of(source)
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
     if missing:
         raise ValueError(f"the annotations lack {', '.join(missing)}; expected the content of a COCO instances file.")
@@ -116,7 +114,7 @@ def detection_table(
     """
     if iou_type not in IOU_TYPES:
         raise ValueError(f"`iou_type` is {iou_type!r}; choose one of {', '.join(IOU_TYPES)}.")
-    table = predictions if isinstance(predictions, DetectionTable) else _columns(read_json(predictions), iou_type)
+    table = predictions if isinstance(predictions, DetectionTable) else _columns(content_of(predictions), iou_type)
     if iou_type == "segm" and table.masks is None:
         raise ValueError("`predictions` hold no masks; give `segmentation` entries, or score with iou_type='bbox'.")
     _check_table(table, annotations, iou_type)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from transformers_glipv2.data.files import read_text
 from transformers_glipv2.data.flickr30k import read_annotation, read_sentences
-from transformers_glipv2.evaluation.detections import read_json
+from transformers_glipv2.evaluation.detections import content_of
 
 PROTOCOLS = ("any_box", "merged_boxes")
 IOU_THRESHOLD = 0.5
@@ -38,7 +39,7 @@ def flickr30k_annotations(folder: str | Path, split: str = "test", progress: boo
         FileNotFoundError: when the split or one of its images has no file.
     """
     folder = Path(folder)
-    names = (folder / f"{split}.txt").read_text(encoding="utf-8").split()
+    names = read_text(folder / f"{split}.txt").split()
     sentences = []
     for name in tqdm(names, desc=f"Flickr30k {split}", unit=" images", disable=not progress):
         annotation = read_annotation(folder / "Annotations" / f"{name}.xml")
@@ -95,11 +96,11 @@ def evaluate_flickr30k(
         ValueError: when a sentence is predicted twice, is unknown or lacks a prediction, or has another number of
             phrases.
     """
-    sentences = {(entry["image_id"], entry["sentence_id"]): entry["phrases"] for entry in read_json(annotations)}
+    sentences = {(entry["image_id"], entry["sentence_id"]): entry["phrases"] for entry in content_of(annotations)}
     if image_ids is not None:
         kept = set(image_ids)
         sentences = {key: phrases for key, phrases in sentences.items() if key[0] in kept}
-    ranked = _boxes_by_sentence(read_json(predictions), sentences)
+    ranked = _boxes_by_sentence(content_of(predictions), sentences)
     hits: dict[str, dict[str, list[float]]] = {protocol: {"all": []} for protocol in PROTOCOLS}
     for key, phrases in sentences.items():
         for phrase, boxes in zip(phrases, ranked.get(key, ()), strict=True):

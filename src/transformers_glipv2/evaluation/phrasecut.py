@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from transformers_glipv2.data.masks import decode_mask
-from transformers_glipv2.evaluation.detections import read_json
+from transformers_glipv2.evaluation.detections import content_of
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _COCO_CLASSES = (
@@ -64,12 +64,12 @@ def evaluate_phrasecut(
     Raises:
         ValueError: when a phrase is unknown or predicted twice, or a mask is not of its image's size.
     """
-    by_id = {task["task_id"]: task for task in read_json(tasks)}
+    by_id = {task["task_id"]: task for task in content_of(tasks)}
     if task_ids is not None:
         kept = set(task_ids)
         by_id = {task_id: task for task_id, task in by_id.items() if task_id in kept}
-    sizes = {image["image_id"]: image for image in read_json(images)}
-    ranks = _Ranks(read_json(name_counts)) if name_counts is not None else None
+    sizes = {image["image_id"]: image for image in content_of(images)}
+    ranks = _Ranks(content_of(name_counts)) if name_counts is not None else None
     scores: dict[str, dict[str, Any]] = {}
     for prediction in tqdm(_predictions(predictions), desc="PhraseCut", unit=" phrases", disable=not progress):
         task_id = prediction["task_id"]
@@ -190,7 +190,7 @@ def _predictions(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[M
             {"task_id": path.stem, "mask": np.asarray(Image.open(path)) != 0}
             for path in sorted(Path(source).glob("*.png"))
         )
-    return read_json(source)
+    return content_of(source)
 
 
 def _score_task(

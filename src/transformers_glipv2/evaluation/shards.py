@@ -8,10 +8,7 @@ back in the order of the images whoever made them.
 
 import hashlib
 import json
-import os
-import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,11 @@ from typing import Any
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from transformers_glipv2.data.files import read_json, write_json
+
+logger = logging.get_logger(__name__)
 
 SETTINGS_FILE = "settings.json"
 
@@ -49,8 +51,17 @@ class PredictionShards:
         self._check_settings()
 
     def remaining(self) -> list[tuple[int, int]]:
-        """Blocks [start, stop) of positions in `keys` that have no file yet."""
-        return [block for block in self.blocks if not self.path(block).is_file()]
+        """Blocks [start, stop) of positions in `keys` without a file; one whose file is damaged is predicted again."""
+        remaining = []
+        for block in self.blocks:
+            try:
+                self._read(block)
+            except FileNotFoundError:
+                remaining.append(block)
+            except ValueError as error:
+                logger.warning(f"{error} Its images are predicted again.")
+                remaining.append(block)
+        return remaining
 
     def path(self, block: tuple[int, int]) -> Path:
         """Where a block's predictions are."""
@@ -71,7 +82,7 @@ class PredictionShards:
         ids = [entry["id"] for entry in entries]
         if ids != self.keys[slice(*block)]:
             raise ValueError(f"block {block} holds the ids {self.keys[slice(*block)]}, got {ids}.")
-        write_json(self.path(block), list(entries))
+        write_json(self.path(block), list(entries), indent=None)
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """
@@ -79,13 +90,10 @@ class PredictionShards:
 
         Raises:
             FileNotFoundError: when a block is missing.
+            ValueError: when a file is damaged; names it.
         """
         for block in self.blocks:
-            with open(self.path(block), encoding="utf-8") as file:
-                entries = json.load(file)
-            if [entry["id"] for entry in entries] != self.keys[slice(*block)]:
-                raise ValueError(f"{self.path(block)} holds other images than expected; use another folder.")
-            yield from entries
+            yield from self._read(block)
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         """The benchmark's entries of all images, in order."""
@@ -96,13 +104,31 @@ class PredictionShards:
         """Id -> what went wrong, of images that could not be read."""
         return {entry["id"]: entry["error"] for entry in self.entries() if entry.get("error")}
 
+    def _read(self, block: tuple[int, int]) -> list[dict[str, Any]]:
+        path = self.path(block)
+        entries = read_json(path)
+        if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
+            raise ValueError(f"{path} is damaged: it is no list of predictions by image.")
+        if [entry["id"] for entry in entries] != self.keys[slice(*block)]:
+            raise ValueError(f"{path} holds other images than expected.")
+        return entries
+
     def _check_settings(self) -> None:
         path = self.folder / SETTINGS_FILE
         if not path.is_file():
             write_json(path, self.settings)
             return
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+        try:
+            found = read_json(path)
+            if not isinstance(found, dict):
+                raise ValueError(f"{path} is damaged: it holds no settings.")
+        except ValueError as error:
+            # Nobody can say any more what the predictions beside it were made with.
+            logger.warning(f"{error} All images of {self.folder} are predicted again.")
+            for block in self.blocks:
+                self.path(block).unlink(missing_ok=True)
+            write_json(path, self.settings)
+            return
         names = sorted(
             name for name in {*found, *self.settings} if found.get(name, ...) != self.settings.get(name, ...)
         )
@@ -114,38 +140,8 @@ class PredictionShards:
             )
 
 
-@contextmanager
-def replaced_file(path: str | Path) -> Iterator[Path]:
-    """
-    A temporary name to write to, which becomes `path` when all went well: the file is there as a whole or not at all.
-    Folders are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of several machines may share the folder.
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write a json file, whole or not at all."""
-    with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-
-
-def write_json_list(path: str | Path, entries: Iterable[Any]) -> int:
-    """Write a json list entry by entry, whole or not at all; returns how many there are."""
-    count = 0
-    with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write("[")
-        for count, entry in enumerate(entries, start=1):
-            file.write((",\n" if count > 1 else "\n") + json.dumps(entry))
-        file.write("\n]\n")
-    return count
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and "id" in entry and isinstance(entry.get("predictions"), list)
 
 
 def weights_id(model: str | Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_glipv2.data.answer_text import _strip, normalize_answer
-from transformers_glipv2.evaluation.detections import read_json
+from transformers_glipv2.evaluation.detections import content_of
 
 
 def evaluate_vqa(
@@ -35,12 +35,12 @@ def evaluate_vqa(
     Raises:
         ValueError: when a question is answered twice, is unknown or has no answer.
     """
-    questions = {entry["question_id"]: entry for entry in read_json(annotations)["annotations"]}
+    questions = {entry["question_id"]: entry for entry in content_of(annotations)["annotations"]}
     if question_ids is not None:
         kept = set(question_ids)
         questions = {question_id: entry for question_id, entry in questions.items() if question_id in kept}
     answers: dict[int, str] = {}
-    for entry in read_json(predictions):
+    for entry in content_of(predictions):
         question_id = entry["question_id"]
         if question_id not in questions or question_id in answers:
             problem = (

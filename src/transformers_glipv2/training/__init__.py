@@ -10,7 +10,6 @@ from transformers_glipv2.training.checkpoints import (
     load_checkpoint,
     push_folder,
     save_checkpoint,
-    write_json,
 )
 from transformers_glipv2.training.collators import (
     AnswerCollator,
@@ -96,5 +95,4 @@ __all__ = [
     "step_loader",
     "steps_of_epochs",
     "train",
-    "write_json",
 ]

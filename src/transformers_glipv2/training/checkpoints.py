@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.utils import logging
 
+from transformers_glipv2.data.files import write_json
 from transformers_glipv2.layers.prompt_tuning import has_prompt_tuning, save_prompt_tuning
 from transformers_glipv2.training.averaging import WeightAverage
 
@@ -172,15 +173,6 @@ def export_model(
             os.replace(path, folder / path.name)
         partial.rmdir()
     accelerator.wait_for_everyone()
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Writes a json file whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def push_folder(folder: str | Path, repo_id: str) -> str:

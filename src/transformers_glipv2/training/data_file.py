@@ -26,6 +26,7 @@ import yaml
 
 from transformers_glipv2.data.augment import Compose, CopyPaste, HorizontalFlip, PhotometricDistortion
 from transformers_glipv2.data.collate import GroundingCollator
+from transformers_glipv2.data.files import read_text
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.data.sampling import DetectionSampler, GroundedText, token_counter
 from transformers_glipv2.prompts import clean_label
@@ -79,8 +80,7 @@ def read_data_file(path: str | Path) -> DataFile:
         ValueError: for unknown keys, kinds and augmentations, or when there is no source.
     """
     path = Path(path)
-    with open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
+    content = yaml.safe_load(read_text(path))
     if not isinstance(content, Mapping) or not content.get("sources"):
         raise ValueError(f"{path} lists no `sources`; give at least one, such as {{kind: coco, path: FOLDER}}.")
     known = set(DataFile.__dataclass_fields__) - {"folder"}

@@ -5,14 +5,13 @@ Objects365 needs nothing of its own: its `file_name`s ("images/v1/patch8/objects
 the folder that holds the patches. Its names ("Cabinet/shelf") can be cleaned by the sampler.
 """
 
-import gzip
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
+from transformers_glipv2.data.files import read_json
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -120,16 +119,6 @@ def find_annotation_file(path: str | Path, split: str | None = None) -> Path:
     )
     hint = f"; splits found: {', '.join(splits)}, pass one as `split`" if splits else ""
     raise FileNotFoundError(f"no COCO annotations at {', '.join(map(str, candidates))}{hint}.")
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a json file, also of a gzipped one (`.gz`); raises ValueError where it is none."""
-    path = Path(path)
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not json: {error}.") from error
 
 
 def read_coco_json(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from transformers_glipv2.data.files import read_lines
 from transformers_glipv2.data.scenes.colours import PAINTS
 from transformers_glipv2.data.scenes.words import related_nouns
 from transformers_glipv2.data.seeding import derive_random
@@ -98,7 +99,7 @@ class SceneAssets:
         index = self.folder / "index.jsonl"
         if not index.is_file():
             raise ValueError(f"{index} does not exist; fetch the images with examples/fetch_scene_assets.py FOLDER.")
-        entries = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+        entries = [json.loads(line) for line in read_lines(index)]
         self.object_crops: dict[str, list[ObjectCrop]] = defaultdict(list)
         for entry in sorted((e for e in entries if e["kind"] == "object_crop"), key=lambda e: e["file"]):
             self.object_crops[entry["noun"]].append(_object_crop_of(entry))
