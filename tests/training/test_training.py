@@ -25,15 +25,10 @@ from transformers_glipv2.training import (
     find_checkpoint,
     freeze,
     learning_rate_factor,
-    load_sources,
     load_tuned,
-    make_collator,
-    make_evaluator,
-    make_mixture,
     parameter_groups,
     prepare_tuning,
     push_folder,
-    read_data_file,
     step_loader,
 )
 from transformers_glipv2.training import checkpoints as checkpoints_module
@@ -257,55 +252,6 @@ def test_pushes_results_but_no_checkpoints(tmp_path, monkeypatch):
     assert push_folder(tmp_path, "nano") == "https://hub/user/nano"
     assert calls[0]["repo_id"] == "user/nano"
     assert {"checkpoints/**", "last/**"} <= set(calls[0]["ignore_patterns"])
-
-
-# Data files ----------------------------------------------------------------------------------------------------------
-
-
-def write_data_file(folder, text: str):
-    (folder / "data.yaml").write_text(text)
-    return folder / "data.yaml"
-
-
-def test_data_file_mixes_by_weight(tmp_path):
-    drawn_coco(tmp_path / "coco", train=4, val=2)
-    (tmp_path / "copy").symlink_to(tmp_path / "coco")
-    text = "sources:\n  - {kind: coco, path: coco, split: train, weight: 3}\n"
-    text += '  - {kind: "transformers_glipv2.data.formats.coco:load_coco", path: copy, split: val}\n'
-    text += "sizes: [64]\nmlm_probability: 0.5\naugment: {flip: 1.0}\nevaluation: {path: coco, split: val}\n"
-    data = read_data_file(write_data_file(tmp_path, text))
-    mixture = make_mixture(data, 1000, seed=0)
-    assert [len(source) for source in mixture.sources] == [4, 2]
-    drawn = [mixture.locate(draw)[0] for draw in range(1000)]
-    assert drawn.count(0) == 750
-    processor = tiny_processor()
-    batch = make_collator(data, processor, mixture, 4, seed=0)([mixture[draw] for draw in range(4)])
-    assert {"pixel_values", "input_ids", "labels", "mlm_labels"} <= set(batch)
-    assert make_evaluator(data, Accelerator(), processor).labels == ["cat", "dog"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("sizes: [64]", "lists no `sources`"),
-        ("sources: [{kind: coco}]", "it needs `kind`"),
-        ("sources: [{kind: cocoo, path: x}]", r"has 'cocoo' \(did you mean 'coco'\?\)"),
-        ("sources: [{kind: coco, path: x}]\nsize: [64]", r"has 'size' \(did you mean 'sizes'\?\)"),
-        ("sources: [{kind: coco, path: x}]\naugment: {flipp: 1}", r"`augment` of .* has 'flipp' \(did you mean"),
-    ],
-)
-def test_data_file_refuses_what_it_does_not_know(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_data_file(write_data_file(tmp_path, text))
-
-
-def test_copy_paste_needs_masks(tmp_path):
-    drawn_coco(tmp_path / "coco", train=2)
-    text = "sources: [{kind: coco, path: coco, split: train}]\naugment: {copy_paste: 0.5}"
-    data = read_data_file(write_data_file(tmp_path, text))
-    with pytest.raises(ValueError, match="with_masks: true"):
-        make_collator(data, tiny_processor(), make_mixture(data, 4, seed=0), 2, seed=0)
-    assert len(load_sources(data)[0]) == 1
 
 
 # Ways of tuning ------------------------------------------------------------------------------------------------------

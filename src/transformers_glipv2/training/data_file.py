@@ -1,21 +1,25 @@
 """
 A file that says what a run is trained on: data sets with weights, sizes of images, augmentations.
 
-    sources:                    # what is mixed; `weight` is its share of the rows, every other key goes to the loader
+    sources:                    # what is mixed; `weight` is its fraction of the examples, other keys go to the loader
       - {kind: coco, path: coco-mini, split: train, with_masks: true, weight: 1}
       - {kind: "my_package.my_module:my_loader", path: scenes, seed: 3, weight: 2}
     sizes: [320, 384, 448]      # shortest edges in pixels, one drawn for each step; default: the processor's size
     max_size: 640               # longest edge in pixels that goes with them
-    mlm_probability: 0.15       # of a word to be hidden
-    max_negatives: 85           # absent classes in the sentence of a detection row, at most
+    mlm_probability: 0.15       # of a token to be masked
+    max_negatives: 85           # absent classes in the sentence of a detection example, at most
     augment: {flip: 0.5, photometric: 0.5, copy_paste: 0.0}    # probabilities; copy_paste needs a source with masks
     evaluation: {path: coco-mini, split: val, max_samples: 100}
 
-Paths are relative to the file. YAML, of which JSON is a part.
+Paths are relative to the file. YAML, of which JSON is a part. A loader of your own (`module:name`) is imported and
+called, so a file that names one can run any program: it is refused unless `allow_custom_loaders` says that you trust
+the file.
 """
 
 import difflib
 import importlib
+import inspect
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +52,7 @@ LOADERS = {
 }
 # What else may be a path relative to the data file.
 _PATHS = ("image_folder", "annotations_file", "background_folder")
+_AUGMENTATIONS = ("flip", "photometric", "copy_paste")
 
 
 @dataclass
@@ -59,6 +64,8 @@ class DataFile:
         folder (`Path`): paths are relative to it.
         sources (`list[dict]`), sizes (`list[int]` or `None`), max_size (`int` or `None`), mlm_probability (`float`),
         max_negatives (`int`), augment (`dict[str, float]`), evaluation (`dict` or `None`): as in the file.
+        allow_custom_loaders (`bool`): whether `kind` may be `module:name`.
+        name (`str`): of the file, for messages.
     """
 
     folder: Path
@@ -69,47 +76,177 @@ class DataFile:
     max_negatives: int = 85
     augment: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
+    allow_custom_loaders: bool = False
+    name: str = "the data file"
 
 
-def read_data_file(path: str | Path) -> DataFile:
+# Reading and checking ------------------------------------------------------------------------------------------------
+
+
+def read_data_file(path: str | Path, allow_custom_loaders: bool = False) -> DataFile:
     """
     Reads and checks a data file.
 
+    Args:
+        path (`str` or `Path`): of the file.
+        allow_custom_loaders (`bool`, *optional*, defaults to `False`): let `kind` name a function of your own,
+            `module:name`, which is imported and called.
+
     Raises:
         FileNotFoundError: when there is none.
-        ValueError: for unknown keys, kinds and augmentations, or when there is no source.
+        ValueError: when it is no YAML, a key is unknown or missing, a value is of a wrong type or out of range, or it
+            names a loader of its own; the message names the key and the file.
     """
     path = Path(path)
-    content = yaml.safe_load(read_text(path))
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, Mapping) or not content.get("sources"):
         raise ValueError(f"{path} lists no `sources`; give at least one, such as {{kind: coco, path: FOLDER}}.")
-    known = set(DataFile.__dataclass_fields__) - {"folder"}
-    _check_known(content, known, f"{path}")
-    _check_known(content.get("augment", {}), {"flip", "photometric", "copy_paste"}, f"`augment` of {path}")
-    for index, source in enumerate(content["sources"]):
-        where = f"source {index} of {path}"
-        if "kind" not in source or "path" not in source:
-            raise ValueError(f"{where} is {source}; it needs `kind` ({', '.join(LOADERS)} or module:name) and `path`.")
-        if ":" not in source["kind"]:
-            _check_known([source["kind"]], set(LOADERS), f"`kind` of {where}")
-    return DataFile(folder=path.parent, **content)
+    not_in_the_file = {"folder", "allow_custom_loaders", "name"}
+    _check_known(content, set(DataFile.__dataclass_fields__) - not_in_the_file, f"{path}")
+    content = {name: value for name, value in content.items() if value is not None}
+    data = DataFile(folder=path.parent, name=str(path), allow_custom_loaders=allow_custom_loaders, **content)
+    check_data_file(data)
+    return data
+
+
+def check_data_file(data: DataFile) -> None:
+    """
+    Raises:
+        ValueError: when a value is of a wrong type or out of range, a key is unknown or missing, or a loader of its
+            own is not allowed; the message names the key and the file.
+    """
+    where = data.name
+    if not isinstance(data.sources, list):
+        raise ValueError(f"`sources` of {where} is {data.sources!r}; expected a list.")
+    for index, source in enumerate(data.sources):
+        _check_source(source, f"source {index} of {where}", data.allow_custom_loaders)
+    if data.sizes is not None:
+        if not isinstance(data.sizes, list) or not data.sizes:
+            raise ValueError(f"`sizes` of {where} is {data.sizes!r}; expected a list of pixels, such as [320, 384].")
+        for index, size in enumerate(data.sizes):
+            _check_number(size, f"`sizes[{index}]` of {where}", "pixels", low=1, whole=True)
+    if data.max_size is not None:
+        _check_number(data.max_size, f"`max_size` of {where}", "pixels", low=1, whole=True)
+        if data.sizes is not None and data.max_size < max(data.sizes):
+            raise ValueError(
+                f"`max_size` of {where} is {data.max_size}, less than the shortest edge {max(data.sizes)} of `sizes`; "
+                "it is the longest edge that goes with them."
+            )
+    _check_number(data.mlm_probability, f"`mlm_probability` of {where}", low=0, high=1)
+    if data.mlm_probability == 1:
+        raise ValueError(f"`mlm_probability` of {where} is 1: no token would be left to predict the others from.")
+    _check_number(data.max_negatives, f"`max_negatives` of {where}", "classes", low=0, whole=True)
+    _check_mapping(data.augment, f"`augment` of {where}")
+    _check_known(data.augment, set(_AUGMENTATIONS), f"`augment` of {where}")
+    for name, probability in data.augment.items():
+        _check_number(probability, f"`augment.{name}` of {where}", low=0, high=1)
+    if data.evaluation is not None:
+        _check_evaluation(data.evaluation, f"`evaluation` of {where}", data.allow_custom_loaders)
+
+
+def _check_source(source: Any, where: str, allow_custom_loaders: bool) -> None:
+    _check_mapping(source, where)
+    if "kind" not in source or "path" not in source:
+        raise ValueError(f"{where} is {source}; it needs `kind` ({', '.join(LOADERS)} or module:name) and `path`.")
+    kind, paths = source["kind"], source["path"]
+    if not isinstance(kind, str):
+        raise ValueError(f"`kind` of {where} is {kind!r}; expected one of {', '.join(LOADERS)} or module:name.")
+    if ":" not in kind:
+        _check_known([kind], set(LOADERS), f"`kind` of {where}")
+    elif not allow_custom_loaders:
+        raise ValueError(_refused_loader(kind, where))
+    for path in paths if isinstance(paths, list) and paths else [paths]:
+        if not isinstance(path, (str, Path)) or not str(path):
+            raise ValueError(f"`path` of {where} is {paths!r}; expected a path or a list of paths.")
+    if "weight" in source:
+        _check_number(source["weight"], f"`weight` of {where}", low=0)
+        if source["weight"] == 0:
+            raise ValueError(f"`weight` of {where} is 0; leave out a source that is not to be used.")
+
+
+def _check_evaluation(evaluation: Any, where: str, allow_custom_loaders: bool) -> None:
+    _check_mapping(evaluation, where)
+    if "kind" in evaluation:
+        options = {name: value for name, value in evaluation.items() if name != "max_samples"}
+        _check_source(options, where, allow_custom_loaders)
+    else:
+        _check_known(evaluation, {"path", "split", "max_samples", "size"}, where)
+        if not isinstance(evaluation.get("path"), (str, Path)):
+            raise ValueError(f"{where} is {evaluation}; it needs the `path` of a COCO-format folder or file.")
+        if not isinstance(evaluation.get("split", ""), str):
+            raise ValueError(f"`split` of {where} is {evaluation['split']!r}; expected the name of a split.")
+        if "size" in evaluation:
+            _check_mapping(evaluation["size"], f"`size` of {where}")
+            edges = {"shortest_edge", "longest_edge"}
+            _check_known(evaluation["size"], edges, f"`size` of {where}")
+            for name in sorted(edges):
+                _check_number(evaluation["size"].get(name), f"`size.{name}` of {where}", "pixels", low=1, whole=True)
+    if "max_samples" in evaluation:
+        _check_number(evaluation["max_samples"], f"`max_samples` of {where}", "examples", low=1, whole=True)
+
+
+def _check_mapping(value: Any, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {value!r}; expected keys with values, such as {{name: value}}.")
+
+
+def _check_number(
+    value: Any, where: str, unit: str = "", low: float = -math.inf, high: float = math.inf, whole: bool = False
+) -> None:
+    fits = not isinstance(value, bool) and isinstance(value, int if whole else (int, float)) and low <= value <= high
+    if not fits or not math.isfinite(value):
+        number = f"{'a whole number' if whole else 'a number'}{f' of {unit}' if unit else ''}"
+        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        raise ValueError(f"{where} is {value!r}; expected {number} {limits}.")
+
+
+def _check_known(given: Any, known: set[str], where: str) -> None:
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            raise ValueError(f"{where} has {name!r}{hint}; known: {', '.join(sorted(known))}.")
+
+
+def _refused_loader(kind: str, where: str) -> str:
+    return (
+        f"`kind` of {where} is {kind!r}, a function that would be imported and called: a data file from somebody else "
+        "could run any program on this machine. Where you trust the file, pass `--allow_custom_loaders` "
+        f"(`allow_custom_loaders=True`); else choose of {', '.join(LOADERS)}."
+    )
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
 
 
 def load_sources(data: DataFile) -> tuple[list[Any], list[float]]:
-    """The data sets of the sources and their weights, in the file's order."""
+    """
+    The data sets of the sources and their weights, in the file's order.
+
+    Raises:
+        ValueError: when a loader does not take an option or lacks one, or is not allowed; what loaders raise comes
+            through.
+    """
     datasets, weights = [], []
-    for source in data.sources:
+    for index, source in enumerate(data.sources):
+        where = f"source {index} of {data.name}"
         options = {name: value for name, value in source.items() if name not in ("kind", "path", "weight")}
-        options |= {name: _place(data.folder, options[name]) for name in options.keys() & set(_PATHS)}
-        datasets.append(_loader(source["kind"])(_place(data.folder, source["path"]), **options))
+        options |= {name: _resolved(data.folder, options[name]) for name in options.keys() & set(_PATHS)}
+        loader = _loader(source["kind"], where, data.allow_custom_loaders)
+        path = _resolved(data.folder, source["path"])
+        _check_options(loader, path, options, where)
+        datasets.append(loader(path, **options))
         weights.append(float(source.get("weight", 1.0)))
     return datasets, weights
 
 
-def make_mixture(data: DataFile, num_draws: int, seed: int) -> MixtureDataset:
-    """The sources, mixed by their weights, `num_draws` rows altogether."""
+def make_mixture(data: DataFile, num_samples: int, seed: int) -> MixtureDataset:
+    """The sources, mixed by their weights, `num_samples` examples altogether."""
     datasets, weights = load_sources(data)
-    return MixtureDataset(datasets, weights, seed=seed, length=num_draws)
+    return MixtureDataset(datasets, weights, seed=seed, length=num_samples)
 
 
 def make_collator(data: DataFile, processor: Any, mixture: MixtureDataset, batch_size: int, seed: int):
@@ -120,7 +257,7 @@ def make_collator(data: DataFile, processor: Any, mixture: MixtureDataset, batch
         data (`DataFile`).
         processor (`GLIPv2Processor`).
         mixture (`MixtureDataset`): its first source with masks gives what copy-paste pastes.
-        batch_size (`int`): rows of one optimizer step; they share a size.
+        batch_size (`int`): examples of one optimizer step; they share a size.
         seed (`int`).
 
     Returns:
@@ -151,8 +288,8 @@ def make_sampler(processor: Any, **options: Any) -> DetectionSampler:
 
 class SamplerBySource:
     """
-    Sentences for fine-tuning: rows of the mixture's first source list all its classes in order, as the tuned model
-    will be asked; the others get sampled ones.
+    Sentences for fine-tuning: those of the mixture's first source list all its classes in order, as the prompts of the
+    tuned model will; the other sources get sampled classes.
 
     Args:
         processor (`GLIPv2Processor`).
@@ -163,12 +300,12 @@ class SamplerBySource:
         self.fixed = make_sampler(processor, max_negatives=num_classes, full_probability=1.0, shuffle=False)
         self.sampled = make_sampler(processor)
 
-    def __call__(self, row: Mapping[str, Any], rng: random.Random) -> GroundedText:
-        return (self.fixed if row["source"] == 0 else self.sampled)(row, rng)
+    def __call__(self, example: Mapping[str, Any], rng: random.Random) -> GroundedText:
+        return (self.fixed if example["source"] == 0 else self.sampled)(example, rng)
 
 
 def clean_name(name: str) -> str:
-    """A class name as prompts have it; one that is all in brackets stays as it is."""
+    """A class name as it is in prompts; a name that is all in brackets stays unchanged."""
     return clean_label(name).strip() or name
 
 
@@ -184,7 +321,10 @@ def _augmentation(data: DataFile, mixture: MixtureDataset) -> Compose | None:
             None,
         )
         if donor is None:
-            raise ValueError("`copy_paste` cuts objects out by their masks; give a source `with_masks: true`.")
+            raise ValueError(
+                f"`augment.copy_paste` of {data.name} cuts objects out by their masks; give a source "
+                "`with_masks: true`."
+            )
         steps.append(CopyPaste(donor, probability=data.augment["copy_paste"]))
     if data.augment.get("flip"):
         steps.append(HorizontalFlip(data.augment["flip"]))
@@ -193,21 +333,34 @@ def _augmentation(data: DataFile, mixture: MixtureDataset) -> Compose | None:
     return Compose(steps) if steps else None
 
 
-def _place(folder: Path, path: Any) -> Any:
-    """A path relative to the data file, or what was given where nothing is there (a Hub id, a name in a folder)."""
+def _resolved(folder: Path, path: Any) -> Any:
+    """
+    A path relative to the data file as a string, which all loaders take, or what was given where nothing is there (a
+    Hub id, a name in a folder).
+    """
     if isinstance(path, list):
-        return [_place(folder, part) for part in path]
-    return folder / path if isinstance(path, str) and (folder / path).exists() else path
+        return [_resolved(folder, part) for part in path]
+    return str(folder / path) if isinstance(path, (str, Path)) and (folder / path).exists() else path
 
 
-def _loader(kind: str) -> Callable[..., Any]:
+def _loader(kind: str, where: str, allow_custom_loaders: bool) -> Callable[..., Any]:
+    if kind not in LOADERS and not allow_custom_loaders:
+        raise ValueError(_refused_loader(kind, where))
     module, _, name = LOADERS.get(kind, kind).partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        if kind in LOADERS:
+            raise
+        raise ValueError(f"`kind` of {where} is {kind!r}, which cannot be imported: {error}.") from error
 
 
-def _check_known(given: Any, known: set[str], where: str) -> None:
-    for name in given:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-            raise ValueError(f"{where} has {name!r}{hint}; known: {', '.join(sorted(known))}.")
+def _check_options(loader: Callable[..., Any], path: Any, options: Mapping[str, Any], where: str) -> None:
+    signature = inspect.signature(loader)
+    known = [name for name, parameter in signature.parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
+    if len(known) == len(signature.parameters):
+        _check_known(options, {"kind", "path", "weight", *known[1:]}, where)
+    try:
+        signature.bind(path, **options)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}; add it to the source.") from error
