@@ -103,7 +103,7 @@ def test_options_that_a_loader_does_not_take_are_named(tmp_path, options, messag
 
 def test_options_that_a_loader_lacks_are_named(tmp_path):
     data = read_data_file(write_data_file(tmp_path, "sources: [{kind: lvis, path: x}]"))
-    with pytest.raises(ValueError, match="source 0 of .*data.yaml: missing a required argument: 'image_folder'"):
+    with pytest.raises(ValueError, match=r"source 0 of .*data.yaml: missing a required argument: 'image_folder'"):
         load_sources(data)
 
 
@@ -119,7 +119,7 @@ def test_loaders_of_ones_own_run_only_where_they_are_allowed(tmp_path):
     CALLED.clear()
     kind = f"{__name__}:own_loader"
     for text in (f'sources: [{{kind: "{kind}", path: x}}]', f'{SOURCES}evaluation: {{kind: "{kind}", path: x}}'):
-        with pytest.raises(ValueError, match="could run any program on this machine.*--allow_custom_loaders"):
+        with pytest.raises(ValueError, match=r"could run any program on this machine.*--allow_custom_loaders"):
             read_data_file(write_data_file(tmp_path, text))
     with pytest.raises(ValueError, match="'os:system', a function that would be imported and called"):
         load_sources(DataFile(tmp_path, [{"kind": "os:system", "path": "true"}]))
@@ -127,7 +127,7 @@ def test_loaders_of_ones_own_run_only_where_they_are_allowed(tmp_path):
     text = f'sources: [{{kind: "{kind}", path: x, number: 2}}]'
     assert load_sources(read_data_file(write_data_file(tmp_path, text), allow_custom_loaders=True))[0] == [[{}]]
     assert CALLED == [("x", 2)]
-    with pytest.raises(ValueError, match="cannot be imported: .*no_such_module"):
+    with pytest.raises(ValueError, match=r"cannot be imported: .*no_such_module"):
         load_sources(DataFile(tmp_path, [{"kind": "no_such_module:f", "path": "x"}], allow_custom_loaders=True))
 
 
