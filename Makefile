@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test quality style clean
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-lowest quality style docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,5 +28,24 @@ style: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site of docs/, in site/; broken links and references are errors.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+# The lower bounds of pyproject.toml, as constraints/lowest.txt pins them, in a virtual environment of their own. The
+# tests of scripts as whole processes are left out: they take most of the time and none of them is about versions.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest --ignore tests/examples --ignore tests/hub --ignore tests/test_docs.py
+
+$(LOWEST)/.installed: pyproject.toml constraints/lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints/lowest.txt --editable ".[train,eval]" pytest scikit-image
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(LOWEST) outputs site
