@@ -139,7 +139,7 @@ def peers(folder: Path) -> None:
             text_config=BertConfig(
                 vocab_size=128, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
             ),
-            d_model=32,
+            d_model=64,
             num_queries=8,
             encoder_layers=1,
             decoder_layers=2,
@@ -205,7 +205,7 @@ def test_python_blocks_run(page, checkout, monkeypatch):
 
 
 def assert_reads_alike(printed: str, expected: str) -> None:
-    """The same words; numbers may differ by 0.03 (fractions) or 3 (pixels) with the version of torch and the machine."""
+    """The same words; numbers may differ by 0.03 (fractions) or 3 (pixels), as they do between machines."""
     number = re.compile(r"\d+(?:\.\d+)?")
     assert number.sub("#", printed).split() == number.sub("#", expected).split(), f"printed:\n{printed}"
     for got, said in zip(number.findall(printed), number.findall(expected), strict=True):
@@ -296,6 +296,8 @@ def test_what_is_referred_to_exists(page):
     links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
     paths = re.findall(r"`((?:src|docs|examples|tests|hub_upload)/[\w./-]+\.(?:py|md|yaml|svg|json))`", text)
+    # TASK and NAME stand for what a reader adds.
+    paths = [path for path in paths if not re.search("TASK|NAME", path)]
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
 
 
