@@ -94,8 +94,6 @@ def main(arguments: list[str] | None = None) -> dict:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(args.seed)
-    if accelerator.is_main_process:
-        write_json(args.output / "training_args.json", vars(args))
 
     # Data.
     data = read_data_file(args.data)
@@ -160,6 +158,7 @@ def main(arguments: list[str] | None = None) -> dict:
         export=export,
         evaluate=evaluate,
         resume_from=args.resume_from_checkpoint,
+        settings=vars(args),
     )
     metrics = {"blind": args.blind, "best_step": state.best_step, "seconds": state.seconds}
     if state.stopped == "signal":

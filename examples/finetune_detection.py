@@ -101,8 +101,6 @@ def main(arguments: list[str] | None = None) -> dict:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(args.seed)
-    if accelerator.is_main_process:
-        write_json(args.output / "training_args.json", vars(args))
 
     # Data. Every image is asked for all classes in the file's order, as it will be in use.
     processor = GLIPv2Processor.from_pretrained(args.model)
@@ -173,6 +171,7 @@ def main(arguments: list[str] | None = None) -> dict:
         export=partial(export_model, accelerator, processor),
         evaluate=score,
         resume_from=args.resume_from_checkpoint,
+        settings=vars(args),
     )
     if state.stopped == "signal":
         return metrics

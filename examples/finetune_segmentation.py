@@ -100,8 +100,6 @@ def main(arguments: list[str] | None = None) -> dict:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(args.seed)
-    if accelerator.is_main_process:
-        write_json(args.output / "training_args.json", vars(args))
 
     # Data: rows come with the masks of their objects; those without a mask count as boxes only.
     is_file = args.data.suffix in (".yaml", ".yml")
@@ -148,6 +146,7 @@ def main(arguments: list[str] | None = None) -> dict:
         export=export,
         evaluate=evaluate,
         resume_from=args.resume_from_checkpoint,
+        settings=vars(args),
     )
     metrics = {"train": args.train, "best_step": state.best_step, "seconds": state.seconds}
     if state.stopped == "signal":

@@ -108,8 +108,6 @@ def main(arguments: list[str] | None = None) -> dict:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(args.seed)
-    if accelerator.is_main_process:
-        write_json(args.output / "training_args.json", vars(args))
 
     # Data, and the answers that the head can give.
     data = read_data_file(args.data)
@@ -179,6 +177,7 @@ def main(arguments: list[str] | None = None) -> dict:
         export=export,
         evaluate=evaluate,
         resume_from=args.resume_from_checkpoint,
+        settings=vars(args),
     )
     metrics = {"blind": args.blind, "answers": len(answers), "best_step": state.best_step, "seconds": state.seconds}
     if examples is not None:

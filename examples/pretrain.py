@@ -135,11 +135,8 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(args.seed)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    if accelerator.is_main_process:
-        write_json(args.output / "training_args.json", settings)
     if args.trackers:
-        accelerator.init_trackers("glipv2-pretrain", {name: str(value) for name, value in settings.items()})
+        accelerator.init_trackers("glipv2-pretrain", {name: str(value) for name, value in vars(args).items()})
 
     # Data: a step's number alone decides its rows and everything that is drawn for them.
     data = read_data_file(args.data)
@@ -199,7 +196,16 @@ def main(arguments: list[str] | None = None) -> TrainingState:
     )
     export = partial(export_model, accelerator, processor)
     state = train(
-        accelerator, model, optimizer, make_loader, plan, export, average, evaluator, args.resume_from_checkpoint
+        accelerator,
+        model,
+        optimizer,
+        make_loader,
+        plan,
+        export,
+        average,
+        evaluator,
+        resume_from=args.resume_from_checkpoint,
+        settings=vars(args),
     )
     if accelerator.is_main_process and state.stopped != "signal":
         write_json(args.output / "metrics.json", asdict(state))

@@ -15,26 +15,20 @@ from torch.distributed.fsdp import fully_shard
 from tests.tiny import tiny_config, tiny_inputs
 from tests.tiny_training import drawn_coco, tiny_processor
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2ForPreTraining
-from transformers_glipv2.data.files import write_json
 from transformers_glipv2.training import (
     DetectionEvaluator,
     StepBatches,
-    TrainingState,
     WeightAverage,
     export_model,
-    find_checkpoint,
     freeze,
     learning_rate_factor,
     load_tuned,
     parameter_groups,
     prepare_tuning,
-    push_folder,
     step_loader,
 )
-from transformers_glipv2.training import checkpoints as checkpoints_module
 from transformers_glipv2.training import evaluation as evaluation_module
 from transformers_glipv2.training.batches import read_batches
-from transformers_glipv2.training.loop import TrainingLog
 
 
 @pytest.fixture(autouse=True)
@@ -206,52 +200,6 @@ def test_evaluates_a_sharded_model(sharded_model, tmp_path):
     folder = drawn_coco(tmp_path / "coco", val=2)
     evaluator = DetectionEvaluator(Accelerator(cpu=True), tiny_processor(), folder, "val", progress=False)
     assert evaluator(sharded_model.eval())["AP"] == pytest.approx(0, abs=1)
-
-
-# Checkpoints and logs ------------------------------------------------------------------------------------------------
-
-
-def test_finds_the_checkpoint_that_is_meant(tmp_path):
-    assert find_checkpoint(tmp_path, "latest") is None
-    for step in (500, 1500, 10000):
-        write_json(tmp_path / "checkpoints" / f"step-{step:07d}" / "training_state.json", {"step": step})
-    latest = tmp_path / "checkpoints" / "step-0010000"
-    assert find_checkpoint(tmp_path, "latest") == latest
-    assert find_checkpoint(tmp_path, latest) == latest
-    with pytest.raises(FileNotFoundError, match="step-0000500, step-0001500, step-0010000"):
-        find_checkpoint(tmp_path, tmp_path)
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    log = TrainingLog(Accelerator(), tmp_path / "log.jsonl", 0)
-    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "name": "base"}], lr=0.1)
-    log.add({"loss": torch.tensor(2.0)})
-    log.add({"loss": torch.tensor(4.0)})
-    log.flush(TrainingState(step=2, seconds=1.0), optimizer)
-    log.add({"loss": torch.tensor(float("nan")), "loss_box": torch.tensor(1.0)})
-    with pytest.raises(FloatingPointError, match="not finite at step 3: loss nan, loss_box 1"):
-        log.flush(TrainingState(step=3, seconds=2.0), optimizer)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines[0] == {"step": 2, "loss": 3.0, "lr_base": 0.1, "seconds": 1.0}
-    assert lines[1]["seconds_per_step"] == 1.0
-
-
-def test_pushes_results_but_no_checkpoints(tmp_path, monkeypatch):
-    calls = []
-
-    class Api:
-        endpoint = "https://hub"
-
-        def create_repo(self, repo_id, exist_ok):
-            return type("Repo", (), {"repo_id": f"user/{repo_id}"})
-
-        def upload_folder(self, **options):
-            calls.append(options)
-
-    monkeypatch.setattr(checkpoints_module, "HfApi", Api)
-    assert push_folder(tmp_path, "nano") == "https://hub/user/nano"
-    assert calls[0]["repo_id"] == "user/nano"
-    assert {"checkpoints/**", "last/**"} <= set(calls[0]["ignore_patterns"])
 
 
 # Ways of tuning ------------------------------------------------------------------------------------------------------

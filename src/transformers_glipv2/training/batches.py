@@ -41,7 +41,7 @@ class StepBatches(Sampler[list[int]]):
         process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1).
 
     Raises:
-        ValueError: when `batch_size` cannot be dealt evenly.
+        ValueError: when a number is out of range, or `batch_size` cannot be dealt evenly.
     """
 
     def __init__(
@@ -53,6 +53,13 @@ class StepBatches(Sampler[list[int]]):
         process_index: int = 0,
         num_processes: int = 1,
     ):
+        for name, value, least in (
+            ("accumulation_steps", accumulation_steps, 1),
+            ("num_processes", num_processes, 1),
+            ("num_steps", num_steps, 0),
+        ):
+            if value < least:
+                raise ValueError(f"`{name}` is {value}; expected at least {least}.")
         parts = accumulation_steps * num_processes
         if batch_size < 1 or batch_size % parts:
             raise ValueError(

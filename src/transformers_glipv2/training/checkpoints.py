@@ -1,16 +1,20 @@
-"""Checkpoints to go on from, and folders to use: written to a temporary name first, so none is ever half there."""
+"""Checkpoints to resume from and folders to use: written to a temporary name first, so none is ever incomplete."""
 
 import json
 import os
+import pickle
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers.utils import logging
@@ -23,6 +27,8 @@ logger = logging.get_logger(__name__)
 
 STATE_FILE = "training_state.json"
 AVERAGE_FILE = "weight_average.safetensors"
+# What readers and writers of weights raise, for example where a disk is full.
+_FILE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 @dataclass
@@ -48,9 +54,60 @@ class TrainingState:
     evaluation_due: bool = False
 
 
+@dataclass
+class CheckpointInfo:
+    """
+    What `training_state.json` of a checkpoint holds.
+
+    Attributes:
+        state (`TrainingState`): how far the run was.
+        settings (`dict[str, Any]`): of the run; see `describe_settings`.
+        files (`dict[str, int]`): name and size in bytes of every other file of the checkpoint.
+    """
+
+    state: TrainingState
+    settings: dict[str, Any]
+    files: dict[str, int]
+
+
+# Finding -------------------------------------------------------------------------------------------------------------
+
+
 def checkpoint_folder(output: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The folder of the checkpoint of a step."""
     return Path(output) / "checkpoints" / f"step-{step:07d}"
+
+
+def list_checkpoints(output: str | Path) -> list[Path]:
+    """The checkpoint folders under a run's output, whole or not, by their steps."""
+    found = (Path(output) / "checkpoints").glob("step-*")
+    return sorted((path for path in found if re.fullmatch(r"step-\d+", path.name)), key=_step_of)
+
+
+def read_checkpoint_info(folder: str | Path) -> CheckpointInfo:
+    """
+    What a checkpoint says about itself; all its files are there in their full size.
+
+    Raises:
+        FileNotFoundError: when the folder is no checkpoint.
+        ValueError: when a file of it is missing, cut off or damaged; names the file.
+    """
+    folder = Path(folder)
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {STATE_FILE}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        info = CheckpointInfo(TrainingState(**content["state"]), content["settings"], content["files"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    for name, size in info.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(f"{file} is missing.")
+        if file.stat().st_size != size:
+            raise ValueError(f"{file} has {file.stat().st_size} bytes, {size} when it was saved.")
+    return info
 
 
 def find_checkpoint(output: str | Path, resume_from: str | Path) -> Path | None:
@@ -59,23 +116,78 @@ def find_checkpoint(output: str | Path, resume_from: str | Path) -> Path | None:
 
     Args:
         output (`str` or `Path`): the run's output folder.
-        resume_from (`str` or `Path`): a checkpoint folder, or "latest": the one with the most steps under `output`.
+        resume_from (`str` or `Path`): a checkpoint folder, or "latest": the newest whole one under `output`; damaged
+            ones are skipped with a warning.
 
     Returns:
-        `Path` or `None`: `None` where "latest" finds none, so that one command starts a run and takes it up again.
+        `Path` or `None`: `None` where "latest" finds none, so that one command starts a run and resumes it.
 
     Raises:
         FileNotFoundError: when the folder is no checkpoint.
+        ValueError: when it is damaged, or "latest" finds damaged ones alone.
     """
-    if str(resume_from) == "latest":
-        return max((Path(output) / "checkpoints").glob("step-*"), default=None)
-    if not (Path(resume_from) / STATE_FILE).is_file():
-        found = [path.name for path in sorted((Path(output) / "checkpoints").glob("step-*"))]
-        raise FileNotFoundError(
-            f"{resume_from} holds no {STATE_FILE}; pass a checkpoint folder or `latest`. "
-            f"Checkpoints of {output}: {', '.join(found) or 'none'}."
+    found = list_checkpoints(output)
+    if str(resume_from) != "latest":
+        others = ", ".join(path.name for path in found if path != Path(resume_from)) or "none"
+        try:
+            read_checkpoint_info(resume_from)
+        except (FileNotFoundError, ValueError) as error:
+            message = f"{error} Pass a whole checkpoint folder or `latest`; others of {output}: {others}."
+            raise type(error)(message) from error
+        return Path(resume_from)
+    problem: Exception | None = None
+    for path in reversed(found):
+        try:
+            read_checkpoint_info(path)
+        except (FileNotFoundError, ValueError) as error:
+            logger.warning(f"the checkpoint {path.name} cannot be used and is skipped: {error}")
+            problem = problem or error
+            continue
+        return path
+    if problem is not None:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints of {output} is whole: {problem} Delete {output}/checkpoints to "
+            "start anew."
         )
-    return Path(resume_from)
+    return None
+
+
+def refuse_started_run(output: str | Path) -> None:
+    """
+    Raises:
+        FileExistsError: when a folder holds checkpoints, so that a new run would mix with the old one.
+    """
+    found = list_checkpoints(output)
+    if found:
+        raise FileExistsError(
+            f"{output} holds checkpoints of a run up to step {_step_of(found[-1])}; go on with it (`--resume "
+            f"latest`), choose another `--output`, or delete {Path(output) / 'checkpoints'}."
+        )
+
+
+def drop_later_checkpoints(accelerator: Accelerator, output: str | Path, state: TrainingState) -> None:
+    """
+    Deletes the checkpoints beyond the step that a run resumes at: they belong to a course that is abandoned, and
+    `latest` must not take them. Called by all processes. Where the best weights in `output` are of that course, the
+    state forgets them, so that the next evaluation replaces them.
+    """
+    later = [path for path in list_checkpoints(output) if _step_of(path) > state.step]
+    for path in later:
+        try:
+            best = read_checkpoint_info(path).state.best_step
+        except (FileNotFoundError, ValueError):
+            continue
+        if best is not None and best > state.step:
+            state.best_step, state.best_metrics, state.evaluations_without_gain = None, None, 0
+    accelerator.wait_for_everyone()
+    if later and accelerator.is_main_process:
+        logger.warning(f"resuming at step {state.step} drops {', '.join(path.name for path in later)} of {output}")
+        for path in later:
+            shutil.rmtree(path)
+    accelerator.wait_for_everyone()
+
+
+# Saving and loading --------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -84,6 +196,7 @@ def save_checkpoint(
     state: TrainingState,
     average: WeightAverage | None = None,
     keep: int = 2,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """
     Writes everything that the run needs to go on exactly; called by all processes.
@@ -93,27 +206,46 @@ def save_checkpoint(
         output (`str` or `Path`): the run's output folder.
         state (`TrainingState`): how far the run is.
         average (`WeightAverage`, *optional*).
-        keep (`int`, *optional*, defaults to 2): older checkpoints beyond this many are deleted.
+        keep (`int`, *optional*, defaults to 2): older checkpoints beyond this many are deleted; this one stays.
+        settings (`Mapping[str, Any]`, *optional*): of the run, for `compare_settings` when it is resumed.
 
     Returns:
         `Path`: the folder, `OUTPUT/checkpoints/step-NNNNNNN`.
+
+    Raises:
+        OSError: on all processes, when one cannot write, for example because the disk is full. Earlier checkpoints
+            stay whole.
     """
     folder = checkpoint_folder(output, state.step)
     partial = folder.with_name(f".{folder.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    averaged = average.state_dict() if average is not None else None
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if averaged is not None:
+
+    def start() -> None:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def finish() -> None:
+        if averaged is not None and accelerator.is_main_process:
             save_file(averaged, partial / AVERAGE_FILE)
-        write_json(partial / STATE_FILE, asdict(state))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-        for old in sorted(folder.parent.glob("step-*"))[: -max(1, keep)]:
+        if accelerator.is_main_process:
+            files = {str(path.relative_to(partial)): _synced(path) for path in partial.rglob("*") if path.is_file()}
+            content = CheckpointInfo(state, dict(settings or {}), files)
+            write_json(partial / STATE_FILE, asdict(content))
+            _synced(partial / STATE_FILE)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+
+    def discard() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+
+    what = f"the checkpoint of step {state.step} under {output}"
+    _written(accelerator, start, what, discard)
+    averaged = average.state_dict() if average is not None else None
+    _written(accelerator, lambda: accelerator.save_state(str(partial)), what, discard)
+    _written(accelerator, finish, what, discard)
+    if accelerator.is_main_process:
+        earlier = [path for path in list_checkpoints(output) if _step_of(path) < state.step]
+        for old in earlier[: max(0, len(earlier) - max(1, keep) + 1)]:
             shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     return folder
@@ -123,19 +255,27 @@ def load_checkpoint(
     accelerator: Accelerator, folder: str | Path, average: WeightAverage | None = None
 ) -> TrainingState:
     """
-    Takes up the run that `save_checkpoint` wrote.
+    Restores the run that `save_checkpoint` wrote.
 
     Raises:
-        ValueError: when the averaged weights are missing or belong to another model.
+        FileNotFoundError: when the folder is no checkpoint.
+        ValueError: when a file is missing or damaged, or belongs to another model or other trained parts.
     """
     folder = Path(folder)
-    accelerator.load_state(str(folder))
+    state = read_checkpoint_info(folder).state
+    try:
+        accelerator.load_state(str(folder))
+    except (*_FILE_ERRORS, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{folder} cannot be resumed by this run: {reason} Resume with the model, and what is trained of it, that "
+            "the run began with, or choose another `--output`."
+        ) from error
     if average is not None:
         if not (folder / AVERAGE_FILE).is_file():
             raise ValueError(f"{folder} holds no averaged weights; resume without averaging (`--ema_decay 0`).")
         average.load(folder / AVERAGE_FILE)
-    with open(folder / STATE_FILE, encoding="utf-8") as file:
-        return TrainingState(**json.load(file))
+    return state
 
 
 def export_model(
@@ -156,11 +296,17 @@ def export_model(
         folder (`str` or `Path`).
         other_heads (`Mapping[str, torch.Tensor]`, *optional*): tensors of heads that the class does not have, to be
             kept in the checkpoint; see `load_other_heads`.
+
+    Raises:
+        OSError: on all processes, when the main one cannot write. What was in the folder stays whole.
     """
     state_dict = {**accelerator.get_state_dict(model), **(other_heads or {})}
-    if accelerator.is_main_process:
-        folder = Path(folder)
-        partial = folder / ".partial"
+    folder = Path(folder)
+    partial = folder / ".partial"
+
+    def write() -> None:
+        if not accelerator.is_main_process:
+            return
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         own = accelerator.unwrap_model(model)
@@ -172,7 +318,38 @@ def export_model(
         for path in sorted(partial.iterdir()):
             os.replace(path, folder / path.name)
         partial.rmdir()
-    accelerator.wait_for_everyone()
+
+    _written(accelerator, write, f"the model to {folder}", lambda: shutil.rmtree(partial, ignore_errors=True))
+
+
+def _written(accelerator: Accelerator, write: Callable[[], Any], what: str, discard: Callable[[], None]) -> None:
+    """
+    Calls `write` on this process. Where it failed on any, all raise the same error, so that none waits for the others.
+    """
+    reason = ""
+    try:
+        write()
+    except _FILE_ERRORS as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reasons = [each for each in gather_object([reason]) if each]
+    if reasons:
+        if accelerator.is_main_process:
+            discard()
+        raise OSError(
+            f"could not write {what}: {reasons[0]}. What was saved before is whole; free space, or make the folder "
+            "writable, and go on with `--resume latest`."
+        )
+
+
+def _synced(path: Path) -> int:
+    """Has a file written to the disk, so that it survives a power loss; returns its size in bytes."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def push_folder(folder: str | Path, repo_id: str) -> str:

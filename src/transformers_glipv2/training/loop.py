@@ -2,10 +2,9 @@
 
 import json
 import math
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +19,27 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from transformers_glipv2.data.files import write_json, write_text
 from transformers_glipv2.data.seeding import derive_seed
 from transformers_glipv2.training.averaging import WeightAverage
 from transformers_glipv2.training.batches import read_batches
 from transformers_glipv2.training.checkpoints import (
     TrainingState,
     checkpoint_folder,
+    drop_later_checkpoints,
     find_checkpoint,
     load_checkpoint,
+    read_checkpoint_info,
+    refuse_started_run,
     save_checkpoint,
 )
-from transformers_glipv2.training.optimization import learning_rate_factor, set_learning_rates
+from transformers_glipv2.training.optimization import SCHEDULES, learning_rate_factor, set_learning_rates
+from transformers_glipv2.training.settings import compare_settings, describe_settings
 
 logger = logging.get_logger(__name__)
 
 LOG_FILE = "training_log.jsonl"
+SETTINGS_FILE = "training_args.json"
 
 
 @dataclass
@@ -57,6 +62,9 @@ class TrainingPlan:
             never ends it.
         keep_checkpoints (`int`, *optional*, defaults to 2).
         seed (`int`, *optional*, defaults to 0): of dropout and the like.
+
+    Raises:
+        ValueError: when a number is out of range, or the schedule is unknown.
     """
 
     output: Path
@@ -73,6 +81,20 @@ class TrainingPlan:
     keep_checkpoints: int = 2
     seed: int = 0
 
+    def __post_init__(self):
+        at_least_one = ["accumulation_steps", "log_steps", "save_steps", "keep_checkpoints"]
+        if self.eval_steps is not None:
+            at_least_one.append("eval_steps")
+        limits = {**dict.fromkeys(at_least_one, 1), "num_steps": 0, "warmup_steps": 0, "patience": 0}
+        for name, least in limits.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` is {value!r}; expected a whole number of at least {least}.")
+        if not (math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0):
+            raise ValueError(f"`max_grad_norm` is {self.max_grad_norm}; expected a number above 0.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"`schedule` is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}.")
+
 
 def train(
     accelerator: Accelerator,
@@ -84,6 +106,7 @@ def train(
     average: WeightAverage | None = None,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     resume_from: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> TrainingState:
     """
     Trains, logs, evaluates, saves, and stops in good order at SIGTERM.
@@ -104,22 +127,32 @@ def train(
         average (`WeightAverage`, *optional*): updated after each step.
         evaluate (`Callable[[nn.Module], dict[str, float]]`, *optional*): from the prepared model, in eval mode and
             without gradients, to metrics; called by all processes and must give all of them the same.
-        resume_from (`str` or `Path`, *optional*): see `find_checkpoint`.
+        resume_from (`str` or `Path`, *optional*): see `find_checkpoint`. Checkpoints and lines of the log beyond its
+            step are dropped.
+        settings (`Mapping[str, Any]`, *optional*): of the run, such as `vars(args)`: written to `training_args.json`,
+            kept in the checkpoints, and compared with those of the checkpoint that is resumed (`compare_settings`).
 
     Returns:
         `TrainingState`: `stopped` says whether a signal or a lack of gains ended the run before `plan.num_steps`.
 
     Raises:
         FloatingPointError: when a loss is not finite.
+        FileExistsError: when the output folder holds a run and `resume_from` is not given.
+        FileNotFoundError, ValueError: when the checkpoint is missing, damaged, or of a run with other settings.
+        OSError: when something cannot be written; what was saved before is whole.
     """
+    settings = describe_settings(settings or {})
     state = TrainingState()
     checkpoint = find_checkpoint(plan.output, resume_from) if resume_from is not None else None
-    if checkpoint is not None:
-        state = load_checkpoint(accelerator, checkpoint, average)
-        # A run that a signal stopped goes on; one that ended for want of gains stays ended, unless told to be patient.
-        state.stopped = _lack_of_gains(state, plan)
-        logger.info(f"taking up {checkpoint} at step {state.step} of {plan.num_steps}")
+    if checkpoint is None:
+        refuse_started_run(plan.output)
+    else:
+        state = _resumed(accelerator, optimizer, plan, average, checkpoint, settings)
+    # The main process writes there while others may still look.
+    accelerator.wait_for_everyone()
     plan.output.mkdir(parents=True, exist_ok=True)
+    if settings and accelerator.is_main_process:
+        write_json(plan.output / SETTINGS_FILE, settings)
     log = TrainingLog(accelerator, plan.output / LOG_FILE, state.step)
     every = plan.eval_steps or plan.save_steps
     started = time.monotonic() - state.seconds
@@ -152,7 +185,7 @@ def train(
                 _evaluate_and_keep(accelerator, model, plan, export, average, evaluate, state, log)
                 state.seconds = time.monotonic() - started
             if saving or state.stopped:
-                save_checkpoint(accelerator, plan.output, state, average, plan.keep_checkpoints)
+                save_checkpoint(accelerator, plan.output, state, average, plan.keep_checkpoints, settings)
 
     if state.stopped != "signal":
         folder = plan.output / "last" if state.best_step is not None else plan.output
@@ -160,9 +193,35 @@ def train(
             export(model, folder)
     else:
         logger.warning(
-            f"stopped by a signal after step {state.step} of {plan.num_steps}; go on with `--resume_from_checkpoint "
-            f"latest` from {checkpoint_folder(plan.output, state.step)}"
+            f"stopped by a signal after step {state.step} of {plan.num_steps}; go on with `--resume latest` from "
+            f" {checkpoint_folder(plan.output, state.step)}"
         )
+    return state
+
+
+def _resumed(
+    accelerator: Accelerator,
+    optimizer: Optimizer,
+    plan: TrainingPlan,
+    average: WeightAverage | None,
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+) -> TrainingState:
+    """The state of a checkpoint; model, optimizer and average get what it holds, rates stay those of this run."""
+    compare_settings(read_checkpoint_info(checkpoint).settings, settings)
+    asked = [(group["initial_lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    state = load_checkpoint(accelerator, checkpoint, average)
+    for group, (rate, decay) in zip(optimizer.param_groups, asked, strict=True):
+        if (group["initial_lr"], group["weight_decay"]) != (rate, decay):
+            logger.warning(
+                f"parameters of the group {group.get('name')!r} go on with learning rate {rate:g} and weight decay "
+                f"{decay:g}; they had {group['initial_lr']:g} and {group['weight_decay']:g}"
+            )
+        group["initial_lr"], group["weight_decay"] = rate, decay
+    drop_later_checkpoints(accelerator, plan.output, state)
+    # A run that a signal stopped goes on; one that ended without gains stays ended, unless it gets more patience.
+    state.stopped = _lack_of_gains(state, plan)
+    logger.info(f"resuming {checkpoint} at step {state.step} of {plan.num_steps}")
     return state
 
 
@@ -184,13 +243,14 @@ def training_step(
     model.train()
     sums: dict[str, torch.Tensor] = {}
     for micro in range(plan.accumulation_steps):
-        # Dropout depends on the step's number only, so a resumed run drops the same.
-        torch.manual_seed(derive_seed(plan.seed, "noise", step, micro, accelerator.process_index))
-        # Labels, a list, are many small tensors; the losses join and take over what they need.
+        # Labels, a list, are many small tensors; the losses join and move what they need.
         batch = {
             name: value if isinstance(value, list) else send_to_device(value, accelerator.device, non_blocking=True)
             for name, value in next(batches).items()
         }
+        # Dropout depends on the step's number alone, so a resumed run drops the same. After the batch, which this
+        # process may have made: what augmentation and collation do to the global stream must not reach dropout.
+        torch.manual_seed(derive_seed(plan.seed, "noise", step, micro, accelerator.process_index))
         is_last = micro == plan.accumulation_steps - 1
         with nullcontext() if is_last else accelerator.no_sync(model):
             outputs = model(**batch)
@@ -210,7 +270,8 @@ class TrainingLog:
 
     Args:
         accelerator (`Accelerator`).
-        file (`Path`): appended to; lines of steps after `start_step`, left by a run that was cut off, are dropped.
+        file (`Path`): appended to; lines of steps after `start_step`, left by a run that was interrupted, and damaged
+            ones are dropped.
         start_step (`int`).
     """
 
@@ -221,11 +282,8 @@ class TrainingLog:
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
         if accelerator.is_main_process:
-            lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
-            partial = file.with_name(f".{file.name}.partial")
-            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(partial, file)
+            kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= start_step]
+            write_text(file, "".join(line + "\n" for line in kept))
 
     def add(self, losses: dict[str, torch.Tensor]) -> None:
         """Take in one step of this process."""
@@ -256,11 +314,29 @@ class TrainingLog:
         return {"loss": f"{means['loss']:.3f}"}
 
     def write(self, line: dict[str, float]) -> None:
-        """A line as it stands."""
+        """Append a line."""
         if self.accelerator.is_main_process:
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with open(self.file, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"could not write {self.file}: {error}. What was saved before is whole; free space, or make the "
+                    "folder writable, and go on with `--resume latest`."
+                ) from error
         self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """The lines of a log up to the first that is damaged, as the last one may be after a power loss."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for number, line in enumerate(lines):
+        try:
+            json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):
+            logger.warning(f"{file}: line {number + 1} of {len(lines)} is damaged; it and what follows is dropped")
+            return lines[:number]
+    return lines
 
 
 class StopSignal:

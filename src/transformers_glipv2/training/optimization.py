@@ -20,9 +20,9 @@ def parameter_groups(
     """
     Groups of trainable parameters for AdamW.
 
-    The pretrained text encoder and the tower's text layers learn more slowly than the rest: while regions do not tell
-    classes apart yet, fast text layers would make all words alike, which is the quickest way to a lower loss.
-    Norms, biases, scales and tables of relative positions are not decayed.
+    The pretrained text encoder and the tower's text layers get a lower rate than the rest: while regions do not
+    separate classes yet, fast text layers would collapse all tokens to one feature, which is the quickest way to a
+    lower loss. Norms, biases, scales and tables of relative positions are not decayed.
 
     Args:
         model (`nn.Module`): parameters with `requires_grad=False` are left out.
@@ -36,8 +36,13 @@ def parameter_groups(
         "base_no_decay", "text", "text_no_decay"). Empty groups are left out.
 
     Raises:
-        ValueError: when nothing is trainable.
+        ValueError: when nothing is trainable, or a rate is not above 0.
     """
+    for name, value in (("learning_rate", learning_rate), ("text_learning_rate_factor", text_learning_rate_factor)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"`{name}` is {value}; expected a number above 0. To leave parts out, freeze them.")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"`weight_decay` is {weight_decay}; expected a number of at least 0.")
     params: dict[str, list[nn.Parameter]] = {"base": [], "base_no_decay": [], "text": [], "text_no_decay": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -91,7 +96,7 @@ def learning_rate_factor(
         warmup_steps (`int`, *optional*, defaults to 0): the factor rises linearly to 1 over these.
         schedule (`str`, *optional*, defaults to `"cosine"`): then "cosine" falls to 0 at `num_steps`, "steps" is
             divided by 10 at each of `drops`, "constant" stays.
-        drops (`Sequence[float]`, *optional*): shares of `num_steps`; the original's.
+        drops (`Sequence[float]`, *optional*): fractions of `num_steps`; the original's.
 
     Raises:
         ValueError: for an unknown schedule or a negative number of steps.
