@@ -9,9 +9,9 @@ Answers and boxes come from one forward pass.
 import argparse
 from pathlib import Path
 
-from PIL import Image, ImageOps
 from transformers import AutoProcessor
 
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.inference.drawing import Drawn, draw
 from transformers_glipv2.inference.language import answer_and_ground
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
@@ -31,7 +31,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> dict:
     args = parse_args(arguments)
-    image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+    image = open_image(args.image)
     processor = AutoProcessor.from_pretrained(args.model)
     model = GLIPv2ForVisualQuestionAnswering.from_pretrained(args.model).eval()
     (result,) = answer_and_ground(model, processor, [image], args.question, args.top_k)

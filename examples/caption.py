@@ -9,9 +9,9 @@ The image is encoded once, for the caption and for the boxes.
 import argparse
 from pathlib import Path
 
-from PIL import Image, ImageOps
 from transformers import AutoProcessor
 
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.inference.drawing import Drawn, draw
 from transformers_glipv2.inference.language import caption_and_ground
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
@@ -32,7 +32,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> dict:
     args = parse_args(arguments)
-    image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+    image = open_image(args.image)
     processor = AutoProcessor.from_pretrained(args.model)
     model = GLIPv2ForConditionalGeneration.from_pretrained(args.model).eval()
     generation = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, "do_sample": False}

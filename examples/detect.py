@@ -9,10 +9,11 @@ Without `--image` a photograph of scikit-image (CC0) is taken: `--sample` says w
 import argparse
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import pipeline
 
 import transformers_glipv2  # noqa: F401  registers the model with the Auto classes and pipelines
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.inference.drawing import Drawn, draw
 
 SAMPLES = ("chelsea", "coffee", "astronaut", "rocket")
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> list[dict]:
 def load_image(path: Path | None, sample: str) -> Image.Image:
     """An image file, turned upright, or a photograph of scikit-image."""
     if path is not None:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        return open_image(path)
     from skimage import data
 
     return Image.fromarray(getattr(data, sample)()).convert("RGB")

@@ -17,7 +17,6 @@ import torch
 
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.captions import load_coco_captions, load_karpathy_captions
-from transformers_glipv2.data.dataset import open_image
 from transformers_glipv2.data.files import write_json
 from transformers_glipv2.evaluation.captions import DEFAULT_METRICS, METRICS, evaluate_captions
 from transformers_glipv2.evaluation.shards import (
@@ -26,6 +25,7 @@ from transformers_glipv2.evaluation.shards import (
     predict_in_shards,
     weights_id,
 )
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from transformers_glipv2 import GLIPv2Processor
-from transformers_glipv2.data.dataset import open_image
 from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.vqa import load_vqa
 from transformers_glipv2.evaluation.shards import (
@@ -27,6 +26,7 @@ from transformers_glipv2.evaluation.shards import (
     weights_id,
 )
 from transformers_glipv2.evaluation.vqa import evaluate_vqa
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
 
 

@@ -28,11 +28,12 @@ import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.quantization import quant_pre_process, quantize_dynamic
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2ForObjectDetection, GLIPv2Processor
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.inference.onnx_export import (
     DetectorGraph,
     MaskGraph,
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def load_image(path: Path | None) -> Image.Image:
     if path is not None:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        return open_image(path)
     from skimage import data
 
     return Image.fromarray(data.coffee())

@@ -10,10 +10,10 @@ own.
 import argparse
 from pathlib import Path
 
-from PIL import Image, ImageOps
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 import transformers_glipv2  # noqa: F401  registers the model with the Auto classes
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.inference.detector import ground_phrases
 from transformers_glipv2.inference.drawing import Drawn, draw
 
@@ -33,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> list[dict]:
     args = parse_args(arguments)
-    image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+    image = open_image(args.image)
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForZeroShotObjectDetection.from_pretrained(args.model).eval()
     spans = None if args.phrases is None else [[span_of(phrase, args.text) for phrase in args.phrases]]

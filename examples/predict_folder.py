@@ -25,6 +25,7 @@ from PIL import Image
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
 from transformers_glipv2.data.files import read_text, replaced_file, write_json
+from transformers_glipv2.data.hub import image_source
 from transformers_glipv2.evaluation.detector import Detector
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
@@ -32,6 +33,7 @@ from transformers_glipv2.evaluation.shards import (
     predict_in_shards,
     weights_id,
 )
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
@@ -87,8 +89,7 @@ class Folder:
         )
 
     def open(self, position: int) -> Image.Image:
-        with Image.open(self.folder / self.names[position]) as image:
-            return image.convert("RGB")
+        return open_image(self.folder / self.names[position])
 
 
 class HubDataset:
@@ -100,12 +101,11 @@ class HubDataset:
         # Images are decoded when they are asked for, so that a broken one is a failure of its own.
         self.rows = datasets.load_dataset(name, split=split).select_columns([column])
         self.rows = self.rows.cast_column(column, datasets.Image(decode=False))
-        self.image = datasets.Image()
         self.column = column
         self.names = [f"{split}/{index}" for index in range(len(self.rows))]
 
     def open(self, position: int) -> Image.Image:
-        return self.image.decode_example(self.rows[position][self.column]).convert("RGB")
+        return open_image(image_source(self.rows[position][self.column]))
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, segment_labels
 from transformers_glipv2.data.files import write_json
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.inference.drawing import Drawn, draw
 from transformers_glipv2.layers.paste_masks import encode_region
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     args = parse_args(arguments)
     processor = GLIPv2Processor.from_pretrained(args.model)
     model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).to(args.device).eval()
-    image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
+    image = open_image(args.image)
 
     if args.labels:
         found = find_instances(model, processor, image, args)

@@ -28,7 +28,7 @@ from transformers.utils import cached_file
 
 try:
     from transformers_glipv2.inference.drawing import Drawn, draw
-except ImportError:  # on the Hub the file lies beside this one
+except ImportError:  # on the Hub the file is beside this one
     from drawing import Drawn, draw
 
 TASK = "zero-shot-object-detection"
@@ -52,6 +52,7 @@ class Demo:
         self.processor = AutoProcessor.from_pretrained(name, **trust)
         # By name, not around a model: only so does transformers take the pipeline's class from the checkpoint too.
         self.detector = pipeline(TASK, model=name, device="cpu", **trust)
+        self.processor.image_processor.allow_urls = self.detector.image_processor.allow_urls = False
         detector = self.detector.model
         # The other models share the detector's weights in the checkpoint; only their heads are further ones in memory.
         self.models = {"detection_head": detector}
@@ -140,7 +141,7 @@ def show(image: Image.Image, found: list[tuple]) -> tuple[Image.Image, list[list
 
 
 def checked(function):
-    """What is missing, and what is wrong with the input, is said on the page."""
+    """A method of `Demo` as the page calls it: what is missing, and what is wrong with the input, is said there."""
 
     def call(image: Image.Image | None, text: str, *options: Any) -> Any:
         if image is None:
@@ -148,7 +149,7 @@ def checked(function):
         if function.__name__ != "caption" and not split(text):
             raise gr.Error("Write what to look for first.")
         try:
-            return function(image.convert("RGB"), text, *options)
+            return function(function.__self__.processor.image_processor.open_image(image), text, *options)
         except (TypeError, ValueError) as error:
             raise gr.Error(str(error)) from error
 

@@ -2,30 +2,25 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torchvision.transforms.v2 import functional as tvF
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_transforms import group_images_by_shape, reorder_images
-from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, load_image
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
 
+from .image_io import ImageFile, open_image, orientation_of, to_rgb
 from .post_processing import one_label_detections
 
-ImageSource = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+ImageSource = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray | torch.Tensor
 
 logger = logging.get_logger(__name__)
-
-# Modes of PIL whose values do not end at 255; PIL's own conversion to RGB would clip them to white.
-_WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
-_EXIF_ORIENTATION = 0x0112
 
 
 class GLIPv2ImageProcessorKwargs(ImagesKwargs, total=False):
@@ -35,10 +30,16 @@ class GLIPv2ImageProcessorKwargs(ImagesKwargs, total=False):
         are in the order of the network's channels.
     size_divisor (`int`, *optional*, defaults to 32):
         Pad height and width of a batch to a multiple of it.
+    allow_urls (`bool`, *optional*, defaults to `True`):
+        Download images that are given by their URL. Set it to `False` where strangers say what is opened.
+    allow_private_urls (`bool`, *optional*, defaults to `False`):
+        Also download from this machine and from private networks.
     """
 
     do_bgr: bool | None
     size_divisor: int | None
+    allow_urls: bool | None
+    allow_private_urls: bool | None
 
 
 # Sizes ---------------------------------------------------------------------------------------------------------------
@@ -59,17 +60,9 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
     Returns:
         (height, width) in pixels.
-
-    Raises:
-        ValueError: when `size` has other keys.
     """
     if size.height and size.width:
         return size.height, size.width
-    if not size.shortest_edge:
-        raise ValueError(
-            f'`size` must have "shortest_edge" (and optionally "longest_edge"), or "height" and "width"; '
-            f"got {dict(size)}."
-        )
     short, long = sorted((height, width))
     new_short = size.shortest_edge
     if size.longest_edge and long / short * new_short > size.longest_edge:
@@ -78,6 +71,44 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     if new_short < 1:
         new_short, new_long = 1, size.longest_edge
     return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def check_size(size: SizeDict) -> None:
+    """
+    Raises:
+        ValueError: unless `size` has "shortest_edge" (and optionally "longest_edge"), or "height" and "width", in
+            whole pixels.
+    """
+    given = {name: value for name, value in dict(size).items() if value is not None}
+    if set(given) not in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"}):
+        raise ValueError(
+            f'`size` must have "shortest_edge" (and optionally "longest_edge"), or "height" and "width"; got {given}.'
+        )
+    for name, value in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f'`size["{name}"]` must be a whole number of pixels, at least 1; got {value!r}.')
+
+
+def set_shortest_edge(processor: Any, shortest_edge: int) -> None:
+    """
+    Lets a processor resize to another shortest edge, and to a longest one in the same proportion.
+
+    Args:
+        processor: `GLIPv2Processor` or an image processor of it; changed in place, and saved so.
+        shortest_edge (`int`): in pixels.
+
+    Raises:
+        ValueError: when it is not above 0, or the processor resizes to a fixed height and width.
+    """
+    image_processor = getattr(processor, "image_processor", processor)
+    size = image_processor.size
+    if not size.shortest_edge:
+        raise ValueError(f"The processor resizes to {size.height}x{size.width} pixels; it has no shortest edge.")
+    scale = shortest_edge / size.shortest_edge
+    longest_edge = None if size.longest_edge is None else round(scale * size.longest_edge)
+    new_size = SizeDict(shortest_edge=shortest_edge, longest_edge=longest_edge)
+    check_size(new_size)
+    image_processor.size = new_size
 
 
 def padded_size(sizes: list[tuple[int, int]], size_divisor: int | None, pad_size: SizeDict | None) -> tuple[int, int]:
@@ -102,54 +133,7 @@ def padded_size(sizes: list[tuple[int, int]], size_divisor: int | None, pad_size
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
-# Reading images ----------------------------------------------------------------------------------------------------
-
-
-def open_image(source: str | os.PathLike | PIL.Image.Image, timeout: float | None = None) -> PIL.Image.Image:
-    """
-    Reads an image whole and turns it upright (EXIF orientation), in its own mode.
-
-    Args:
-        source: a path, an http(s) address, a `data:image/` or base64 string, or a PIL image.
-        timeout: seconds to wait for an address.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is truncated or no image.
-        TypeError: for anything else than the above.
-    """
-    if isinstance(source, PIL.Image.Image):
-        return PIL.ImageOps.exif_transpose(source)
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            f"An image must be a path, an address, a base64 string or a PIL image here, not {type(source)}."
-        )
-    path = Path(source)
-    if not _is_file(path):
-        if isinstance(source, str):
-            try:
-                return load_image(source, timeout=timeout)
-            except ValueError as error:
-                shown = source if len(source) <= 200 else source[:200] + "..."
-                raise FileNotFoundError(
-                    f"There is no image file {shown!r} (and it is no http(s) address or base64 image either)."
-                ) from error
-        raise FileNotFoundError(f"There is no image file '{path}'.")
-    try:
-        with PIL.Image.open(path) as image:
-            image.load()
-            return PIL.ImageOps.exif_transpose(image)
-    except PIL.UnidentifiedImageError as error:
-        raise ValueError(f"'{path}' is no image that PIL can read; convert it to PNG or JPEG.") from error
-    except OSError as error:
-        raise ValueError(f"The image file '{path}' is truncated or broken ({error}); fetch it again.") from error
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a base64 string is too long for a file name
-        return False
+# Forms of images ---------------------------------------------------------------------------------------------------
 
 
 def get_image_size(image: ImageSource) -> tuple[int, int]:
@@ -162,18 +146,24 @@ def get_image_size(image: ImageSource) -> tuple[int, int]:
     return tuple(image.shape[-2:]) if first else tuple(image.shape[:2])
 
 
-def flatten_images(images: Any) -> list[ImageSource]:
-    """One image, a batch `(B, ...)`, or (nested) lists of these as one list; files are read."""
+def flatten_images(images: Any, **options: Any) -> list[ImageSource]:
+    """
+    One image, a batch `(B, ...)`, or (nested) lists of these as one list.
+
+    Args:
+        images: image objects are taken as they are; paths, URLs and bytes are opened, see [`open_image`].
+        options: of `open_image`.
+    """
     if isinstance(images, list | tuple):
-        return [single for image in images for single in flatten_images(image)]
-    if isinstance(images, str | os.PathLike):
-        return [open_image(images)]
+        return [single for image in images for single in flatten_images(image, **options)]
+    if isinstance(images, str | os.PathLike | bytes):
+        return [open_image(images, **options)]
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
         return list(images)
     if isinstance(images, PIL.Image.Image | np.ndarray | torch.Tensor):
         return [images]
     raise TypeError(
-        f"An image must be a PIL image, a numpy array, a torch tensor, a path or an address, not {type(images)}."
+        f"An image must be a PIL image, a numpy array, a torch tensor, a path or a URL, not {type(images)}."
     )
 
 
@@ -188,23 +178,6 @@ def _channels_first(array: np.ndarray | torch.Tensor, input_data_format: Channel
             "pass (height, width), (height, width, channels) or (channels, height, width)."
         )
     return first if isinstance(array, torch.Tensor) else not last
-
-
-def _pil_to_array(image: PIL.Image.Image) -> np.ndarray:
-    """8-bit RGB `(H, W, 3)`, or for wide modes 8-bit or float grey `(H, W)`. Transparency is dropped, as GLIP did."""
-    if image.mode not in _WIDE_MODES:
-        return np.array(image.convert("RGB"))
-    grey = np.array(image)
-    if image.mode == "F":
-        return grey
-    if not 0 <= grey.min() <= grey.max() <= 65535:
-        raise ValueError(
-            f'An image of mode "{image.mode}" has values from {grey.min()} to {grey.max()}; expected 8 or 16 bits. '
-            "Scale it to 0..255 and convert it to mode L."
-        )
-    # Mode I holds 32 bits, whatever depth the file had.
-    is_16_bit = image.mode != "I" or grey.max() > 255
-    return grey.astype(np.uint16 if is_16_bit else np.uint8)
 
 
 def to_rgb_tensor(
@@ -236,14 +209,17 @@ def to_rgb_tensor(
     """
     is_array = not isinstance(image, PIL.Image.Image)
     if not is_array:
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        if orientation_of(image) != 1:
             logger.warning_once(
-                "An image object has an EXIF orientation; its pixels are taken as they lie. Pass its path, or "
-                "`PIL.ImageOps.exif_transpose(image)`, to have it upright."
+                "An image object has an EXIF orientation; its pixels are taken as they are stored. Pass its path, or "
+                "`image_io.open_image(image)`, to have it upright."
             )
         if 0 in image.size:
             raise ValueError(f"`{name}` is empty: {image.height}x{image.width} pixels.")
-        image = _pil_to_array(image)
+        try:
+            image = np.array(to_rgb(image))
+        except ValueError as error:
+            raise ValueError(f"`{name}` {error}") from error
     if not isinstance(image, np.ndarray | torch.Tensor):
         raise TypeError(f"`{name}` must be a PIL image, a numpy array or a torch tensor, not {type(image)}.")
     if str(image.dtype).removeprefix("torch.") not in _DTYPES:
@@ -297,34 +273,8 @@ def _to_8_bit_range(image: torch.Tensor, name: str, do_rescale: bool) -> torch.T
 # The processor -------------------------------------------------------------------------------------------------------
 
 
-class GLIPv2ImageProcessor(TorchvisionBackend):
-    r"""
-    Prepares images as GLIP did: resize with its own rule, order the channels, rescale, normalise, then pad with
-    zeros to the right and below.
-
-    Images may be PIL images of any mode, arrays, tensors, paths or addresses, of different sizes in one call.
-    Files are turned upright (EXIF); the pixels of image objects are taken as they lie, so that boxes refer to them.
-    Transparency is dropped. Defaults are those of the released GLIP weights.
-
-    Args:
-        do_resize (`bool`, *optional*, defaults to `True`): resize by `size`.
-        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
-            see [`resized_size`]; `{"height": h, "width": w}` gives an exact size.
-        resample (`PILImageResampling`, *optional*, defaults to bilinear): with antialiasing.
-        do_bgr (`bool`, *optional*, defaults to `True`): turn the channels to blue, green, red.
-        do_rescale (`bool`, *optional*, defaults to `True`): multiply 0..255 by `rescale_factor`.
-        rescale_factor (`float`, *optional*, defaults to 1.0).
-        do_normalize (`bool`, *optional*, defaults to `True`): subtract `image_mean`, divide by `image_std`, both after
-            rescaling and in the order of the network's channels.
-        image_mean, image_std (`list[float]`, *optional*): of the released weights, in blue, green, red.
-        do_pad (`bool`, *optional*, defaults to `True`): pad to the batch's largest height and width.
-        pad_size (`dict[str, int]`, *optional*): pad to this height and width instead.
-        size_divisor (`int`, *optional*, defaults to 32): round the padded size up to a multiple of it.
-
-    Returns (when called):
-        `BatchFeature` with `pixel_values` `(batch, 3, height, width)` float32 and `pixel_mask`
-        `(batch, height, width)` int64, 1 for the image and 0 for padding.
-    """
+class GLIPv2ImageProcessorBase:
+    """What the two backends share: options and their defaults, and how images are read."""
 
     valid_kwargs = GLIPv2ImageProcessorKwargs
     model_input_names: ClassVar[list[str]] = ["pixel_values", "pixel_mask"]
@@ -341,22 +291,88 @@ class GLIPv2ImageProcessor(TorchvisionBackend):
     image_std = (57.375, 57.12, 58.395)
     do_pad = True
     size_divisor = 32
+    allow_urls = True
+    allow_private_urls = False
 
-    def fetch_images(self, image_url_or_urls: Any) -> list[ImageSource]:
-        """Reads paths and addresses; see [`open_image`]. Other images come back as they are, in a flat list."""
-        return flatten_images(image_url_or_urls)
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        check_size(kwargs["size"])
+        divisor = kwargs.get("size_divisor")
+        if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
+            raise ValueError(f"`size_divisor` must be an integer of at least 1, got {divisor!r}.")
+        return kwargs
 
-    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[ImageSource]:
-        images = self.fetch_images(images)
+    def open_image(self, source: ImageFile, timeout: float | None = None) -> PIL.Image.Image:
+        """As [`image_io.open_image`]: upright, RGB; URLs as this processor allows them."""
+        return open_image(source, timeout, bool(self.allow_urls), bool(self.allow_private_urls))
+
+    def fetch_images(
+        self, image_url_or_urls: Any, allow_urls: bool | None = None, allow_private_urls: bool | None = None
+    ) -> list[ImageSource]:
+        """
+        One image or several, nested or not, as a flat list: paths and URLs are opened, see [`image_io.open_image`];
+        other images come back as they are. `allow_urls` and `allow_private_urls` are the processor's by default.
+        """
+        return flatten_images(
+            image_url_or_urls,
+            allow_urls=bool(self.allow_urls if allow_urls is None else allow_urls),
+            allow_private_urls=bool(self.allow_private_urls if allow_private_urls is None else allow_private_urls),
+        )
+
+    def _prepare_image_like_inputs(
+        self,
+        images: Any,
+        expected_ndims: int = 3,
+        allow_urls: bool | None = None,
+        allow_private_urls: bool | None = None,
+        **kwargs,
+    ) -> list[Any]:
+        images = self.fetch_images(images, allow_urls=allow_urls, allow_private_urls=allow_private_urls)
         if not images:
             raise ValueError("`images` is empty; pass at least one image.")
-        return images
+        return [self.process_image(image, name=f"images[{index}]", **kwargs) for index, image in enumerate(images)]
 
-    def _prepare_image_like_inputs(self, images: Any, expected_ndims: int = 3, **kwargs) -> list[torch.Tensor]:
-        return [
-            self.process_image(image, name=f"images[{index}]", **kwargs)
-            for index, image in enumerate(self._prepare_images_structure(images))
-        ]
+    def post_process_object_detection(
+        self, outputs: Mapping[str, Any], threshold: float = 0.05, target_sizes: Any = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        Boxes where each text is a single label, as transformers' own zero-shot detection pipeline asks for them; see
+        [`one_label_detections`]. For several labels in a text use the processor's methods.
+        """
+        return one_label_detections(outputs, threshold, target_sizes, bool(self.size.shortest_edge))
+
+
+class GLIPv2ImageProcessor(GLIPv2ImageProcessorBase, TorchvisionBackend):
+    r"""
+    Prepares images as GLIP did: resize with its own rule, order the channels, rescale, normalise, then pad with
+    zeros to the right and below.
+
+    Images may be PIL images of any mode, arrays, tensors, paths or URLs, of different sizes in one call. Files are
+    turned upright (EXIF); the pixels of image objects are taken as they are stored, so that boxes refer to them.
+    Transparency is dropped. Defaults are those of the released GLIP weights.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `True`): resize by `size`.
+        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
+            see [`resized_size`]; `{"height": h, "width": w}` gives an exact size.
+        resample (`PILImageResampling`, *optional*, defaults to bilinear): with antialiasing.
+        do_bgr (`bool`, *optional*, defaults to `True`): turn the channels to blue, green, red.
+        do_rescale (`bool`, *optional*, defaults to `True`): multiply 0..255 by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to 1.0).
+        do_normalize (`bool`, *optional*, defaults to `True`): subtract `image_mean`, divide by `image_std`, both after
+            rescaling and in the order of the network's channels.
+        image_mean, image_std (`list[float]`, *optional*): of the released weights, in blue, green, red.
+        do_pad (`bool`, *optional*, defaults to `True`): pad to the batch's largest height and width.
+        pad_size (`dict[str, int]`, *optional*): pad to this height and width instead.
+        size_divisor (`int`, *optional*, defaults to 32): round the padded size up to a multiple of it.
+        allow_urls (`bool`, *optional*, defaults to `True`): download images that are given by their URL; `False` for
+            services.
+        allow_private_urls (`bool`, *optional*, defaults to `False`): also from this machine and private networks.
+
+    Returns (when called):
+        `BatchFeature` with `pixel_values` `(batch, 3, height, width)` float32 and `pixel_mask`
+        `(batch, height, width)` int64, 1 for the image and 0 for padding.
+    """
 
     def process_image(
         self,
@@ -421,19 +437,10 @@ class GLIPv2ImageProcessor(TorchvisionBackend):
         height, width = padded_size([tuple(image.shape[-2:]) for image in images], size_divisor, pad_size)
         pixel_values = images[0].new_zeros(len(images), 3, height, width)
         pixel_mask = torch.zeros(len(images), height, width, dtype=torch.long, device=pixel_values.device)
-        for row, mask, image in zip(pixel_values, pixel_mask, images, strict=True):
-            row[:, : image.shape[-2], : image.shape[-1]] = image
+        for padded, mask, image in zip(pixel_values, pixel_mask, images, strict=True):
+            padded[:, : image.shape[-2], : image.shape[-1]] = image
             mask[: image.shape[-2], : image.shape[-1]] = 1
         return BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
 
-    def post_process_object_detection(
-        self, outputs: Mapping[str, Any], threshold: float = 0.05, target_sizes: Any = None
-    ) -> list[dict[str, torch.Tensor]]:
-        """
-        Boxes where each text is a single label, as transformers' own zero-shot detection pipeline asks for them; see
-        [`one_label_detections`]. For several labels in a text use the processor's methods.
-        """
-        return one_label_detections(outputs, threshold, target_sizes, bool(self.size.shortest_edge))
 
-
-__all__ = ["GLIPv2ImageProcessor", "GLIPv2ImageProcessorKwargs"]
+__all__ = ["GLIPv2ImageProcessor", "GLIPv2ImageProcessorKwargs", "set_shortest_edge"]

@@ -1,8 +1,5 @@
 """Images to `pixel_values` and `pixel_mask`, on PIL and numpy: to the bit what the original code read."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import numpy as np
 import PIL.Image
 import torch
@@ -12,53 +9,18 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.utils import TensorType
 
 from .image_processing_glipv2 import (
-    GLIPv2ImageProcessorKwargs,
-    ImageSource,
-    flatten_images,
+    GLIPv2ImageProcessorBase,
     padded_size,
     resized_size,
     to_rgb_tensor,
 )
-from .post_processing import one_label_detections
 
 
-class GLIPv2ImageProcessorPil(PilBackend):
+class GLIPv2ImageProcessorPil(GLIPv2ImageProcessorBase, PilBackend):
     r"""
     As [`GLIPv2ImageProcessor`], with the same arguments and results, but resized by PIL. Values differ by a grey level
     at most (in images of pure noise by two, once in 10^5).
     """
-
-    valid_kwargs = GLIPv2ImageProcessorKwargs
-    model_input_names: ClassVar[list[str]] = ["pixel_values", "pixel_mask"]
-    default_to_square = False
-    do_convert_rgb = True
-    do_resize = True
-    size: ClassVar[dict[str, int]] = {"shortest_edge": 800, "longest_edge": 1333}
-    resample = PILImageResampling.BILINEAR
-    do_bgr = True
-    do_rescale = True
-    rescale_factor = 1.0
-    do_normalize = True
-    image_mean = (103.53, 116.28, 123.675)
-    image_std = (57.375, 57.12, 58.395)
-    do_pad = True
-    size_divisor = 32
-
-    def fetch_images(self, image_url_or_urls: Any) -> list[ImageSource]:
-        """Reads paths and addresses; other images come back as they are, in a flat list."""
-        return flatten_images(image_url_or_urls)
-
-    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[ImageSource]:
-        images = self.fetch_images(images)
-        if not images:
-            raise ValueError("`images` is empty; pass at least one image.")
-        return images
-
-    def _prepare_image_like_inputs(self, images: Any, expected_ndims: int = 3, **kwargs) -> list[np.ndarray]:
-        return [
-            self.process_image(image, name=f"images[{index}]", **kwargs)
-            for index, image in enumerate(self._prepare_images_structure(images))
-        ]
 
     def process_image(
         self,
@@ -124,16 +86,10 @@ class GLIPv2ImageProcessorPil(PilBackend):
         height, width = padded_size([image.shape[-2:] for image in processed], size_divisor, pad_size)
         pixel_values = np.zeros((len(processed), 3, height, width), dtype=processed[0].dtype)
         pixel_mask = np.zeros((len(processed), height, width), dtype=np.int64)
-        for row, mask, image in zip(pixel_values, pixel_mask, processed, strict=True):
-            row[:, : image.shape[-2], : image.shape[-1]] = image
+        for padded, mask, image in zip(pixel_values, pixel_mask, processed, strict=True):
+            padded[:, : image.shape[-2], : image.shape[-1]] = image
             mask[: image.shape[-2], : image.shape[-1]] = 1
         return BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
-
-    def post_process_object_detection(
-        self, outputs: Mapping[str, Any], threshold: float = 0.05, target_sizes: Any = None
-    ) -> list[dict[str, torch.Tensor]]:
-        """As `GLIPv2ImageProcessor.post_process_object_detection`."""
-        return one_label_detections(outputs, threshold, target_sizes, bool(self.size.shortest_edge))
 
 
 __all__ = ["GLIPv2ImageProcessorPil"]

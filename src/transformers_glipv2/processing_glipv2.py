@@ -7,7 +7,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .boxes import denormalize_boxes
-from .image_processing_glipv2 import ImageSource, flatten_images, get_image_size
+from .image_processing_glipv2 import ImageSource, get_image_size
 from .layers.paste_masks import instance_masks, predict_mask_logits, referring_masks, strong_boxes
 from .noun_phrases import find_noun_phrases
 from .post_processing import (
@@ -111,7 +111,11 @@ class GLIPv2Processor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("Pass `images`, `text`, or both.")
-        images = None if images is None else flatten_images(images)
+        if images is not None:
+            images_kwargs = {**kwargs, **kwargs.get("images_kwargs", {})}
+            images = self.image_processor.fetch_images(
+                images, images_kwargs.get("allow_urls"), images_kwargs.get("allow_private_urls")
+            )
         num_images = None if images is None else len(images)
         sentences, label_spans = (None, None) if text is None else arrange_text(text, num_images)
         if annotations is not None:
@@ -148,7 +152,7 @@ class GLIPv2Processor(ProcessorMixin):
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Images in a flat list, texts as one sentence for each."""
-        images = None if images is None else flatten_images(images)
+        images = None if images is None else self.image_processor.fetch_images(images)
         if text is not None:
             text, _ = arrange_text(text, None if images is None else len(images))
         return images, text, videos, audio

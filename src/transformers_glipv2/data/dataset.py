@@ -8,18 +8,18 @@ Python parses it whole, and 15 seconds a million boxes. Line-wise files, folders
 `to_hf_dataset(load_coco(...)).to_parquet(...)` or `.push_to_hub(...)`.
 """
 
-import io
 import pickle
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from transformers_glipv2.data.schema import BoxReport
+from transformers_glipv2.image_io import ImageFile, open_image
 
 
 class ImageDataset(Dataset):
@@ -212,8 +212,8 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
         row.setdefault("labels", class_names)
     size = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
     try:
-        image = open_image(source() if callable(source) else source, size)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image = open_for_annotations(source() if callable(source) else source, size)
+    except (OSError, ValueError) as error:
         report.add("unreadable_image", f"image {row['image_id']!r} at {name}: {error}")
         report.warn_once()
         return None
@@ -226,22 +226,20 @@ def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: B
     return {"image": image, **row}
 
 
-def open_image(path: str | Path | bytes | Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+def open_for_annotations(source: ImageFile, size: tuple[int, int] | None = None) -> Image.Image:
     """
-    An image as RGB.
+    As `image_io.open_image`, upright; but pixels stay as they are stored where only so the image has the size that it
+    was annotated in.
 
     Args:
-        path (`str`, `Path`, `bytes` or `PIL.Image.Image`): the file, what is in it, or an image opened already.
-        size (`tuple[int, int]`, *optional*): width and height that the annotations were made for. Where only the
-            EXIF rotation makes the image fit it, the rotation is applied; else pixels are left as stored.
+        source: a file, its bytes, or an image that is open already.
+        size (`tuple[int, int]`, *optional*): width and height in pixels that the annotations were made for.
     """
-    if isinstance(path, Image.Image):
-        return path.convert("RGB")
-    with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path) as stored:
-        image = stored
-        if size is not None and stored.size != size and stored.size == size[::-1]:
-            image = ImageOps.exif_transpose(stored)
-        return image.convert("RGB")
+    image = open_image(source)
+    if size is not None and image.size != size and image.size == size[::-1]:
+        stored = open_image(source, upright=False)
+        return stored if stored.size == size else image
+    return image
 
 
 class _Selection(Sequence):

@@ -5,17 +5,18 @@ Read are the usual detection schema (an image, and `objects` of bbox and categor
 objects in the place of columns), and what `to_hf_dataset` writes (any kind of row, told by its column `kind`).
 """
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream, PackedRecords
 from transformers_glipv2.data.hub_export import import_datasets
 from transformers_glipv2.data.schema import KINDS, BoxReport, category_name, checked_objects, xyxy_to_xywh
+from transformers_glipv2.image_download import download_image, is_url
+from transformers_glipv2.image_io import image_size
 
 # Names that columns go by; the first that is there counts.
 _NAMES = {
@@ -217,7 +218,7 @@ class _HubImage:
         self.row = row
 
     def __call__(self) -> str | bytes | Image.Image:
-        return _source(next(iter(self.images[self.row].values())))
+        return image_source(next(iter(self.images[self.row].values())))
 
 
 class _StreamedRecords:
@@ -234,7 +235,7 @@ class _StreamedRecords:
 
     def __call__(self, report: BoxReport) -> Iterator[dict[str, Any]]:
         for index, row in enumerate(self.dataset):
-            source = partial(_source, row[self.reader.columns["image"]])
+            source = partial(image_source, row[self.reader.columns["image"]])
             record = self.reader.record(row, index, source, report)
             if record is not None:
                 yield {**record, "image_path": source}
@@ -246,20 +247,22 @@ def _checked_records(dataset: Any, reader: _RowReader, report: BoxReport) -> Ite
     # With the sizes in columns of their own, the images' bytes are not even read.
     rows = dataset.remove_columns(image) if "width" in reader.columns and "height" in reader.columns else dataset
     for index, row in enumerate(rows):
-        source = partial(_source, row[image]) if image in row else _HubImage(images, index)
+        source = partial(image_source, row[image]) if image in row else _HubImage(images, index)
         record = reader.record(row, index, source, report)
         if record is not None:
             yield {**record, "hub_row": index}
 
 
-def _source(value: Any) -> str | bytes | Image.Image:
+def image_source(value: Any) -> str | bytes | Image.Image:
     """A path, bytes or image from what an undecoded `Image` column, or one of paths, holds."""
     if isinstance(value, Mapping):
         value = value["path"] if value.get("bytes") is None else value["bytes"]
     if value is None:
         raise OSError("the row has no image")
+    if isinstance(value, str) and is_url(value):
+        return download_image(value)
     if isinstance(value, str) and "://" in value:
-        # `datasets` brings fsspec, which knows hf://, https:// and files inside of archives.
+        # `datasets` brings fsspec, which knows hf:// and files inside of archives.
         import fsspec
 
         with fsspec.open(value, "rb") as file:
@@ -269,12 +272,8 @@ def _source(value: Any) -> str | bytes | Image.Image:
 
 def _stored_size(source: Any, report: BoxReport, where: str) -> tuple[int, int] | None:
     try:
-        source = source()
-        if isinstance(source, Image.Image):
-            return source.size
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return image_size(source())
+    except (OSError, ValueError) as error:
         report.add("unreadable_image", f"{where}: {error}")
         return None
 

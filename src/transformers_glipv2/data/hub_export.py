@@ -6,8 +6,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from transformers_glipv2.data.dataset import ImageDataset, ImageStream, open_image
+from transformers_glipv2.data.dataset import ImageDataset, ImageStream
 from transformers_glipv2.data.masks import decode_mask, encode_mask
+from transformers_glipv2.image_io import image_size
 
 # Arrow wants rows in handfuls: small enough to keep Python's copies out of the way.
 _CHUNK = 1000
@@ -142,6 +143,6 @@ def _run_lengths(segmentations: Sequence[Any], record: Mapping[str, Any], source
         return list(segmentations)
     width, height = record.get("width"), record.get("height")
     if not width or not height:
-        width, height = open_image(source).size
+        width, height = image_size(source)
     masks = [decode_mask(segmentation, height, width) for segmentation in segmentations]
     return [None if mask is None else encode_mask(mask) for mask in masks]

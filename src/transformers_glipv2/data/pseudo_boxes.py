@@ -15,12 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream, make_dataset
 from transformers_glipv2.data.files import read_lines
 from transformers_glipv2.data.formats.coco import ImageFinder
 from transformers_glipv2.data.schema import BoxReport, checked_objects, xyxy_to_xywh
+from transformers_glipv2.image_io import image_size
 
 _FORMATS = ("xyxy", "xywh")
 
@@ -133,9 +132,8 @@ def _size(entry: Mapping[str, Any], find: ImageFinder, report: BoxReport, where:
         return entry["width"], entry["height"]
     path = find(entry["image"])
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError) as error:
+        return image_size(path)
+    except (OSError, ValueError) as error:
         report.add("unreadable_image", f"{where}, {path}: {error}")
         return None
 

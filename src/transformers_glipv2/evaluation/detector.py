@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from transformers_glipv2.boxes import batched_nms_inclusive
-from transformers_glipv2.data.dataset import open_image
+from transformers_glipv2.data.dataset import open_for_annotations
 from transformers_glipv2.inference.detector import (
     EncodedPrompt,
     detect_prompts,
@@ -40,7 +40,7 @@ def open_annotated_image(path: str | Path, size: tuple[int, int]) -> Image.Image
         OSError: when it cannot be read.
         ValueError: when it is of another shape.
     """
-    image = open_image(path, size)
+    image = open_for_annotations(path, size)
     width, height = (own / told for own, told in zip(image.size, size, strict=True))
     # Rounding moves a side of a resized copy by up to a pixel.
     if abs(width / height - 1) > 1 / min(size) + 1 / min(image.size):

@@ -8,7 +8,6 @@ import PIL.Image
 from transformers import BatchFeature, ImageTextToTextPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..image_processing_glipv2 import open_image
 from ..inference.language import decode_captions, ground_captions, plain_phrases
 
 TASK = "image-text-to-text"
@@ -63,7 +62,8 @@ class GLIPv2ImageTextToTextPipeline(ImageTextToTextPipeline):
                 "Pass `images` to describe and, if you like, as `text` how their captions begin; no chats."
             )
         several = isinstance(inputs["images"], list | tuple)
-        images = [open_image(image, timeout) for image in (inputs["images"] if several else [inputs["images"]])]
+        sources = inputs["images"] if several else [inputs["images"]]
+        images = [self.processor.image_processor.open_image(image, timeout) for image in sources]
         texts = [inputs["text"]] * len(images) if isinstance(inputs["text"], str) else list(inputs["text"])
         if len(texts) != len(images):
             raise ValueError(f"There are {len(texts)} texts for {len(images)} images; pass one for each.")

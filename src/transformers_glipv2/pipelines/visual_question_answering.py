@@ -6,7 +6,6 @@ from typing import Any
 from transformers import AutoModelForVisualQuestionAnswering, Pipeline, pipelines
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..image_processing_glipv2 import open_image
 from ..inference.language import plain_phrases, top_answers
 
 TASK = "visual-question-answering"
@@ -81,7 +80,7 @@ class GLIPv2VisualQuestionAnsweringPipeline(Pipeline):
             raise ValueError(
                 'Pass an image and a `question`, or for each image a dict with "image" and "question"; got ' + got
             )
-        image = open_image(inputs["image"], timeout=timeout)
+        image = self.processor.image_processor.open_image(inputs["image"], timeout)
         # Lists, so that images of different sizes can travel in one batch of the data loader.
         return {
             "inputs": [dict(self.processor(images=image, text=[inputs["question"]], return_tensors="pt"))],

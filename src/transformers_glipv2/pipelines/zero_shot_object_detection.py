@@ -6,7 +6,6 @@ from typing import Any
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..image_processing_glipv2 import open_image
 from ..inference.detector import detect_prompts, encode_labels, max_prompt_tokens
 from ..post_processing import check_limits
 from ..prompts import check_labels
@@ -115,7 +114,7 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
                 "Pass an image and `candidate_labels=[...]`, or for each image a dict with "
                 f'"image" and "candidate_labels"; got {got}.'
             )
-        image = open_image(inputs["image"], timeout=timeout)
+        image = self.image_processor.open_image(inputs["image"], timeout)
         labels = split_candidate_labels(inputs["candidate_labels"])
         max_tokens = max_prompt_tokens(self.model, self.tokenizer)
         # Lists, so that images of different sizes can travel in one batch of the data loader.

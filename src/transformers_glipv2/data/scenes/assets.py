@@ -15,6 +15,7 @@ from transformers_glipv2.data.files import read_lines
 from transformers_glipv2.data.scenes.colours import PAINTS
 from transformers_glipv2.data.scenes.words import related_nouns
 from transformers_glipv2.data.seeding import derive_random
+from transformers_glipv2.image_io import open_image
 
 
 def _names(text: str) -> frozenset[str]:
@@ -205,8 +206,11 @@ class ImageCache:
         if key in self._images:
             self._images.move_to_end(key)
             return self._images[key]
-        with Image.open(path) as stored:
-            image = stored.convert(mode)
+        if mode == "RGB":
+            image = open_image(path)
+        else:
+            with Image.open(path) as stored:
+                image = stored.convert(mode)
         if crop is not None:
             image = image.crop(crop)
         self._images[key] = image
