@@ -36,6 +36,7 @@ from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.evaluation.grounded_captions import grounded_caption_scores
+from transformers_glipv2.image_processing_glipv2 import set_shortest_edge
 from transformers_glipv2.inference.language import caption_and_ground
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.training import (
@@ -52,7 +53,6 @@ from transformers_glipv2.training import (
     make_collator,
     push_folder,
     read_data_file,
-    set_shortest_edge,
     step_loader,
     steps_of_epochs,
     train,

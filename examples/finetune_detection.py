@@ -29,6 +29,7 @@ from transformers_glipv2.data.few_shot import few_shot
 from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.mixture import MixtureDataset
+from transformers_glipv2.image_processing_glipv2 import set_shortest_edge
 from transformers_glipv2.prompts import label_prompt
 from transformers_glipv2.training import (
     TUNING_WAYS,
@@ -45,7 +46,6 @@ from transformers_glipv2.training import (
     prepare_tuning,
     push_folder,
     read_data_file,
-    set_shortest_edge,
     step_loader,
     train,
 )

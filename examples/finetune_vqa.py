@@ -34,6 +34,7 @@ from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.answers import load_answer_vocabulary
 from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.mixture import MixtureDataset
+from transformers_glipv2.image_processing_glipv2 import set_shortest_edge
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 from transformers_glipv2.training import (
     AnswerCollator,
@@ -54,7 +55,6 @@ from transformers_glipv2.training import (
     push_folder,
     read_data_file,
     repeated,
-    set_shortest_edge,
     step_loader,
     steps_of_epochs,
     train,

@@ -16,7 +16,6 @@ from transformers_glipv2.training.collators import (
     CaptionCollator,
     JointCollator,
     ablate_images,
-    set_shortest_edge,
 )
 from transformers_glipv2.training.data_file import (
     DataFile,
@@ -91,7 +90,6 @@ __all__ = [
     "read_data_file",
     "repeated",
     "save_checkpoint",
-    "set_shortest_edge",
     "step_loader",
     "steps_of_epochs",
     "train",

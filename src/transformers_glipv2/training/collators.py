@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.image_utils import SizeDict
 
 from transformers_glipv2.data.answers import answer_targets
 
@@ -97,22 +96,3 @@ class JointCollator:
 def ablate_images(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with every pixel at the mean colour (0 after normalisation); sizes and masks stay."""
     return {**batch, "pixel_values": torch.zeros_like(batch["pixel_values"])}
-
-
-def set_shortest_edge(processor: Any, shortest_edge: int) -> None:
-    """
-    Sets the size that a processor resizes images to, which is saved with the model; the longest edge stays in the same
-    proportion.
-
-    Args:
-        processor (`GLIPv2Processor`): changed in place.
-        shortest_edge (`int`): in pixels.
-
-    Raises:
-        ValueError: when it is less than 1.
-    """
-    if shortest_edge < 1:
-        raise ValueError(f"`shortest_edge` must be at least 1 pixel, got {shortest_edge}.")
-    size = processor.image_processor.size
-    longest_edge = round(shortest_edge * size["longest_edge"] / size["shortest_edge"])
-    processor.image_processor.size = SizeDict(shortest_edge=shortest_edge, longest_edge=longest_edge)
