@@ -3,7 +3,7 @@ Draws how the model works into docs/figures/model.svg.
 
     python docs/draw_model.py
 
-A box is a part of the network with its symbol in the paper; the small line under it is where it is in the code.
+A box is a part of the network with its symbol in the paper; the small line under it names it in the code.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 OUTPUT = Path(__file__).parent / "figures" / "model.svg"
 WIDTH, HEIGHT = 1120, 560
 FONT = "font-family='Helvetica, Arial, sans-serif'"
-# Fill and border: images, words, both, tasks, losses.
+# Fill and border of images, text, fusion, tasks, losses and inputs.
 COLORS = {
     "vision": ("#dbeafe", "#1d4ed8"),
     "text": ("#fef3c7", "#b45309"),
@@ -82,7 +82,7 @@ def draw_model() -> str:
             200,
             82,
             "fusion",
-            "words and places meet",
+            "locations and tokens",
             "attention both ways",
             "GLIPv2BiAttention (fusion.py)",
         ),
@@ -96,7 +96,7 @@ def draw_model() -> str:
         text(708, 108, "O", 15, weight="bold"),
         text(708, 326, "P", 15, weight="bold"),
         # Tasks.
-        box(760, 30, 340, 72, "task", "boxes", "box and centerness of each place", "GLIPv2DetectionHead"),
+        box(760, 30, 340, 72, "task", "boxes", "box and centerness of each anchor", "GLIPv2DetectionHead"),
         box(
             760,
             122,
@@ -104,11 +104,11 @@ def draw_model() -> str:
             72,
             "task",
             "S = O P\u1d40",
-            "every place times every word: detection, grounding",
+            "every location times every token: detection, grounding",
             "GLIPv2DetectionHead",
         ),
-        box(760, 214, 340, 62, "task", "masks", "pixels of a box times words (mask_head.py)"),
-        box(760, 296, 340, 62, "task", "answers and masked words", "read off the fused words"),
+        box(760, 214, 340, 62, "task", "masks", "pixels of a box times tokens (mask_head.py)"),
+        box(760, 296, 340, 62, "task", "answers and masked tokens", "read off the fused tokens"),
         box(
             760,
             378,
@@ -116,8 +116,8 @@ def draw_model() -> str:
             72,
             "task",
             "captions",
-            "word by word; the image sees no words,",
-            "so it runs once (caption_steps.py)",
+            "token by token; the image attends to none,",
+            "so it is encoded once (caption_steps.py)",
         ),
         arrow((660, 117), (725, 117), (725, 66), (758, 66)),
         arrow((725, 117), (725, 150), (758, 150)),
@@ -127,12 +127,11 @@ def draw_model() -> str:
         arrow((742, 327), (758, 327)),
         arrow((742, 333), (742, 414), (758, 414)),
         # Losses.
-        box(190, 452, 190, 84, "loss", "L_inter", "before fusion: regions, words", "of all images of the batch"),
-        box(440, 452, 240, 84, "loss", "L_loc + L_intra", "boxes, centerness, and S", "against what is annotated"),
-        box(760, 474, 340, 62, "loss", "L_mlm", "hidden words, guessed from image and text"),
-        text(20, 480, "Training adds", 14, anchor="start", weight="bold"),
-        text(20, 500, "three tasks", 14, anchor="start", weight="bold"),
-        text(20, 520, "(losses.py)", 12, anchor="start"),
+        box(190, 452, 190, 84, "loss", "L_inter", "before fusion: regions against", "tokens of the whole batch"),
+        box(440, 452, 240, 84, "loss", "L_loc + L_intra", "boxes, centerness, and S", "against the annotations"),
+        box(760, 474, 340, 62, "loss", "L_mlm", "masked tokens, predicted from image and text"),
+        text(20, 480, "Losses of training", 14, anchor="start", weight="bold"),
+        text(20, 500, "(losses.py)", 12, anchor="start"),
         arrow((425, 117), (425, 420), (340, 420), (340, 450), dashed=True),
         arrow((250, 378), (250, 450), dashed=True),
         "</svg>\n",

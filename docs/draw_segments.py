@@ -4,10 +4,10 @@ Draws a sheet of twelve images with the masks that a model finds in them.
     python docs/draw_segments.py --model hub_upload/glipv2-nano --assets scene-assets --photographs \\
         --output docs/figures/segments.jpg
 
-Scenes are the first ones of the composite test, none picked: by turns one that is asked for its labels and 20 absent
-ones, with a mask for each object found, and one that is asked for a phrase, with one mask. Photographs (those of
+Scenes are the first ones of the composite test, not selected: in turn one whose prompt holds its labels and 20 absent
+ones, with a mask for each object found, and one with a referring phrase and one mask. Photographs (those of
 scikit-image that are CC0, `--photographs`) or images of a COCO-format folder (`--coco`) come first. Under each tile
-stands what the model was asked for.
+is the text of the prompt.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
     add("--assets", type=Path, help="folder that fetch_scene_assets.py wrote")
     add("--photographs", action="store_true", help=f"begin with photographs of scikit-image: {', '.join(PHOTOGRAPHS)}")
-    add("--coco", type=Path, help="COCO-format folder; begin with images of it, asked for what is in them")
+    add("--coco", type=Path, help="COCO-format folder; begin with its images and the labels that are in them")
     add("--split", default="val", help="of that folder (default: val)")
     add("--images", type=int, default=COLUMNS * ROWS, help="of that folder at most (default: 12)")
     add("--seed", type=int, default=0, help="of the scenes (default: 0)")
@@ -61,7 +61,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def images(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Each with "image" and either "labels" and "asked", how they are written down, or "phrase"."""
+    """Each with "image" and either "labels" and "asked" (the text under the tile), or "phrase"."""
     if args.photographs:
         from skimage import data
 
@@ -69,12 +69,12 @@ def images(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             image = Image.fromarray(getattr(data, name)())
             yield {"image": image, "labels": labels, "asked": ", ".join(labels)}
     if args.coco:
-        rows = load_coco(args.coco, split=args.split)
-        for index in range(min(args.images, len(rows))):
-            row = rows[index]
-            labels = sorted(set(row["objects"]["category"]))
+        dataset = load_coco(args.coco, split=args.split)
+        for index in range(min(args.images, len(dataset))):
+            example = dataset[index]
+            labels = sorted(set(example["objects"]["category"]))
             if labels:
-                yield {"image": row["image"], "labels": labels, "asked": ", ".join(labels)}
+                yield {"image": example["image"], "labels": labels, "asked": ", ".join(labels)}
     if args.assets:
         count = COLUMNS * ROWS
         labelled = test_scenes(args.assets, "seen", count, NEGATIVES, args.seed)
@@ -88,15 +88,15 @@ def images(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def draw_tile(model: Any, processor: Any, example: dict[str, Any], threshold: float) -> Image.Image:
-    """The image with masks, names and what was asked for."""
+    """The image with masks and names, and the text of the prompt."""
     image = example["image"].convert("RGB")
     image.thumbnail(TILE)  # before drawing, so that names stay readable
     if "phrase" in example:
-        asked, things = f"“{example['phrase']}”", drawn_phrase(model, processor, image, example["phrase"])
+        asked, objects = f"“{example['phrase']}”", drawn_phrase(model, processor, image, example["phrase"])
     else:
-        asked, things = example["asked"], drawn_objects(model, processor, image, example["labels"], threshold)
+        asked, objects = example["asked"], drawn_objects(model, processor, image, example["labels"], threshold)
     tile = Image.new("RGB", (TILE[0], TILE[1] + LINE), "white")
-    tile.paste(draw(image, things), ((TILE[0] - image.width) // 2, (TILE[1] - image.height) // 2))
+    tile.paste(draw(image, objects), ((TILE[0] - image.width) // 2, (TILE[1] - image.height) // 2))
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(13)
     while pen.textlength(asked, font=font) > TILE[0] - 8:
         asked = f"{asked.removesuffix('...')[:-1]}..."
@@ -111,14 +111,14 @@ def drawn_objects(model, processor, image: Image.Image, labels: list[str], thres
 
 
 def drawn_phrase(model, processor, image: Image.Image, phrase: str) -> list[Drawn]:
-    """The mask in the surest box: each phrase means one thing."""
+    """The mask of the highest-scoring box: each phrase means one object."""
     span = chunk_noun_phrases(phrase)[0]
     (found,) = segment_phrases(model, processor, image, [phrase], threshold=1.0, spans=[span])
     return [Drawn(f"{found['scores'][0]:.2f}", found["boxes"][0].tolist(), found["mask"].numpy())]
 
 
 def as_jpeg(image: Image.Image) -> bytes:
-    """The image in as good a quality as `MAX_BYTES` allow."""
+    """The image in the best quality that `MAX_BYTES` allow."""
     content = b""
     for quality in range(90, 20, -5):
         buffer = io.BytesIO()
@@ -135,8 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
     model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).eval()
     sheet = Image.new("RGB", (COLUMNS * TILE[0], ROWS * (TILE[1] + LINE)), "white")
     chosen = itertools.islice(images(args), COLUMNS * ROWS)
-    for place, image in enumerate(tqdm(chosen, total=COLUMNS * ROWS, unit="image")):
-        row, column = divmod(place, COLUMNS)
+    for index, image in enumerate(tqdm(chosen, total=COLUMNS * ROWS, unit="image")):
+        row, column = divmod(index, COLUMNS)
         tile = draw_tile(model, processor, image, args.threshold)
         sheet.paste(tile, (column * TILE[0], row * (TILE[1] + LINE)))
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ TASK_OF_HEAD = {
     "mask_head": "masks of labels and of phrases",
     "answer_head": "answers to questions",
     "caption_head": "captions",
-    "mlm_head": "hidden words",
-    "contrastive_head": "regions and words of a batch (training)",
+    "mlm_head": "masked tokens",
+    "contrastive_head": "regions against tokens of a batch (training)",
 }
 
 

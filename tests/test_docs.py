@@ -50,15 +50,24 @@ from transformers_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2Processor,
 )
+from transformers_glipv2.conversion.remote_code import save_remote_code
 from transformers_glipv2.layers.prompt_tuning import add_prompt_tuning, save_prompt_tuning
 from transformers_glipv2.training import prepare_tuning, read_data_file
 
 NANO = REPOSITORY / "hub_upload" / "glipv2-nano"
+CARD = NANO / "README.md"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SCRIPTS = ("benchmarks/", "examples/", "hub_upload/", "docs/")
 CLASSES = ("raccoon",)
+# An image on the web, which the card opens; the tests put another in its place.
+PHOTOGRAPH = "http://images.cocodataset.org/val2017/000000039769.jpg"
 
-page_names = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+page_names = pytest.mark.parametrize("page", PAGES, ids=page_id)
 
 
 # What pages hold -----------------------------------------------------------------------------------------------------
@@ -129,6 +138,16 @@ def tuned_models(folder: Path) -> None:
         processor.save_pretrained(folder / name)
 
 
+def published_nano(folder: Path) -> None:
+    """The checkpoint with its code, as on the Hub."""
+    folder.mkdir(parents=True)
+    for file in NANO.iterdir():
+        if file.suffix == ".json":
+            shutil.copy(file, folder)
+    (folder / "model.safetensors").symlink_to(NANO / "model.safetensors")
+    save_remote_code(folder)
+
+
 def peers(folder: Path) -> None:
     """Grounding DINO and OWLv2, tiny, in folders named as on the Hub."""
     grounding_dino = GroundingDinoForObjectDetection(
@@ -176,6 +195,7 @@ def checkout(tmp_path_factory) -> Path:
     (folder / "glip-tiny").symlink_to(NANO)
     (folder / "outputs").mkdir()
     tuned_models(folder / "outputs")
+    published_nano(folder / "transformers-glipv2" / "glipv2-nano")
     peers(folder)
     roboflow_folder(folder / "raccoon")
     drawn_coco(folder / "coco-mini", train=2, val=2)
@@ -188,12 +208,13 @@ def checkout(tmp_path_factory) -> Path:
 # Tests ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in (*PAGES, CARD) if python_blocks(page)], ids=page_id)
 def test_python_blocks_run(page, checkout, monkeypatch):
     monkeypatch.chdir(checkout)
     namespace = {"__name__": page.stem}
     last = printed = ""
-    for language, start, content in fenced_blocks(page.read_text()):
+    text = page.read_text().replace(PHOTOGRAPH, "docs/images/astronaut.jpg")
+    for language, start, content in fenced_blocks(text):
         if language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as output:
                 # Line numbers of errors are those of the page.
