@@ -53,6 +53,7 @@ from transformers_glipv2.training import (
     make_collator,
     push_folder,
     read_data_file,
+    require_learnable,
     step_loader,
     steps_of_epochs,
     train,
@@ -103,6 +104,7 @@ def main(arguments: list[str] | None = None) -> dict:
         data.sizes = None
         set_shortest_edge(processor, args.size)
     sources, weights = load_sources(data)
+    require_learnable(sources, ["captions"])
     num_steps = args.num_steps or steps_of_epochs(sources, EPOCHS, args.batch_size)
     mixture = MixtureDataset(sources, weights, seed=args.seed, length=num_steps * args.batch_size)
     collate = make_collator(data, processor, mixture, args.batch_size, args.seed)

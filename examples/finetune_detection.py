@@ -46,6 +46,7 @@ from transformers_glipv2.training import (
     prepare_tuning,
     push_folder,
     read_data_file,
+    require_learnable,
     step_loader,
     train,
 )
@@ -111,6 +112,7 @@ def main(arguments: list[str] | None = None) -> dict:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
     if args.shots is not None:
         dataset = few_shot(dataset, args.shots, args.shot_seed, empty_images=args.empty_images)
+    require_learnable([dataset], ["boxes"])
     rehearsal = read_data_file(args.keep_vocabulary) if args.keep_vocabulary else None
     sources, weights = [dataset], [1.0]
     if rehearsal is not None and args.rehearsal_share:

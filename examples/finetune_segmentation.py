@@ -39,6 +39,7 @@ from transformers_glipv2.training import (
     parameter_groups,
     push_folder,
     read_data_file,
+    require_learnable,
     step_loader,
     train,
 )
@@ -108,6 +109,7 @@ def main(arguments: list[str] | None = None) -> dict:
     data.sizes = args.sizes or data.sizes
     processor = GLIPv2Processor.from_pretrained(args.model)
     mixture = make_mixture(data, args.num_steps * args.batch_size, args.seed)
+    require_learnable(mixture.sources, ["masks"])
     collator = make_collator(data, processor, mixture, args.batch_size, args.seed)
     collator.with_masks = True
 

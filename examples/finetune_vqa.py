@@ -55,6 +55,7 @@ from transformers_glipv2.training import (
     push_folder,
     read_data_file,
     repeated,
+    require_learnable,
     step_loader,
     steps_of_epochs,
     train,
@@ -118,6 +119,7 @@ def main(arguments: list[str] | None = None) -> dict:
         set_shortest_edge(processor, args.size)
     sources, weights = load_sources(data)
     answers = load_answer_vocabulary(args.answers) if args.answers else answers_of_sources(sources)
+    require_learnable(sources, ["answers"], answers)
     num_steps = args.num_steps or steps_of_epochs(sources, EPOCHS, args.batch_size)
     questions = args.cached_questions or num_steps * args.batch_size
     mixture = MixtureDataset(sources, weights, seed=args.seed, length=questions)

@@ -48,6 +48,7 @@ from transformers_glipv2.training import (
     parameter_groups,
     push_folder,
     read_data_file,
+    require_learnable,
     step_loader,
     train,
 )
@@ -145,6 +146,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         data = replace(data, mlm_probability=0.0)
     processor = GLIPv2Processor.from_pretrained(args.model)
     mixture = make_mixture(data, args.num_steps * args.batch_size, args.seed)
+    require_learnable(mixture.sources, ("boxes", "tokens") if data.mlm_probability else ("boxes",))
     collator = make_collator(data, processor, mixture, args.batch_size, args.seed)
     if args.understanding:
         answers = answers_of_sources(mixture.sources)

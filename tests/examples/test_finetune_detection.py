@@ -157,3 +157,12 @@ def test_no_steps_score_the_model_as_it_comes(folder):
     assert metrics["steps"] == 0 and "AP50" in metrics["test"]
     before, after = (load_file(folder / name / "model.safetensors") for name in ("model", "zero"))
     assert all(torch.equal(before[name], after[name]) for name in after)
+
+
+def test_images_without_boxes_are_refused_before_training(folder):
+    drawn_coco(folder / "blank", train=2, val=2)
+    content = json.loads((folder / "blank" / "train.json").read_text())
+    (folder / "blank" / "train.json").write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(ValueError, match="nothing to learn: the run needs objects with a `bbox`"):
+        finetune.main([*arguments(folder, "nothing"), "--data", str(folder / "blank")])
+    assert not (folder / "nothing" / "model.safetensors").exists()

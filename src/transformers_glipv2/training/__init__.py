@@ -29,6 +29,7 @@ from transformers_glipv2.training.data_file import (
 )
 from transformers_glipv2.training.evaluation import DetectionEvaluator, evaluation_examples, make_evaluator
 from transformers_glipv2.training.heads import answers_are_new, contrastive_head_of, load_other_heads
+from transformers_glipv2.training.learnable import require_learnable
 from transformers_glipv2.training.loop import TrainingPlan, train
 from transformers_glipv2.training.optimization import (
     SCHEDULES,
@@ -89,6 +90,7 @@ __all__ = [
     "push_folder",
     "read_data_file",
     "repeated",
+    "require_learnable",
     "save_checkpoint",
     "step_loader",
     "steps_of_epochs",
