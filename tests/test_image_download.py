@@ -66,10 +66,8 @@ def test_an_image_by_url():
         assert np.array_equal(np.array(image), np.array(natural_image(20, 30)))
 
 
-PRIVATE = (
-    "127.0.0.1 localhost [::1] 0.0.0.0 10.1.2.3 192.168.0.1 169.254.169.254 100.64.0.1 127.1 2130706433 224.0.0.1"
-)
-PRIVATE += " [::ffff:127.0.0.1] [fe80::1] [fd00::1]"
+PRIVATE = "127.0.0.1 localhost [::1] 0.0.0.0 10.1.2.3 192.168.0.1 169.254.169.254 100.64.0.1 127.1 2130706433"
+PRIVATE += " 224.0.0.1 [::ffff:127.0.0.1] [fe80::1] [fd00::1]"
 
 
 @pytest.mark.parametrize("host", PRIVATE.split())

@@ -92,6 +92,46 @@ def test_options_reach_their_part(processor, images):
     assert isinstance(processor(images=images, text="dog", return_tensors="np")["input_ids"], np.ndarray)
 
 
+def test_padding_and_lengths(processor, recwarn):
+    for kwargs in (
+        {"padding": "max_length", "max_length": 20},
+        {"text_kwargs": {"padding": "max_length", "max_length": 20}},
+    ):
+        inputs = processor(text=["dog", "a cat"], **kwargs)
+        assert inputs["input_ids"].shape == (2, 20) and inputs["attention_mask"].sum(1).tolist() == [3, 4]
+    assert processor(text="dog", padding="max_length")["input_ids"].shape == (1, processor.max_tokens)
+    assert processor(text="dog cat zebra", padding="max_length", max_length=4, truncation=True)["input_ids"].shape == (
+        1,
+        4,
+    )
+    with pytest.raises(ValueError, match="has 5 tokens, at most 4 fit"):
+        processor(text="dog cat zebra", max_length=4)
+    for wrong in (0, -3, 2):
+        with pytest.raises(ValueError, match=f"`max_length` must be an integer of at least 3, got {wrong}"):
+            processor(text="dog", max_length=wrong)
+    own_length = tiny_tokenizer()
+    own_length.init_kwargs["max_length"] = 30
+    plain = GLIPv2Processor(processor.image_processor, own_length)
+    assert plain(text=["dog", "a cat"])["input_ids"].shape == (2, 4)
+    assert not [str(one.message) for one in recwarn if "max_length" in str(one.message)]
+
+
+def test_names_of_inputs(processor, images):
+    assert list(processor(images=images, text="dog")) == ["input_ids", "attention_mask", "pixel_values", "pixel_mask"]
+    assert set(processor.model_input_names) == {"input_ids", "attention_mask", "pixel_values", "pixel_mask"}
+
+
+def test_labels_that_the_tokenizer_does_not_know(processor, images, caplog):
+    """The model would give all of them the same scores."""
+    with pytest.raises(ValueError, match="knows no part of 2 labels: '\u732b', '\U0001f697 \u72d7'"):
+        processor(images=images, text=[["dog", "\u732b"], ["\U0001f697 \u72d7", "cat"]])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            processor(images=images, text=[["dog", "cat \u732b"]])
+    assert caplog.text.count("knows only a part of 1 labels: 'cat \u732b'") == 1
+    processor(images=images, text="\u732b")  # a sentence may have such words
+
+
 def test_long_texts(processor):
     words = " ".join(["dog"] * 70)
     with pytest.raises(ValueError, match=r"image 1 has 72 tokens, at most 64 fit: 'dog dog.*`truncation=True`"):

@@ -182,6 +182,8 @@ def test_labels_per_prompt(tokenizer):
 
 
 class SpaceTokenizer:
+    unk_token_id = None
+
     """Counts characters, and one more for each space inside, so that lengths do not add up."""
 
     def __call__(self, texts, add_special_tokens, **kwargs):

@@ -10,6 +10,7 @@ from transformers.utils import TensorType
 
 from .image_processing_glipv2 import (
     GLIPv2ImageProcessorBase,
+    GLIPv2ImageProcessorKwargs,
     padded_size,
     resized_size,
     to_rgb_tensor,
@@ -21,6 +22,8 @@ class GLIPv2ImageProcessorPil(GLIPv2ImageProcessorBase, PilBackend):
     As [`GLIPv2ImageProcessor`], with the same arguments and results, but resized by PIL. Values differ by a grey level
     at most (in images of pure noise by two, once in 10^5).
     """
+
+    valid_kwargs = GLIPv2ImageProcessorKwargs
 
     def process_image(
         self,

@@ -25,6 +25,7 @@ from .prompts import (
     Span,
     Text,
     arrange_text,
+    check_known_labels,
     check_labels,
     check_sentence,
     check_spans,
@@ -54,7 +55,7 @@ class GLIPv2Processor(ProcessorMixin):
 
     Args:
         image_processor (`GLIPv2ImageProcessor`): prepares images.
-        tokenizer (`PreTrainedTokenizerFast`): a fast tokenizer; words are found by its offsets.
+        tokenizer (`PreTrainedTokenizerFast`): a fast tokenizer; the tokens of labels are found by its offsets.
         max_text_length (`int`, *optional*, defaults to 256): tokens of a text at most, special tokens included.
 
     Example:
@@ -65,12 +66,13 @@ class GLIPv2Processor(ProcessorMixin):
         ... )
     """
 
-    text_kwargs = {"padding": True, "return_token_type_ids": False}
+    text_kwargs = {"padding": True, "return_token_type_ids": False, "return_tensors": "pt"}
+    images_kwargs = {"return_tensors": "pt"}
 
     def __init__(self, image_processor, tokenizer, max_text_length=256):
         if not getattr(tokenizer, "is_fast", False):
             raise TypeError(
-                f"`tokenizer` must be a fast one (words are found by its offsets), got {type(tokenizer).__name__}."
+                f"`tokenizer` must be a fast one (labels are found by its offsets), got {type(tokenizer).__name__}."
             )
         if not isinstance(max_text_length, int) or max_text_length < 3:
             raise ValueError(f"`max_text_length` must be an integer of at least 3, got {max_text_length!r}.")
@@ -82,23 +84,27 @@ class GLIPv2Processor(ProcessorMixin):
         """Tokens of a text at most, special tokens included: the smaller of our limit and the tokenizer's."""
         return min(self.max_text_length, self.tokenizer.model_max_length)
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call with images and text returns."""
+        return [*self.image_processor.model_input_names, "input_ids", "attention_mask"]
+
     def __call__(
         self,
         images: ImageSource | Sequence[ImageSource] | None = None,
         text: Text | None = None,
         annotations: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
-        return_tensors: str | None = "pt",
         **kwargs,
     ) -> BatchFeature:
         r"""
         Args:
-            images: one image or several: PIL images, arrays, tensors, paths or addresses.
+            images: one image or several: PIL images, arrays, tensors, paths or URLs.
             text: a sentence for all images; a sentence for each image; for one image a list of labels;
                 `[labels]` for the same labels in all images; or a list of labels for each image.
             annotations: for training, one dict (or `None`, nothing is known) for each image: see
                 [`encode_annotation`].
-            return_tensors: `"pt"`; annotations need it.
-            kwargs: further arguments of the image processor (`size`, ...) and the tokenizer (`truncation`, ...).
+            kwargs: further arguments of the image processor (`size`, ...) and the tokenizer (`truncation`,
+                `max_length`, `padding`, ...), and `return_tensors`, `"pt"` by default; annotations need that.
 
         Returns:
             `BatchFeature`: "pixel_values" and "pixel_mask" (with images), "input_ids" and "attention_mask" (with
@@ -106,8 +112,9 @@ class GLIPv2Processor(ProcessorMixin):
 
         Raises:
             TypeError: for wrong types.
-            ValueError: for no text or an empty one, another number of texts or annotations than images, a text that
-                is longer than `max_tokens` (with annotations a long sentence is cut instead), a bad annotation.
+            ValueError: for no text or an empty one, another number of texts or annotations than images, a text of
+                more than `max_length` tokens, `max_tokens` by default (with annotations a long sentence is cut
+                instead), labels that the tokenizer does not know, a bad annotation.
         """
         if images is None and text is None:
             raise ValueError("Pass `images`, `text`, or both.")
@@ -119,18 +126,23 @@ class GLIPv2Processor(ProcessorMixin):
         num_images = None if images is None else len(images)
         sentences, label_spans = (None, None) if text is None else arrange_text(text, num_images)
         if annotations is not None:
-            annotations = self._check_annotations(annotations, num_images, sentences, return_tensors)
-        text_kwargs = {name: kwargs.pop(name) for name in ("truncation", "max_length") if name in kwargs}
-        text_kwargs |= kwargs.pop("text_kwargs", {})
-        max_length = text_kwargs.pop("max_length", None) or self.max_tokens
-        # A sentence that teaches may lose its end; a label may never vanish.
+            annotations = self._check_annotations(
+                annotations, num_images, sentences, kwargs.get("return_tensors", self.text_kwargs["return_tensors"])
+            )
+        if label_spans is not None:
+            pairs = zip(sentences, label_spans, strict=True)
+            check_known_labels([text[start:end] for text, own in pairs for start, end in own], self.tokenizer)
+        text_kwargs = dict(kwargs.pop("text_kwargs", {}))
+        # Names that were passed twice stay so, for transformers to refuse.
+        names = {"truncation", "max_length", "padding"} & kwargs.keys() - text_kwargs.keys()
+        text_kwargs |= {name: kwargs.pop(name) for name in names}
+        max_length = self._max_length(text_kwargs.get("max_length"))
+        # In training a sentence may lose its end; a label must never be lost.
         text_kwargs.setdefault("truncation", annotations is not None and label_spans is None)
-        if text_kwargs["truncation"]:
+        if text_kwargs["truncation"] or text_kwargs.get("padding") == "max_length":
             text_kwargs["max_length"] = max_length
         text_kwargs["return_offsets_mapping"] = annotations is not None
-        inputs = super().__call__(
-            images=images, text=sentences, text_kwargs=text_kwargs, return_tensors=return_tensors, **kwargs
-        )
+        inputs = super().__call__(images=images, text=sentences, text_kwargs=text_kwargs, **kwargs)
         if sentences is not None:
             self._check_lengths(inputs, sentences, label_spans, max_length)
         if annotations is not None:
@@ -149,6 +161,21 @@ class GLIPv2Processor(ProcessorMixin):
                 for index, annotation in enumerate(annotations)
             ]
         return inputs
+
+    def _max_length(self, max_length: int | None) -> int:
+        if max_length is None:
+            return self.max_tokens
+        if not isinstance(max_length, int) or max_length < 3:
+            raise ValueError(f"`max_length` must be an integer of at least 3, got {max_length!r}.")
+        return max_length
+
+    def _merge_kwargs(self, *args, **kwargs):
+        merged = super()._merge_kwargs(*args, **kwargs)
+        text_kwargs = merged["text_kwargs"]
+        # A tokenizer may bring a `max_length` of its own, of which it warns where nothing is cut or padded to it.
+        if not text_kwargs.get("truncation") and text_kwargs.get("padding") != "max_length":
+            text_kwargs.pop("max_length", None)
+        return merged
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Images in a flat list, texts as one sentence for each."""

@@ -240,6 +240,39 @@ def count_tokens(texts: Sequence[str], tokenizer: Callable[..., Any], special: b
     return [len(ids) for ids in encoded["input_ids"]]
 
 
+def check_known_labels(labels: Sequence[str], tokenizer: Callable[..., Any]) -> None:
+    """
+    Refuses labels that would all look alike to the model, since each of their tokens is the unknown one (`[UNK]`), and
+    warns of those that are partly unknown.
+
+    Args:
+        labels (`Sequence[str]`): any strings.
+        tokenizer: a transformers tokenizer.
+
+    Raises:
+        ValueError: names all labels without a known token.
+    """
+    unknown_id = tokenizer.unk_token_id
+    if unknown_id is None:
+        return
+    labels = list(dict.fromkeys(labels))
+    encoded = tokenizer(labels, add_special_tokens=False, truncation=False, padding=False, return_attention_mask=False)
+    tokens = dict(zip(labels, encoded["input_ids"], strict=True))
+    unknown = [label for label, ids in tokens.items() if ids and all(token == unknown_id for token in ids)]
+    if unknown:
+        raise ValueError(
+            f"The tokenizer knows no part of {len(unknown)} labels: {', '.join(map(repr, unknown[:10]))}"
+            f"{', ...' if len(unknown) > 10 else ''}. The model could not tell them apart; write them with "
+            "letters and words that the tokenizer knows, or leave them out."
+        )
+    partly = [label for label, ids in tokens.items() if unknown_id in ids]
+    if partly:
+        logger.warning_once(
+            f"The tokenizer knows only a part of {len(partly)} labels: {', '.join(map(repr, partly[:10]))}"
+            f"{', ...' if len(partly) > 10 else ''}."
+        )
+
+
 def split_labels(
     labels: Sequence[str],
     tokenizer: Callable[..., Any],
@@ -259,11 +292,13 @@ def split_labels(
         `list[LabelPrompt]`: together they hold every label once.
 
     Raises:
-        ValueError: without labels, for an empty label, and for a label that is longer than a prompt may be.
+        ValueError: without labels, for an empty label, for one that is longer than a prompt may be, and for labels
+            that the tokenizer does not know.
     """
     check_labels(labels)
     if labels_per_prompt is not None and labels_per_prompt < 1:
         raise ValueError(f"`labels_per_prompt` must be at least 1, got {labels_per_prompt}.")
+    check_known_labels(labels, tokenizer)
     lengths = count_tokens(labels, tokenizer, special=False)
     (separator,) = count_tokens([LABEL_SEPARATOR], tokenizer, special=False)
     room = max_tokens - tokenizer.num_special_tokens_to_add()

@@ -37,11 +37,12 @@ class StubProcessor:
 
     def __init__(self, max_length: int = 64):
         self.tokenizer = tiny_tokenizer(max_length)
+        self.max_tokens = max_length
         self.calls = []
 
-    def __call__(self, images, text, annotations, return_tensors, **kwargs):
+    def __call__(self, images, text, annotations, return_tensors, truncation, max_length, **kwargs):
         self.calls.append({"images": images, "text": text, "annotations": annotations, **kwargs})
-        tokens = self.tokenizer(text, padding=True, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(text, padding=True, truncation=truncation, max_length=max_length, return_tensors="pt")
         pixels = [torch.from_numpy(np.asarray(image.resize((32, 32)), dtype=np.float32)) for image in images]
         return {
             "pixel_values": torch.stack(pixels).permute(0, 3, 1, 2),

@@ -2,12 +2,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tiny_training import tiny_processor
+from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.masking import mask_tokens
 from transformers_glipv2.data.sampling import DetectionSampler
 from transformers_glipv2.prompts import class_ids
 
-from .stub_processor import StubProcessor
+from .stub_processor import StubProcessor, tiny_tokenizer
 
 LABELS = ["person", "dog", "traffic light", "umbrella", "teddy bear"]
 
@@ -165,3 +167,23 @@ def test_default_sampler_fits_the_text():
         text = processor.calls[-1]["text"][0]
         assert len(processor.tokenizer(text)["input_ids"]) <= 10
         assert "teddy bear" in text
+
+
+@pytest.mark.parametrize("limits", [{"processor": 32}, {"collator": 32}, {"processor": 40, "collator": 32}])
+def test_texts_are_as_long_as_the_processor_says(limits):
+    """32 tokens and 20 labels: the sampler, the labels and the ids agree."""
+    processor = GLIPv2Processor(tiny_processor().image_processor, tiny_tokenizer(), limits.get("processor", 256))
+    labels = [
+        f"{one} {two}" for one in ("red", "black", "teddy", "wine") for two in ("dog", "cat", "man", "bear", "table")
+    ]
+    row = detection_row(categories=(labels[3], labels[17]), labels=labels)
+    long = grounding_row("a dog next the red table " * 6, spans=((2, 5), (140, 149)))
+    collator = GroundingCollator(processor, max_text_length=limits.get("collator"), mlm_probability=0.2)
+    for _ in range(3):
+        batch = collator([row, long])
+        count = batch["input_ids"].shape[1]
+        assert count <= 32 and batch["mlm_labels"].shape == batch["input_ids"].shape
+        assert batch["labels"][0]["boxes"].shape == (2, 4) and batch["labels"][1]["boxes"].shape == (1, 4)
+        for own in batch["labels"]:
+            assert own["positive_map"].shape == (len(own["boxes"]), count) and own["positive_map"].any(1).all()
+        assert batch["labels"][0]["prompt_map"].shape[1] == count

@@ -44,8 +44,8 @@ class GroundingCollator:
             batch size, so that a batch is of one size and the same on any number of processes.
         mlm_probability (`float`, *optional*, defaults to 0.0): of a word to be hidden; above 0 gives `mlm_labels`.
         with_masks (`bool`, *optional*, defaults to `False`): give masks, all False for objects that have none.
-        max_text_length (`int`, *optional*): tokens of a text, special tokens included; by default the tokenizer's
-            limit, at most 256.
+        max_text_length (`int`, *optional*): tokens of a text at most, special tokens included; by default the
+            processor's `max_tokens`.
         seed (`int`, *optional*, defaults to 0).
 
     Returns (when called with a list of rows):
@@ -74,7 +74,7 @@ class GroundingCollator:
             raise ValueError(f"`size_period` must be at least 1, got {size_period}.")
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.max_text_length = max_text_length or min(self.tokenizer.model_max_length, 256)
+        self.max_text_length = processor.max_tokens if max_text_length is None else max_text_length
         if sampler is None:
             specials = self.tokenizer.num_special_tokens_to_add()
             sampler = DetectionSampler(
@@ -103,6 +103,8 @@ class GroundingCollator:
                 images=[row["image"] for row in rows],
                 text=[text.text for text in texts],
                 annotations=[self._annotation(row, text) for row, text in zip(rows, texts, strict=True)],
+                truncation=True,
+                max_length=self.max_text_length,
                 return_tensors="pt",
                 **self._size_arguments(draws[0]),
             )
