@@ -107,7 +107,8 @@ class DetectionSampler:
             `GroundedText`: objects whose class found no room in `max_tokens` are not in `kept`.
         """
         labels = row["labels"]
-        names = [self.clean(category_name(category, labels)) for category in row["objects"].get("category", ())]
+        categories = row["objects"].get("category", ())
+        names = [self.clean(category_name(category, labels)) for category in categories]  # type: ignore[arg-type]  # checked
         positives = list(dict.fromkeys(names))
         negatives = self._sample_negatives(row, set(positives), rng)
         if self.shuffle:

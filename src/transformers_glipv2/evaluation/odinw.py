@@ -70,7 +70,8 @@ class ODinWSet:
         """
         if self.prompt is None:
             return None
-        text, spans = "", []
+        text = ""
+        spans: list[tuple[int, int]] = []
         for before, name, after in self.prompt:
             text += (LABEL_SEPARATOR if spans else "") + before
             spans.append((len(text), len(text) + len(name)))
