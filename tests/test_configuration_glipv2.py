@@ -55,7 +55,7 @@ VALUES = {
     "mask_pool_size": [28],
     "mask_feature_source": ["after_fusion"],
     "caption_region_attention": [True],
-    "text_cache_size": [0],
+    "answer_head_type": ["evidence"],
     "initializer_range": [0.1],
     "tie_word_embeddings": [False],
 }

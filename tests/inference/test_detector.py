@@ -140,17 +140,6 @@ def test_prompts_are_padded_on_the_right(processor):
     assert prompts[0].label_map.sum(1).tolist() == [1, 2, 2]
 
 
-def test_text_features_are_kept_from_image_to_image(model, processor):
-    model.model.text_cache.clear()
-    calls = []
-    hook = model.model.text_encoder.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        detect_labels(model, processor, [natural_image()] * 3, LABELS, labels_per_prompt=2)
-    finally:
-        hook.remove()
-    assert len(calls) == 2
-
-
 def test_progress_bar_shows_when_it_is_long(model, processor, capsys):
     detect_labels(model, processor, natural_image(), LABELS)
     assert capsys.readouterr().err == ""
