@@ -45,7 +45,7 @@ from transformers_glipv2.evaluation.shards import (
 )
 from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
-from transformers_glipv2.prompts import clean_label
+from transformers_glipv2.prompts import clean_labels
 
 # Shortest edges in px; the longest is at most 5/3 of it, as 800 goes with 1333.
 TTA_SIZES = (600, 800, 1000, 1200)
@@ -102,7 +102,7 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
     if args.benchmark != "odinw":
         content = read_json(args.annotations)
         categories = used_categories(content["categories"], content.get("annotations", ()))
-        labels = [clean_label(name) for name in categories.values()]
+        labels = clean_labels(list(categories.values()))
         yield Job(args.benchmark, content, args.images, labels, list(categories))
         return
     sets = odinw_sets(args.sets[0] if len(args.sets) == 1 else args.sets)

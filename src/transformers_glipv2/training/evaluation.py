@@ -16,7 +16,8 @@ from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detections import read_annotations
 from transformers_glipv2.evaluation.detector import Detector, coco_entries, open_annotated_image
 from transformers_glipv2.inference.detector import encode_labels
-from transformers_glipv2.training.data_file import DataFile, clean_name, load_sources
+from transformers_glipv2.prompts import clean_labels
+from transformers_glipv2.training.data_file import DataFile, load_sources
 
 REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100")
 
@@ -120,7 +121,7 @@ class DetectionEvaluator:
         self.images = self.annotations["images"][:max_samples]
         if not self.images:
             raise ValueError(f"{path} lists no images; there is nothing to evaluate on.")
-        self.category_ids, self.labels = list(categories), [clean_name(name) for name in categories.values()]
+        self.category_ids, self.labels = list(categories), clean_labels(list(categories.values()))
         self.prompts = encode_labels(self.labels, processor.tokenizer, processor.max_tokens)
         self.find = ImageFinder(path.parent)
         self.accelerator = accelerator
