@@ -20,8 +20,7 @@ ANSWERS = ["yes", "no", "red", "2"]
 
 def make_model(**overrides) -> GLIPv2ForVisualQuestionAnswering:
     torch.manual_seed(0)
-    fields = {"answer_head_type": "evidence", "initializer_range": 0.3, **answer_config(ANSWERS)}
-    config = tiny_config(**(fields | overrides))
+    config = tiny_config(initializer_range=0.3, **answer_config(ANSWERS), **overrides)
     return GLIPv2ForVisualQuestionAnswering(config).eval()
 
 

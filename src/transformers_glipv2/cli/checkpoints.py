@@ -23,8 +23,7 @@ def load_checkpoint(model_class: type[PreTrainedModel], source: str, device: Any
         ValueError: when the checkpoint lacks weights of the class, such as a mask head, so that the model would
             answer from random numbers.
     """
-    loading: Any = model_class.from_pretrained(source, output_loading_info=True)
-    model, loaded = loading
+    model, loaded = model_class.from_pretrained(source, output_loading_info=True)
     missing = sorted(loaded["missing_keys"])
     if missing:
         heads = ", ".join(sorted({name.split(".")[0] for name in missing}))

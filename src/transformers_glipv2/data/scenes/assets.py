@@ -171,12 +171,11 @@ class SceneAssets:
             if len(group) <= 3 and not group & (BACKGROUND_NOUNS | _SHOWN_ELSEWHERE):
                 groups.append(sorted(group))
         groups.sort(key=lambda group: _lot("noun", group[0]))
-        wanted = round(0.08 * len(self.object_crops))
-        chosen: list[str] = []
-        for nouns in groups:
+        wanted, chosen = round(0.08 * len(self.object_crops)), []
+        for group in groups:
             if len(chosen) >= wanted:
                 break
-            chosen += nouns
+            chosen += group
         return frozenset(chosen)
 
     def _all_pairs(self, nouns: Iterable[str]) -> list[tuple[str, str]]:
