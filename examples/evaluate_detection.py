@@ -29,6 +29,7 @@ from transformers_glipv2.data.files import read_json, write_json, write_json_lis
 from transformers_glipv2.data.formats.coco import ImageFinder, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detector import (
+    Detector,
     coco_entries,
     detect_augmented,
     encode_sentence,
@@ -42,9 +43,9 @@ from transformers_glipv2.evaluation.shards import (
     predict_in_shards,
     weights_id,
 )
-from transformers_glipv2.inference.detector import Detector, encode_labels, max_prompt_tokens
+from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
-from transformers_glipv2.prompts import clean_label
+from transformers_glipv2.prompts import clean_labels
 
 # Shortest edges in px; the longest is at most 5/3 of it, as 800 goes with 1333.
 TTA_SIZES = (600, 800, 1000, 1200)
@@ -101,7 +102,7 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
     if args.benchmark != "odinw":
         content = read_json(args.annotations)
         categories = used_categories(content["categories"], content.get("annotations", ()))
-        labels = [clean_label(name) for name in categories.values()]
+        labels = clean_labels(list(categories.values()))
         yield Job(args.benchmark, content, args.images, labels, list(categories))
         return
     sets = odinw_sets(args.sets[0] if len(args.sets) == 1 else args.sets)
@@ -126,9 +127,9 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
     else:
         limit = min(processor.max_tokens, max_prompt_tokens(model, processor.tokenizer))
         prompts = encode_labels(job.labels, processor.tokenizer, limit, args.labels_per_prompt)
-    # Every candidate counts in average precision.
-    limits = {"threshold": 0.0, "pre_nms_threshold": args.threshold, "max_detections": args.max_detections}
-    detector = Detector(model, processor, **limits, batch_size=args.batch_size, progress=False)
+    detector = Detector(
+        model, processor, prompts, args.threshold, max_detections=args.max_detections, masks=args.masks
+    )
     images = job.content["images"][: args.limit]
     find = ImageFinder(job.image_folder)
     # LVIS v1 gives addresses, whose end names the file.
@@ -154,9 +155,9 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         with accelerator.autocast():
             if args.tta:
                 sizes = [{"shortest_edge": s, "longest_edge": round(s * LONGEST_EDGE_RATIO)} for s in args.tta_sizes]
-                results = detect_augmented(detector, images, prompts, sizes, target_sizes=target_sizes)
+                results = detect_augmented(detector, images, sizes, target_sizes=target_sizes)
             else:
-                results = list(detector.run_prompts(images, prompts, target_sizes, args.masks))
+                results = detector(images, target_sizes=target_sizes)
         return [
             coco_entries(image["id"], result, job.category_ids) for image, result in zip(entries, results, strict=True)
         ]

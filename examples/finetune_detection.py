@@ -30,14 +30,13 @@ from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.image_processing_glipv2 import set_shortest_edge
-from transformers_glipv2.prompts import label_prompt
+from transformers_glipv2.prompts import clean_labels, label_prompt
 from transformers_glipv2.training import (
     TUNING_WAYS,
     DetectionEvaluator,
     SamplerBySource,
     StepBatches,
     TrainingPlan,
-    clean_name,
     export_model,
     load_sources,
     load_tuned,
@@ -136,7 +135,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
     # Model and optimizer.
     model = GLIPv2ForObjectDetection.from_pretrained(args.model)
-    prompt = label_prompt([clean_name(name) for name in dataset.class_names]).text
+    prompt = label_prompt(clean_labels(dataset.class_names)).text
     model = prepare_tuning(model, args.tune, processor, prompt)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     rate = args.learning_rate or LEARNING_RATES[args.tune]

@@ -26,6 +26,7 @@ from PIL import Image
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
 from transformers_glipv2.data.files import read_text, replaced_file, write_json
 from transformers_glipv2.data.hub import image_source
+from transformers_glipv2.evaluation.detector import Detector
 from transformers_glipv2.evaluation.shards import (
     PredictionShards,
     evaluation_accelerator,
@@ -33,7 +34,7 @@ from transformers_glipv2.evaluation.shards import (
     weights_id,
 )
 from transformers_glipv2.image_io import open_image
-from transformers_glipv2.inference.detector import Detector
+from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
@@ -155,25 +156,30 @@ def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
     processor = GLIPv2Processor.from_pretrained(args.model)
     model_class = GLIPv2ForInstanceSegmentation if args.task == "masks" else GLIPv2ForObjectDetection
     model = model_class.from_pretrained(args.model).to(accelerator.device).eval()
-    masks = args.task == "masks"
+    limit = min(processor.max_tokens, max_prompt_tokens(model, processor.tokenizer))
+    prompts = encode_labels(args.labels, processor.tokenizer, limit)
+    # A final score is the root of a product of two factors in [0, 1], so neither is below its square.
     detect = Detector(
         model,
         processor,
-        threshold=args.threshold,
+        prompts,
+        threshold=args.threshold**2,
         max_detections=args.max_detections,
-        batch_size=args.batch_size,
-        progress=False,
+        masks=args.task == "masks",
     )
 
     def columns(result: dict[str, Any]) -> dict[str, Any]:
-        found = {name: result[name].tolist() for name in ("scores", "boxes")}
-        found["labels"] = result["text_labels"]
-        if masks:
-            found["masks"] = [mask["counts"] for mask in result["masks"]]
+        kept = (result["scores"] >= args.threshold).nonzero()[:, 0].tolist()
+        found = {
+            "scores": result["scores"][kept].tolist(),
+            "labels": [args.labels[index] for index in result["labels"][kept].tolist()],
+            "boxes": result["boxes"][kept].tolist(),
+        }
+        if "masks" in result:
+            found["masks"] = [result["masks"][index]["counts"] for index in kept]
         return found
 
-    ask = detect.segment if masks else detect.stream
-    return lambda images: [columns(result) for result in ask(images, args.labels)]
+    return lambda images: [columns(result) for result in detect(images)]
 
 
 def captioner(args: argparse.Namespace, accelerator: Accelerator) -> Predict:

@@ -12,7 +12,7 @@ from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2.losses import (
     AnchorTargets,
     choose_regions,
-    classes_of_words,
+    classes_of_tokens,
     contrastive_loss,
     inter_image_loss,
     masked_token_loss,
@@ -25,17 +25,19 @@ from transformers_glipv2.modeling_glipv2_vqa import answer_config
 from transformers_glipv2.prompts import class_id, class_ids
 
 
-def targets_of(words: torch.Tensor, anchors: list[int], is_labelled=(True,), images=None) -> AnchorTargets:
+def targets_of(tokens: torch.Tensor, anchors: list[int], is_labelled=(True,), images=None) -> AnchorTargets:
     count = len(anchors)
     return AnchorTargets(
         is_labelled=torch.tensor(is_labelled),
         image=torch.tensor(images or [0] * count, dtype=torch.long),
         anchor=torch.tensor(anchors, dtype=torch.long),
-        box=torch.zeros(count, dtype=torch.long),
+        anchors_xyxy=torch.zeros(count, 4),
         boxes_xyxy=torch.zeros(count, 4),
         centerness=torch.linspace(1, 0.1, count) if count else torch.zeros(0),
-        words=words,
+        tokens=tokens,
         classes=torch.zeros(count, dtype=torch.long),
+        num_positives=torch.tensor(max(1.0, count)),
+        sum_centerness=torch.tensor(1.0),
     )
 
 
@@ -83,12 +85,12 @@ def inter_inputs() -> dict[str, torch.Tensor]:
     dog, person = class_id("dog"), class_id("person")
     return {
         "regions": unit(torch.randn(2, 2, 4, generator=generator), dim=-1),
-        "words": unit(torch.randn(2, 3, 4, generator=generator), dim=-1),
-        "own_words": torch.tensor([[[True, False, False], [False, True, True]], [[False, True, False], [False] * 3]]),
+        "tokens": unit(torch.randn(2, 3, 4, generator=generator), dim=-1),
+        "own_tokens": torch.tensor([[[True, False, False], [False, True, True]], [[False, True, False], [False] * 3]]),
         "region_mask": torch.tensor([[True, True], [True, False]]),
-        "word_mask": torch.tensor([[True, True, True], [True, True, False]]),
+        "token_mask": torch.tensor([[True, True, True], [True, True, False]]),
         "region_classes": torch.tensor([[dog, person], [dog, 0]]),
-        "word_classes": torch.tensor([[dog, person, person], [0, dog, 0]]),
+        "token_classes": torch.tensor([[dog, person, person], [0, dog, 0]]),
         "log_temperature": torch.tensor([math.log(0.5)]),
         "normalizer": torch.tensor(3.0),
     }
@@ -97,7 +99,7 @@ def inter_inputs() -> dict[str, torch.Tensor]:
 def test_inter_image_loss_by_hand():
     inputs = inter_inputs()
     regions = torch.cat([inputs["regions"][0], inputs["regions"][1, :1]])
-    words = torch.cat([inputs["words"][0], inputs["words"][1, :2]])
+    words = torch.cat([inputs["tokens"][0], inputs["tokens"][1, :2]])
     similarity = regions @ words.T / 0.5
     # Regions: dog, person | dog. Words: dog, person, person | other, dog.
     matches = torch.tensor([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [1, 0, 0, 0, 1]], dtype=torch.float)
@@ -108,10 +110,10 @@ def test_inter_image_loss_by_hand():
 
 def test_words_of_captions_match_no_other_image():
     inputs = inter_inputs()
-    inputs["word_classes"][1] = 0
+    inputs["token_classes"][1] = 0
     inputs["region_classes"][1] = 0
     regions = torch.cat([inputs["regions"][0], inputs["regions"][1, :1]])
-    words = torch.cat([inputs["words"][0], inputs["words"][1, :2]])
+    words = torch.cat([inputs["tokens"][0], inputs["tokens"][1, :2]])
     similarity = regions @ words.T / 0.5
     matches = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], dtype=torch.float)
     by_region = -(similarity.log_softmax(1) * matches / matches.sum(1, keepdim=True)).sum()
@@ -123,7 +125,7 @@ def test_fillers_and_padding_change_nothing():
     inputs = inter_inputs()
     changed = {name: value.clone() for name, value in inputs.items()}
     changed["regions"][1, 1] = 0.5
-    changed["words"][1, 2] = -0.5
+    changed["tokens"][1, 2] = -0.5
     torch.testing.assert_close(inter_image_loss(**changed), inter_image_loss(**inputs))
 
 
@@ -137,12 +139,12 @@ def test_the_most_central_regions_are_chosen():
     assert not own_words[1, 1].any()
 
 
-def test_classes_of_words_prefer_the_whole_prompt():
+def test_classes_of_tokens_prefer_the_whole_prompt():
     boxes_only = {"class_ids": class_ids(["dog"]), "positive_map": torch.tensor([[0.0, 1.0, 0.0, 0.0]])}
     listed = torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]])
     whole = {**boxes_only, "prompt_class_ids": class_ids(["Dog", "cat"]), "prompt_map": listed}
     caption = {"positive_map": torch.ones(1, 4)}
-    classes = classes_of_words([boxes_only, whole, caption, None], 4, torch.device("cpu"))
+    classes = classes_of_tokens([boxes_only, whole, caption, None], 4, torch.device("cpu"))
     dog, cat = class_id("dog"), class_id("cat")
     assert classes.tolist() == [[0, dog, 0, 0], [0, dog, 0, cat], [0] * 4, [0] * 4]
 

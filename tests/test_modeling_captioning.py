@@ -86,12 +86,12 @@ def test_maps_are_those_of_the_tower_whose_fusions_leave_the_image_alone(model):
     """An independent way to the same maps: the tower's own layers with the update of vision switched off."""
     inputs = tiny_inputs(batch=1)
     features = model.get_image_features(**images_of(inputs))
-    maps, text = features.feature_maps, model.get_text_features(inputs["input_ids"])
+    maps, text = features.feature_maps, model.get_text_features(inputs["input_ids"]).last_hidden_state
     gammas = [layer.fusion.vision_gamma.clone() for layer in model.model.layers]
     try:
         for layer in model.model.layers:
             layer.fusion.vision_gamma.zero_()
-            maps, text, _ = layer(maps, text)
+            text, *maps = layer(text, *maps)
     finally:
         for layer, gamma in zip(model.model.layers, gammas, strict=True):
             layer.fusion.vision_gamma.copy_(gamma)
@@ -173,11 +173,11 @@ def test_places_tell_where_they_are_and_how_they_look():
     maps = tuple(torch.randn(1, 32, *shape) for shape in ((1, 5), (1, 1)))
     looks = location_features(maps, maps)
     centers, centerness = torch.full((1, 6, 2), 0.5), torch.zeros(1, 6)
-    before = region_attention.places(looks, maps, centerness, centers)
+    before = region_attention.locations(looks, maps, centerness, centers)
     assert (before.regions.norm(dim=-1) - 1).abs().max() < 1e-5
     torch.testing.assert_close(before.confidence, torch.full((1, 6), -math.log(2)))
     centers[0, 0] = 0.9
-    after = region_attention.places(looks, maps, centerness, centers)
+    after = region_attention.locations(looks, maps, centerness, centers)
     assert (after.keys - before.keys)[0].norm(dim=-1).nonzero().tolist() == [[0]]
     torch.testing.assert_close(after.regions, before.regions)
 
@@ -191,7 +191,7 @@ def test_names_start_from_the_contrast_of_regions_and_words():
     region_attention = model.caption_head.region_attention
     assert torch.equal(region_attention.image_projection.weight, contrastive.image_projection.weight)
     cat = tokenizer("cat", return_tensors="pt", return_token_type_ids=False)
-    word = F.normalize(contrastive.text_projection(model.get_text_features(**cat)[0, 1]), dim=-1)
+    word = F.normalize(contrastive.text_projection(model.get_text_features(**cat).last_hidden_state[0, 1]), dim=-1)
     torch.testing.assert_close(
         region_attention.label_embeddings.weight[cat["input_ids"][0, 1]], word, atol=1e-4, rtol=1e-4
     )

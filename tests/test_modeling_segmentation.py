@@ -63,7 +63,7 @@ def test_every_words_logits_equal_the_originals(case):
     source = output.feature_maps if model.config.mask_feature_source == "before_fusion" else output.fused_feature_maps
     for level, feature_map in enumerate(source, start=3):
         torch.testing.assert_close(feature_map, golden[f"mask.input.P{level}"], atol=1e-4, rtol=0)
-    words, bias = model.mask_head.words(output.fused_text)
+    words, bias = model.mask_head.project_tokens(output.fused_text)
     pixels = model.mask_head.pixels(golden["mask.pooled"])
     logits = torch.einsum("rchw,tc->rthw", pixels, words[0]) + bias[0][:, None, None]
     torch.testing.assert_close(logits[:, :16], golden["mask.logits_subset"], atol=1e-4, rtol=0)
@@ -218,8 +218,7 @@ def test_the_mask_head_is_trained_alone_or_with_everything():
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == name.startswith("mask_head."), name
 
-    model.unfreeze_detector()
-    assert model.model.training
+    model = small_model().train()
     output = model(**inputs, labels=labels)
     assert list(output)[:2] == ["loss", "loss_dict"]
     assert {"loss_box", "loss_centerness", "loss_intra", "loss_mask"} == set(output.loss_dict)

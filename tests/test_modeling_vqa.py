@@ -20,7 +20,8 @@ ANSWERS = ["yes", "no", "red", "2"]
 
 def make_model(**overrides) -> GLIPv2ForVisualQuestionAnswering:
     torch.manual_seed(0)
-    config = tiny_config(initializer_range=0.3, **answer_config(ANSWERS), **overrides)
+    fields = {"answer_head_type": "evidence", "initializer_range": 0.3, **answer_config(ANSWERS)}
+    config = tiny_config(**(fields | overrides))
     return GLIPv2ForVisualQuestionAnswering(config).eval()
 
 

@@ -1,6 +1,7 @@
 """Labels, spans and tokens: what the original gives, and what no vocabulary may break."""
 
 import json
+import logging
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from transformers_glipv2.prompts import (
     check_labels,
     check_spans,
     clean_label,
+    clean_labels,
     count_tokens,
     join_labels,
     label_map,
@@ -53,6 +55,34 @@ def test_clean_label(text_cases):
         assert clean_label(case["input"]) == case["output"]
 
 
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (["traffic_light", "stingray_(fish)", "dog"], ["traffic light", "stingray", "dog"]),
+        (["crane (bird)", "crane (machine)", "dog"], ["crane (bird)", "crane (machine)", "dog"]),
+        (["crane", "crane (bird)"], ["crane", "crane (bird)"]),
+        (["Crane_(bird)", "crane"], ["Crane_(bird)", "crane"]),
+        (["(other)", "_", "cat"], ["(other)", "_", "cat"]),
+        (["a_b", "a b", "a b (c)"], ["a_b", "a b", "a b (c)"]),
+        (["a   b", "a  b", "a b"], ["a   b", "a  b", "a b"]),
+        (["dog", "dog"], ["dog", "dog"]),
+        ([" dog ", "cat_"], ["dog", "cat"]),
+        ([], []),
+    ],
+)
+def test_class_names_stay_different_and_not_empty(names, written):
+    assert clean_labels(names) == written
+    assert clean_labels(written) == written, "cleaning twice changes nothing"
+
+
+def test_kept_class_names_are_named(caplog):
+    with caplog.at_level(logging.WARNING):
+        clean_labels(["bat (animal)", "bat (stick)", "(none)", "tree_(plant)"])
+        assert "stay: 'bat (animal)', 'bat (stick)', '(none)'." in caplog.text
+        clean_labels(["emu", "emu", "eel"])
+        assert "one class to the model: 'emu'." in caplog.text
+
+
 def test_queries_and_label_tokens(text_cases, bert):
     assert len(text_cases["create_queries_and_maps"]) == 8
     for case in text_cases["create_queries_and_maps"]:
@@ -82,7 +112,8 @@ def test_queries_of_a_data_set(text_cases, bert):
 
 def test_prompts_of_the_demo(text_cases, bert):
     for case in text_cases["demo_compute_prediction"]:
-        text, spans = join_labels(case["input"], separator=" . ", suffix=" . ")
+        text, spans = join_labels(case["input"], separator=" . ")
+        text += " . "
         assert [text] == case["caption"]
         tokens = spans_to_tokens([[span] for span in spans], offsets_of(bert, text))
         assert {str(index + 1): own for index, own in enumerate(tokens)} == case["positive_map"]

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 # The weights of the box coder (dx, dy, dw, dh) and the largest log-size it decodes, as in the original.
 CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_SIZE = math.log(1000.0 / 16.0)
-# An anchor is a candidate for a box when its centre lies inside by more than this, in pixels.
+# An anchor is a candidate for a box when its centre is inside by more than this, in pixels.
 INSIDE_MARGIN = 0.01
 # Distances between boxes and anchors that `assign_atss` holds at once; bounds its memory at about 100 MB.
 DISTANCES_AT_ONCE = 1 << 23
@@ -38,7 +38,7 @@ def check_boxes_shape(boxes: Tensor, name: str) -> None:
 
 def check_boxes_xyxy(boxes: Tensor, name: str) -> None:
     """
-    Raises ValueError, naming the first bad row and its values, unless every box of `boxes` `(n, 4)` is finite and has
+    Raises ValueError, naming the first bad box and its values, unless every box of `boxes` `(n, 4)` is finite and has
     x1 <= x2 and y1 <= y2. Reads the values, so on a GPU it waits for them.
     """
     check_boxes_shape(boxes, name)
@@ -150,7 +150,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 def clip_boxes(boxes_xyxy: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor:
     """
-    Moves corners that lie outside the image onto its border pixels: x to [0, width - 1], y to [0, height - 1].
+    Moves corners outside of the image onto its border pixels: x to [0, width - 1], y to [0, height - 1].
 
     Args:
         boxes_xyxy: `(..., 4)` inclusive corners in pixels.
@@ -280,10 +280,10 @@ def batched_nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thr
     In falling order of score, a box is dropped when its IoU (with `+ 1`) with an already kept box of the same label is
     strictly above the threshold. Equal scores are taken in the order given.
 
-    IoU with `+ 1` is the plain IoU of (x1, y1, x2 + 1, y2 + 1), so torchvision's kernel does the work, one label at a
-    time. `torchvision.ops.batched_nms` moves each label by an offset instead, which in float32 changes IoUs by 1e-5
-    with 80 labels, more with more. In double precision the shift is exact, and a box whose IoU equals the threshold
-    stays. (torchvision's CUDA kernel rounds the threshold to float32.)
+    IoU with `+ 1` is the plain IoU of (x1, y1, x2 + 1, y2 + 1), so `torchvision.ops.batched_nms` does the work. It
+    may move each label by an offset; in float32 that would change IoUs by 1e-5 with 80 labels and by more with more.
+    In double precision the shift is exact, and a box whose IoU equals the threshold stays. (torchvision's CUDA kernel
+    rounds the threshold to float32.)
 
     Args:
         boxes: `(n, 4)` boxes_xyxy in pixels.
@@ -317,21 +317,19 @@ def batched_nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thr
     if len(boxes) == 0:
         return torch.empty(0, dtype=torch.long, device=boxes.device)
     half_open = boxes.double() + boxes.new_tensor((0.0, 0.0, 1.0, 1.0), dtype=torch.float64)
-    ranks = scores.double()  # the kernel wants one dtype
-    # Groups of equal labels, each still in the order given: the stable sort keeps ties where they were.
-    by_label = torch.sort(labels, stable=True)
-    counts = torch.unique_consecutive(by_label.values, return_counts=True)[1].tolist()
-    kept = torch.cat(
-        [group[nms(half_open[group], ranks[group], iou_threshold)] for group in by_label.indices.split(counts)]
-    )
+    # An offset keeps labels apart only where no coordinate is negative, and stays small where labels count from 0.
+    half_open -= half_open.amin()
+    labels = labels.unique(return_inverse=True)[1]
+    kept = batched_nms(half_open, scores.double(), labels, iou_threshold)
+    # torchvision leaves open which of two equal scores comes first.
     kept = kept.sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
 def _nearest_anchors(centres: Tensor, anchor_centres: Tensor, count: int) -> Tensor:
     """
-    Indices `(n, count)` of the nearest anchors of one level. Where the last places are tied the first anchors in
-    row-major order get them: `topk` alone picks differently by device and size.
+    Indices `(n, count)` of the nearest anchors of one level. Of anchors as far as the last one, the first in
+    row-major order are taken: `topk` alone picks differently by device and size.
     """
     difference = (centres[:, None, 0] - anchor_centres[None, :, 0]).square_()
     # Squared distances: the same order as distances, without the ties that rounding a root makes.
@@ -359,9 +357,9 @@ def assign_atss(
 
     For each box the `topk` anchors nearest by centre are taken from every level (all of a level that has fewer). Of
     these candidates those become positive whose IoU reaches the mean plus the unbiased standard deviation of the
-    candidates' IoUs, and whose centre lies inside the box by more than 0.01 pixel on each side. An anchor wanted by
-    several boxes of its image goes to the one it overlaps most, the first of them if equal. A box may end with no
-    anchor.
+    candidates' IoUs, and whose centre is inside the box by more than 0.01 pixel on each side. An anchor that is
+    positive for several boxes of its image learns the one it overlaps most, the first of them if equal. A box may end
+    with no anchor.
 
     Args:
         anchors: `(anchors, 4)` boxes_xyxy in pixels, level after level, the same for all images.
@@ -373,7 +371,7 @@ def assign_atss(
         topk: candidates per level and box.
 
     Returns:
-        `(num_images, anchors)` long: the row of `boxes_xyxy` each anchor learns, -1 = background.
+        `(num_images, anchors)` long: the index in `boxes_xyxy` of the box that each anchor learns, -1 = background.
 
     Raises:
         ValueError: when the levels do not add up.
@@ -387,7 +385,7 @@ def assign_atss(
     if topk < 1:
         raise ValueError(f"`topk` must be at least 1, got {topk}.")
     anchors, boxes = anchors.float(), boxes_xyxy.to(device=anchors.device, dtype=torch.float32)
-    # The anchors of all images in one row.
+    # The anchors of all images, one image after the other.
     matched = torch.full((num_images * len(anchors),), -1, dtype=torch.long, device=anchors.device)
     best_iou = anchors.new_full((len(matched),), -math.inf)
     if len(boxes) == 0 or len(anchors) == 0:
@@ -410,14 +408,15 @@ def assign_atss(
         margin = torch.cat(
             (candidate_centres - chunk[:, None, :2], chunk[:, None, 2:] - candidate_centres), dim=-1
         ).amin(-1)
-        rows, columns = ((iou >= iou.mean(1, keepdim=True) + spread) & (margin > INSIDE_MARGIN)).nonzero(as_tuple=True)
-        place, pair_iou = candidates[rows, columns], iou[rows, columns]
-        rows = rows + start
-        place = place + image[rows] * len(anchors)
+        positive = (iou >= iou.mean(1, keepdim=True) + spread) & (margin > INSIDE_MARGIN)
+        box, candidate = positive.nonzero(as_tuple=True)
+        anchor, pair_iou = candidates[box, candidate], iou[box, candidate]
+        box = box + start
+        anchor = anchor + image[box] * len(anchors)
         # Best pair of each anchor: highest IoU first, then the lowest box. A later chunk wins only by a higher IoU.
-        chunk_best = torch.full_like(best_iou, -math.inf).scatter_reduce_(0, place, pair_iou, "amax")
-        wins = (pair_iou == chunk_best[place]) & (pair_iou > best_iou[place])
-        winner = torch.full_like(matched, len(boxes)).scatter_reduce_(0, place[wins], rows[wins], "amin")
+        chunk_best = torch.full_like(best_iou, -math.inf).scatter_reduce_(0, anchor, pair_iou, "amax")
+        wins = (pair_iou == chunk_best[anchor]) & (pair_iou > best_iou[anchor])
+        winner = torch.full_like(matched, len(boxes)).scatter_reduce_(0, anchor[wins], box[wins], "amin")
         matched = torch.where(winner < len(boxes), winner, matched)
         best_iou = torch.maximum(best_iou, chunk_best)
     return matched.view(num_images, len(anchors))
@@ -425,7 +424,7 @@ def assign_atss(
 
 def centerness_targets(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:
     """
-    How central each anchor lies in its box (FCOS): sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), with the
+    How central each anchor is in its box (FCOS): sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), with the
     distances l, t, r, b from the anchor's centre to the sides.
 
     Args:
@@ -433,7 +432,7 @@ def centerness_targets(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:
         anchors: `(p, 4)` those anchors.
 
     Returns:
-        `(p,)` in [0, 1], 0 for an anchor whose centre lies outside, float32 or wider.
+        `(p,)` in [0, 1], 0 for an anchor whose centre is outside, float32 or wider.
     """
     check_boxes_shape(boxes_xyxy, "boxes_xyxy")
     check_boxes_shape(anchors, "anchors")

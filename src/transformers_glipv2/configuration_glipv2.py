@@ -79,6 +79,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "fusion_num_heads": 4,
         "dyconv_offset_mode": "resized",
         "mask_dim": 128,
+        "answer_head_type": "evidence",
     },
     "tiny": {"backbone_config": _SWIN_TINY, "drop_block_prob": 0.3},
     "base": {
@@ -122,14 +123,14 @@ class GLIPv2Config(PreTrainedConfig):
         max_text_length (`int`, *optional*, defaults to 256):
             Tokens of one prompt, special tokens included.
         num_text_layers (`int`, *optional*, defaults to 1):
-            Without fusion, words are the mean of this many last layers, divided by the number once more (as the
-            original does). With fusion the last layer is used, whatever this says.
+            Without fusion, token features are the mean of this many last layers, divided by the number once more (as
+            the original does). With fusion the last layer is used, whatever this says.
         mask_padded_pixels (`bool`, *optional*, defaults to `False`):
             `True` takes the images of a padded batch one by one at their own sizes, so that an image gives the
             same boxes alone and in any batch. Released weights were trained without; with it batches of different
             sizes save no time.
         dyconv_offset_mode (`"released"` or `"resized"`, *optional*, defaults to `"released"`):
-            How the offsets of the coarser branch are read: as the released weights learned them, or bilinearly
+            How the offsets of the coarser branch are read: as in training of the released weights, or bilinearly
             resized.
         group_norm_groups (`int`, *optional*, defaults to 16), layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Normalisation in the tower.
@@ -145,22 +146,21 @@ class GLIPv2Config(PreTrainedConfig):
             Weights of the summed losses.
         contrastive_dim (`int`, *optional*, defaults to 64), max_contrastive_regions (`int`, *optional*,
             defaults to 100), contrastive_temperature (`float`, *optional*, defaults to 0.07):
-            Width of the inter-image contrastive space, regions an image, and where the learned temperature starts.
+            Width of the inter-image contrastive space, regions of an image, and initial value of the learned
+            temperature.
         mask_extractor (`"fcn"` or `"hourglass"`), mask_num_convs (`int`), mask_dim (`int`), mask_pool_size (`int`):
             The mask head: its feature extractor, the number of its convolutions (or hourglasses), channels, and
             side of the pooled features.
         mask_feature_source (`"before_fusion"` or `"after_fusion"`):
             The maps that the mask head pools from.
+        answer_head_type (`"pooled"` or `"evidence"`, *optional*, defaults to `"pooled"`):
+            The head of question answering: a classifier of the mean fused token, as in the paper, or one that also
+            takes what the detector found for each token and attends to the regions of the image, which a head needs
+            that is trained over frozen weights. The nano size has `"evidence"`.
         caption_region_attention (`bool`, *optional*, defaults to `False`):
-            Whether the caption head looks at the image itself for each word and names what it sees there, which a
-            head needs that is trained over frozen weights. Without it is one layer over the fused words, as in the
-            paper.
-        text_cache_size (`int`, *optional*, defaults to 32):
-            Prompts whose text features are kept at inference; 0 turns the cache off.
-        score_threshold_before_nms (`float`, *optional*, defaults to 0.05):
-            Label scores (before centerness) above this make candidates at inference, as the original's
-            `MODEL.ATSS.INFERENCE_TH`. It is the default of `pre_nms_threshold`; the `threshold` of calls is on the
-            score that is returned.
+            Whether the caption head attends to the regions of the image for each token and scores the words that fit
+            them, which a head needs that is trained over frozen weights. Without, it is one layer over the fused
+            tokens, as in the paper.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of linear layers that have no rule of their own.
 
@@ -217,9 +217,8 @@ class GLIPv2Config(PreTrainedConfig):
     mask_dim: int = 256
     mask_pool_size: int = 14
     mask_feature_source: Literal["before_fusion", "after_fusion"] = "before_fusion"
+    answer_head_type: Literal["pooled", "evidence"] = "pooled"
     caption_region_attention: bool = False
-    text_cache_size: int = 32
-    score_threshold_before_nms: float | int = 0.05
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
@@ -252,10 +251,6 @@ class GLIPv2Config(PreTrainedConfig):
             )
         if not 0 < self.prior_prob < 1:
             raise ValueError(f"`prior_prob` is a probability between 0 and 1, not {self.prior_prob}.")
-        if not 0 <= self.score_threshold_before_nms <= 1:
-            raise ValueError(
-                f"`score_threshold_before_nms` is a score between 0 and 1, not {self.score_threshold_before_nms}."
-            )
         positions = getattr(self.text_config, "max_position_embeddings", None)
         if positions is not None and self.max_text_length > positions:
             raise ValueError(

@@ -1,5 +1,7 @@
 """What losses need of the other processes of a training run: means, maxima and features of all of them."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,36 +21,31 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-def max_over_processes(value: int, device: torch.device) -> int:
-    """The largest of a number over all processes."""
+def max_over_processes(values: Sequence[int], device: torch.device) -> list[int]:
+    """The largest of each number over all processes."""
     if num_processes() == 1:
-        return value
-    largest = torch.tensor(value, device=device)
+        return list(values)
+    largest = torch.tensor(values, device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return int(largest)
-
-
-class _Gather(torch.autograd.Function):
-    """All processes see all tensors, so the gradient of one is the sum of what all of them give it."""
-
-    @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(num_processes())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(num_processes())[dist.get_rank()]
+    return largest.tolist()
 
 
 def gather(tensor: Tensor) -> Tensor:
     """
-    Tensors of all processes, joined along the first dimension in the order of ranks; gradients flow back to each.
+    Tensors of all processes, joined along the first dimension in the order of ranks; the gradient of each is the sum
+    of what all processes give it.
 
     Args:
         tensor: of the same shape on every process.
     """
-    return tensor if num_processes() == 1 else _Gather.apply(tensor)
+    if num_processes() == 1:
+        return tensor
+    # Imported here, as not every build of PyTorch has collectives.
+    from torch.distributed import _functional_collectives as collectives
+
+    if hasattr(collectives, "all_gather_single_autograd"):
+        return collectives.all_gather_single_autograd(tensor.contiguous(), 0, dist.group.WORLD)
+    # Its predecessor, which newer releases deprecate.
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(tensor))

@@ -4,8 +4,8 @@ The losses of pre-training, as pure functions on tensors.
     L = L_loc + L_intra + L_inter + L_mlm                                     (equations 3 to 6 of the GLIPv2 paper)
 
 - L_loc: `box_loss`, `centerness_loss` on the anchors that learn a box (`match_anchors`).
-- L_intra: `token_loss` between S = O P^T and the words of each anchor's box.
-- L_inter: `contrastive_loss` between regions and words of all images of the batch, on all processes.
+- L_intra: `token_loss` between S = O P^T and the tokens of each anchor's box.
+- L_inter: `contrastive_loss` between regions and tokens of all images of the batch, on all processes.
 - L_mlm: `masked_token_loss`.
 
 Every loss is a sum divided by a normaliser that is passed in. With several processes the normaliser is the mean over
@@ -30,13 +30,10 @@ from .boxes import (
     decode_boxes,
     denormalize_boxes,
 )
-from .distributed import gather, max_over_processes, mean_over_processes, num_processes
+from .distributed import gather, mean_over_processes, num_processes
 
 # What the original adds to unions and enclosing areas.
 GIOU_EPS = 1e-7
-
-
-# Processes -----------------------------------------------------------------------------------------------------------
 
 
 # Targets -------------------------------------------------------------------------------------------------------------
@@ -45,27 +42,31 @@ GIOU_EPS = 1e-7
 @dataclass
 class AnchorTargets:
     """
-    What the anchors of a batch learn.
+    What the anchors of a batch learn. The anchors that learn a box are called positives.
 
     Args:
         is_labelled (boolean `torch.Tensor` of shape `(batch,)`): images whose boxes are known; the others (captions
             without boxes) take part in no loss on anchors.
-        image, anchor (`torch.LongTensor` of shape `(positives,)`): where the anchors are that learn a box.
-        box (`torch.LongTensor` of shape `(positives,)`): row of that box in its image's labels.
-        boxes_xyxy (`torch.Tensor` of shape `(positives, 4)`): the box, in pixels of the resized image.
-        centerness (`torch.Tensor` of shape `(positives,)`): how central the anchor lies in it, in [0, 1].
-        words (boolean `torch.Tensor` of shape `(positives, tokens)`): the box's words.
+        image, anchor (`torch.LongTensor` of shape `(positives,)`): image and index of each positive.
+        anchors_xyxy (`torch.Tensor` of shape `(positives, 4)`): these anchors, in pixels of the resized image.
+        boxes_xyxy (`torch.Tensor` of shape `(positives, 4)`): the box that each learns, in the same pixels.
+        centerness (`torch.Tensor` of shape `(positives,)`): the centerness that each learns, in [0, 1].
+        tokens (boolean `torch.Tensor` of shape `(positives, tokens)`): the box's tokens.
         classes (`torch.LongTensor` of shape `(positives,)`): the box's class (`prompts.class_id`) or 0.
+        num_positives, sum_centerness (`torch.Tensor` of shape `()`): number of positives, at least 1, and sum of
+            their centerness, at least a tiny number; means over processes. What the losses are divided by.
     """
 
     is_labelled: Tensor
     image: Tensor
     anchor: Tensor
-    box: Tensor
+    anchors_xyxy: Tensor
     boxes_xyxy: Tensor
     centerness: Tensor
-    words: Tensor
+    tokens: Tensor
     classes: Tensor
+    num_positives: Tensor
+    sum_centerness: Tensor
 
 
 def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens: int) -> None:
@@ -94,7 +95,7 @@ def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens:
         if tuple(label["positive_map"].shape) != expected:
             raise ValueError(
                 f"`labels[{index}]['positive_map']` has shape {tuple(label['positive_map'].shape)}; expected "
-                f"{expected}, a row a box and a column a token."
+                f"{expected}, one row for each box and one column for each token."
             )
         _check_classes(label, "class_ids", expected[0], "boxes", index)
         if "prompt_map" in label:
@@ -150,13 +151,12 @@ def match_anchors(
     device, num_images = anchors.device, len(image_sizes)
     known = [label for label in labels if label is not None]
     counts = torch.tensor([0 if label is None else len(label["boxes"]) for label in labels])
-    first_box = (counts.cumsum(0) - counts).to(device)
     box_image = torch.arange(num_images).repeat_interleave(counts).to(device)
     # Joined before they are moved: a GPU takes as long for one box as for all.
     boxes = torch.cat([label["boxes"] for label in known]).to(device) if known else anchors.new_empty(0, 4)
     boxes_xyxy = denormalize_boxes(boxes[:, None], image_sizes[box_image])[:, 0]
     check_boxes_of_images(boxes_xyxy, counts.tolist())
-    words = (
+    tokens = (
         torch.cat([label["positive_map"] for label in known]).to(device) if known else boxes.new_empty(0, num_tokens)
     )
     class_ids = [label.get("class_ids", boxes.new_zeros(len(label["boxes"]), dtype=torch.long)) for label in known]
@@ -164,16 +164,23 @@ def match_anchors(
 
     matched = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, box_image, num_images, topk)
     image, anchor = (matched >= 0).nonzero(as_tuple=True)
-    row = matched[image, anchor]
+    box = matched[image, anchor]
+    centerness = centerness_targets(boxes_xyxy[box], anchors[anchor])
+    num_positives, sum_centerness = mean_over_processes(
+        torch.stack([centerness.new_tensor(len(anchor)), centerness.sum()])
+    )
     return AnchorTargets(
         is_labelled=torch.tensor([label is not None for label in labels], device=device),
         image=image,
         anchor=anchor,
-        box=row - first_box[image],
-        boxes_xyxy=boxes_xyxy[row],
-        centerness=centerness_targets(boxes_xyxy[row], anchors[anchor]),
-        words=words[row] > 0,
-        classes=classes[row],
+        anchors_xyxy=anchors[anchor],
+        boxes_xyxy=boxes_xyxy[box],
+        centerness=centerness,
+        tokens=tokens[box] > 0,
+        classes=classes[box],
+        num_positives=num_positives.clamp(min=1),
+        # Without any positive the box loss is 0 / tiny = 0, and its gradients are zeros.
+        sum_centerness=sum_centerness.clamp(min=torch.finfo(sum_centerness.dtype).eps),
     )
 
 
@@ -212,14 +219,14 @@ def token_loss(
     gamma: float = 2.0,
 ) -> Tensor:
     """
-    Sigmoid focal loss (Lin et al., ICCV 2017) between anchors and the words they learn, summed and divided.
+    Sigmoid focal loss (Lin et al., ICCV 2017) between anchors and the tokens they learn, summed and divided.
 
-    Nearly every pair of an anchor and a word is negative, so the negative term is computed for all and exchanged
-    where there is a word to learn; that takes half the memory of a matrix of targets.
+    Nearly every pair of an anchor and a token is negative, so the negative term is computed for all and exchanged
+    where there is a token to learn; that takes half the memory of a matrix of targets.
 
     Args:
         logits: `(batch, anchors, tokens)` before the sigmoid.
-        targets: the words that anchors learn; all other words of labelled images are negatives.
+        targets: the tokens that anchors learn; all other tokens of labelled images are negatives.
         attention_mask: `(batch, tokens)`, 0 at padding, which is left out; `None` when nothing is padded.
         normalizer: anchors that learn a box, mean over processes.
         alpha, gamma: of the focal loss.
@@ -229,8 +236,8 @@ def token_loss(
         counted = counted & attention_mask.bool()
     negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
     total = (negative.sum(1) * counted).sum()
-    row, token = (targets.words & counted[targets.image]).nonzero(as_tuple=True)
-    image, anchor = targets.image[row], targets.anchor[row]
+    index, token = (targets.tokens & counted[targets.image]).nonzero(as_tuple=True)
+    image, anchor = targets.image[index], targets.anchor[index]
     learned = logits[image, anchor, token]
     positive = alpha * (-learned).sigmoid() ** gamma * F.softplus(-learned)
     return (total + (positive - negative[image, anchor, token]).sum()) / normalizer
@@ -240,7 +247,6 @@ def detection_losses(
     logits: Tensor,
     centerness: Tensor,
     box_deltas: Tensor,
-    anchors: Tensor,
     targets: AnchorTargets,
     attention_mask: Tensor | None,
     alpha: float = 0.25,
@@ -252,7 +258,6 @@ def detection_losses(
     Args:
         logits `(batch, anchors, tokens)`, centerness `(batch, anchors)`, box_deltas `(batch, anchors, 4)`: as
             `GLIPv2ObjectDetectionOutput` has them.
-        anchors: `(anchors, 4)`, x1, y1, x2, y2 in pixels.
         targets: from `match_anchors`.
         attention_mask: `(batch, tokens)`.
         alpha, gamma: of the focal loss.
@@ -260,27 +265,26 @@ def detection_losses(
     Returns:
         loss_box, loss_centerness, loss_intra.
     """
-    where = targets.image, targets.anchor
-    counts = torch.stack([targets.centerness.new_tensor(len(targets.anchor)), targets.centerness.sum()])
-    num_positives, sum_centerness = mean_over_processes(counts)
-    num_positives = num_positives.clamp(min=1)
-    # Without any positive the box loss is 0 / tiny = 0, and its gradients are zeros.
-    sum_centerness = sum_centerness.clamp(min=torch.finfo(sum_centerness.dtype).eps)
+    positives = targets.image, targets.anchor
     return {
         "loss_box": box_loss(
-            box_deltas[where], anchors[targets.anchor], targets.boxes_xyxy, targets.centerness, sum_centerness
+            box_deltas[positives],
+            targets.anchors_xyxy,
+            targets.boxes_xyxy,
+            targets.centerness,
+            targets.sum_centerness,
         ),
-        "loss_centerness": centerness_loss(centerness[where], targets.centerness, num_positives),
-        "loss_intra": token_loss(logits, targets, attention_mask, num_positives, alpha, gamma),
+        "loss_centerness": centerness_loss(centerness[positives], targets.centerness, targets.num_positives),
+        "loss_intra": token_loss(logits, targets, attention_mask, targets.num_positives, alpha, gamma),
     }
 
 
 # L_inter -------------------------------------------------------------------------------------------------------------
 
 
-def classes_of_words(labels: Sequence[Mapping[str, Any] | None], num_tokens: int, device: torch.device) -> Tensor:
+def classes_of_tokens(labels: Sequence[Mapping[str, Any] | None], num_tokens: int, device: torch.device) -> Tensor:
     """
-    The class that each word names.
+    The class that each token names.
 
     Args:
         labels: an image's {"prompt_class_ids" `(classes,)`: every class of its text, "prompt_map" `(classes,
@@ -316,29 +320,29 @@ def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tens
         limit: regions of an image at most.
 
     Returns:
-        anchors long `(batch, regions)`, their words boolean `(batch, regions, tokens)`, their classes long
-        `(batch, regions)` and boolean `(batch, regions)`, `False` at fillers (which are anchor 0 without words).
-        `regions` is the largest number that any image on any process has.
+        anchors long `(batch, regions)`, their tokens boolean `(batch, regions, tokens)`, their classes long
+        `(batch, regions)` and boolean `(batch, regions)`, `False` at fillers (which are anchor 0 without tokens).
+        `regions` is the largest number that any image has.
     """
     # The rank of each region in its image, by centerness; regions come image by image.
     order = targets.centerness.argsort(descending=True, stable=True)
     order = order[targets.image[order].argsort(stable=True)]
     rank = torch.empty_like(order)
-    rank[order] = _places_in_images(targets.image, batch)
+    rank[order] = _numbers_in_images(targets.image, batch)
     chosen = (rank < limit).nonzero().squeeze(1)
     image = targets.image[chosen]
-    place = _places_in_images(image, batch)
-    width = max_over_processes(int(place.max()) + 1 if len(place) else 0, image.device)
+    number = _numbers_in_images(image, batch)
+    width = int(number.max()) + 1 if len(number) else 0
     padded = []
-    for values in (targets.anchor, targets.words, targets.classes, torch.ones_like(rank, dtype=torch.bool)):
+    for values in (targets.anchor, targets.tokens, targets.classes, torch.ones_like(rank, dtype=torch.bool)):
         filled = values.new_zeros(batch, width, *values.shape[1:])
-        filled[image, place] = values[chosen]
+        filled[image, number] = values[chosen]
         padded.append(filled)
     return tuple(padded)
 
 
-def _places_in_images(image: Tensor, batch: int) -> Tensor:
-    """0, 1, 2, ... of each image, where `image` `(n,)` is sorted."""
+def _numbers_in_images(image: Tensor, batch: int) -> Tensor:
+    """0, 1, 2, ... within each image, where `image` `(n,)` is sorted."""
     counts = image.bincount(minlength=batch)
     return torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
 
@@ -354,7 +358,7 @@ def contrastive_loss(similarity: Tensor, is_match: Tensor) -> Tensor:
         is_match: boolean `(rows, columns)`.
     """
     matched = is_match.any(1)
-    # Rows that take no part may be minus infinity throughout and would give NaN.
+    # Rows without matches may be minus infinity throughout and would give NaN.
     log_probabilities = similarity[matched].log_softmax(1)
     is_match = is_match[matched]
     return -(log_probabilities.masked_fill(~is_match, 0).sum(1) / is_match.sum(1)).sum()
@@ -362,59 +366,59 @@ def contrastive_loss(similarity: Tensor, is_match: Tensor) -> Tensor:
 
 def inter_image_loss(
     regions: Tensor,
-    words: Tensor,
-    own_words: Tensor,
+    tokens: Tensor,
+    own_tokens: Tensor,
     region_mask: Tensor,
-    word_mask: Tensor,
+    token_mask: Tensor,
     region_classes: Tensor,
-    word_classes: Tensor,
+    token_classes: Tensor,
     log_temperature: Tensor,
     normalizer: Tensor,
 ) -> Tensor:
     """
-    L_inter: every region meets the words of every image of the global batch, and every word every region.
+    L_inter: every region meets the tokens of every image of the global batch, and every token every region.
 
-    A region matches its own image's words by `own_words`, and the words of any other image by class (label
-    propagation: `region_classes == word_classes`, where 0 is no class). Rows of this process's regions and columns of
-    its words are summed here, half each; the other processes sum theirs.
+    A region matches its own image's tokens by `own_tokens`, and the tokens of any other image by class (label
+    propagation: `region_classes == token_classes`, where 0 is no class). Regions and tokens of this process are
+    summed here, half each; the other processes sum theirs.
 
     Args:
         regions: `(batch, regions, dim)`, unit vectors.
-        words: `(batch, tokens, dim)`, unit vectors.
-        own_words: boolean `(batch, regions, tokens)`.
+        tokens: `(batch, tokens, dim)`, unit vectors.
+        own_tokens: boolean `(batch, regions, tokens)`.
         region_mask: boolean `(batch, regions)`, `False` at fillers.
-        word_mask: boolean `(batch, tokens)`, `False` at padding.
-        region_classes: long `(batch, regions)`, word_classes: long `(batch, tokens)`: `prompts.class_id`, 0 for none.
+        token_mask: boolean `(batch, tokens)`, `False` at padding.
+        region_classes: long `(batch, regions)`, token_classes: long `(batch, tokens)`: `prompts.class_id`, 0 for none.
         log_temperature: `(1,)`, what the dot products are divided by, as its logarithm.
         normalizer: anchors that learn a box, mean over processes.
 
     All processes must pass the same shapes.
     """
-    batch, num_regions, num_tokens = own_words.shape
+    batch, num_regions, num_tokens = own_tokens.shape
     rank = dist.get_rank() if num_processes() > 1 else 0
-    all_regions, all_words = gather(regions).flatten(0, 1), gather(words).flatten(0, 1)
-    all_region_mask, all_word_mask = gather(region_mask).flatten(), gather(word_mask).flatten()
-    all_region_classes, all_word_classes = gather(region_classes).flatten(), gather(word_classes).flatten()
-    first_region, first_word = rank * batch * num_regions, rank * batch * num_tokens
+    all_regions, all_tokens = gather(regions).flatten(0, 1), gather(tokens).flatten(0, 1)
+    all_region_mask, all_token_mask = gather(region_mask).flatten(), gather(token_mask).flatten()
+    all_region_classes, all_token_classes = gather(region_classes).flatten(), gather(token_classes).flatten()
+    first_region, first_token = rank * batch * num_regions, rank * batch * num_tokens
     scale = (-log_temperature).exp()
 
-    def losses(rows: Tensor, columns: Tensor, row_mask: Tensor, column_mask: Tensor, is_match: Tensor) -> Tensor:
-        similarity = (rows @ columns.T * scale).masked_fill(~column_mask, -torch.inf)
-        return contrastive_loss(similarity, is_match & row_mask[:, None] & column_mask)
+    def losses(own: Tensor, others: Tensor, own_mask: Tensor, other_mask: Tensor, is_match: Tensor) -> Tensor:
+        similarity = (own @ others.T * scale).masked_fill(~other_mask, -torch.inf)
+        return contrastive_loss(similarity, is_match & own_mask[:, None] & other_mask)
 
-    by_class = (region_classes.reshape(-1, 1) == all_word_classes) & (all_word_classes != 0)
-    is_match = own_image_replaced(by_class, own_words, first_word)
-    region_loss = losses(regions.flatten(0, 1), all_words, region_mask.flatten(), all_word_mask, is_match)
+    by_class = (region_classes.reshape(-1, 1) == all_token_classes) & (all_token_classes != 0)
+    is_match = own_image_replaced(by_class, own_tokens, first_token)
+    region_loss = losses(regions.flatten(0, 1), all_tokens, region_mask.flatten(), all_token_mask, is_match)
 
-    by_class = (word_classes.reshape(-1, 1) == all_region_classes) & (all_region_classes != 0)
-    is_match = own_image_replaced(by_class, own_words.transpose(1, 2), first_region)
-    word_loss = losses(words.flatten(0, 1), all_regions, word_mask.flatten(), all_region_mask, is_match)
-    return (region_loss + word_loss) / 2 / normalizer
+    by_class = (token_classes.reshape(-1, 1) == all_region_classes) & (all_region_classes != 0)
+    is_match = own_image_replaced(by_class, own_tokens.transpose(1, 2), first_region)
+    token_loss = losses(tokens.flatten(0, 1), all_regions, token_mask.flatten(), all_region_mask, is_match)
+    return (region_loss + token_loss) / 2 / normalizer
 
 
 def own_image_replaced(by_class: Tensor, own: Tensor, first_column: int) -> Tensor:
     """
-    Matches by class, but for those inside an image, which are its own map.
+    Matches by class between images, and by its own map within an image.
 
     Args:
         by_class: boolean `(batch * rows, columns)`.
@@ -435,26 +439,29 @@ def own_image_replaced(by_class: Tensor, own: Tensor, first_column: int) -> Tens
 
 def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
-    Cross entropy of hidden words, their mean over all processes.
+    Cross entropy of masked tokens, their mean over all processes.
 
     Args:
-        logits: `(words, vocabulary)`.
-        labels: `(words,)`, the ids that were hidden.
+        logits: `(masked tokens, vocabulary)`.
+        labels: `(masked tokens,)`, their ids before they were masked.
     """
     count = mean_over_processes(torch.tensor(float(len(labels)), device=logits.device))
     # It may be less than one; where it is 0, so is the sum.
     return F.cross_entropy(logits.float(), labels, reduction="sum") / count.clamp(min=torch.finfo(count.dtype).eps)
 
 
-def caption_loss(logits: torch.Tensor, labels: torch.Tensor, normalizer: torch.Tensor | None = None) -> torch.Tensor:
+# Heads ---------------------------------------------------------------------------------------------------------------
+
+
+def caption_loss(logits: Tensor, labels: Tensor, normalizer: Tensor | None = None) -> Tensor:
     """
-    Cross entropy of each next word, averaged over the words that count; 0 where none does.
+    Cross entropy of each next token, averaged over the tokens that count; 0 where none does.
 
     Args:
         logits: `(batch, tokens, vocabulary)`.
-        labels: `(batch, tokens)`, the ids of the same text, -100 at words that are not to be learnt (padding). The
-            word at a place is predicted from those before it.
-        normalizer: what the sum is divided by; `None`: the words that count, their mean over processes.
+        labels: `(batch, tokens)`, the ids of the same text, -100 at tokens that are not to be learned (padding). Each
+            token is predicted from those before it.
+        normalizer: what the sum is divided by; `None`: the tokens that count, their mean over processes.
 
     Raises:
         ValueError: when the shapes differ.
@@ -471,14 +478,14 @@ def caption_loss(logits: torch.Tensor, labels: torch.Tensor, normalizer: torch.T
     return losses / normalizer.clamp(min=torch.finfo(torch.float32).eps)
 
 
-def answer_loss(logits: torch.Tensor, targets: torch.Tensor, normalizer: torch.Tensor | None = None) -> torch.Tensor:
+def answer_loss(logits: Tensor, targets: Tensor, normalizer: Tensor | None = None) -> Tensor:
     """
     Binary cross entropy against soft targets, summed over the answers of a question and averaged over questions; 0
     where there is none.
 
     Args:
         logits: `(batch, answers)`.
-        targets: `(batch, answers)` in [0, 1]; rows of NaN are no questions and do not count.
+        targets: `(batch, answers)` in [0, 1]; examples of NaN are no questions and do not count.
         normalizer: what the sum is divided by; `None`: the questions, their mean over processes.
 
     Raises:
@@ -499,11 +506,13 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor, normalizer: torch.T
 
 __all__ = [
     "AnchorTargets",
+    "answer_loss",
     "box_loss",
+    "caption_loss",
     "centerness_loss",
     "check_labels",
     "choose_regions",
-    "classes_of_words",
+    "classes_of_tokens",
     "contrastive_loss",
     "detection_losses",
     "inter_image_loss",

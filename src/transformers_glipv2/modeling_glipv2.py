@@ -4,13 +4,13 @@ GLIPv2 models.
 From the paper ("GLIPv2: Unifying Localization and Vision-Language Understanding", Zhang et al., NeurIPS 2022) to the
 code:
 
-| paper                                                     | here                                                 |
-|-----------------------------------------------------------|------------------------------------------------------|
-| Enc_V, the image's features O0 (section 3.1) | `GLIPv2Model.get_image_features`, `GLIPv2FeaturePyramid` |
-| Enc_L, the words' features P0 (section 3.1)               | `GLIPv2Model.get_text_features`                      |
-| Enc_VL, deep fusion (section 3.1; GLIP section 3.2)       | `GLIPv2TowerLayer` (`fusion.py`, `dyhead.py`)        |
-| S = O P^T, boxes, centerness (equation 2)                 | `GLIPv2DetectionHead`                                |
-| L_loc + L_intra + L_inter + L_mlm (equations 3 to 6)      | `losses.py`, `modeling_glipv2_pretraining.py`        |
+| paper                                                | here                                                     |
+|------------------------------------------------------|----------------------------------------------------------|
+| Enc_V, the image features O0 (section 3.1)           | `GLIPv2Model.get_image_features`, `GLIPv2FeaturePyramid` |
+| Enc_L, the token features P0 (section 3.1)           | `GLIPv2Model.get_text_features`                          |
+| Enc_VL, deep fusion (section 3.1; GLIP section 3.2)  | `GLIPv2TowerLayer` (`fusion.py`, `dyhead.py`)            |
+| S = O P^T, boxes, centerness (equation 2)            | `GLIPv2DetectionHead`                                    |
+| L_loc + L_intra + L_inter + L_mlm (equations 3 to 6) | `losses.py`, `modeling_glipv2_pretraining.py`            |
 """
 
 import inspect
@@ -26,13 +26,12 @@ from torchvision.ops import drop_block2d
 from transformers import MODEL_MAPPING, AutoBackbone, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones.chunked_mlp import chunk_mlps
 from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
 from .configuration_glipv2 import GLIPv2Config
-from .inference.model_checks import record_new_weights
-from .inference.text_features import TextFeatureCache
 from .layers.dyhead import GLIPv2DyConv, init_dyconv
 from .layers.feature_maps import (
     FeatureMaps,
@@ -40,26 +39,37 @@ from .layers.feature_maps import (
     flatten_levels,
     join_attentions,
     join_maps,
+    location_mask,
     map_shapes,
     own_map_shapes,
-    padding_masks,
     split_levels,
 )
 from .layers.fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
+from .layers.input_checks import check_pixels, check_text, image_sizes_of
 from .losses import AnchorTargets, detection_losses, match_anchors
 
 Labels = Sequence[Mapping[str, Any] | None]
+# The original's bound on logits, which half precision can hold.
+MAX_LOGIT = 50000.0
 
 
 # Outputs -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class GLIPv2ImageFeatures(ModelOutput):
+class GLIPv2ImageFeatures(BaseModelOutputWithPooling):
     """
-    What `get_image_features` gives and the `image_features` argument takes.
+    Output of `get_image_features`, and input of the `image_features` argument.
 
     Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, H * W, channels)`):
+            The backbone's last map as a sequence, row-major.
+        hidden_states (`tuple` of 3 `torch.FloatTensor` of shape `(batch, channels_l, H_l, W_l)`, with
+        `output_hidden_states`):
+            The backbone's maps at strides 8, 16 and 32, which the pyramid is made of.
+        attentions (`tuple` of `torch.FloatTensor`, with `output_attentions`):
+            Attention of the backbone's stages between these maps, where the backbone returns it. `None` with
+            `config.mask_padded_pixels`, where images of different sizes have different windows.
         feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
             P3..P7 before fusion.
         image_sizes (`torch.LongTensor` of shape `(batch, 2)`):
@@ -79,23 +89,23 @@ class GLIPv2ModelOutput(ModelOutput):
         fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
             P3..P7 after fusion.
         fused_text (`torch.FloatTensor` of shape `(batch, tokens, text_dim)`):
-            Words after fusion.
+            Token features after fusion.
         feature_maps (as `fused_feature_maps`), text_features (as `fused_text`):
             The same before fusion.
         image_sizes (`torch.LongTensor` of shape `(batch, 2)`):
             Height and width in pixels of each un-padded (resized) image.
         attention_mask (`torch.LongTensor` of shape `(batch, tokens)`):
-            1 for words, 0 for padding.
-        input_ids (`torch.LongTensor` of shape `(batch, tokens)`, where they were given):
-            The text, by which post-processing refuses another one.
+            1 for tokens, 0 for padding.
+        location_mask (`torch.BoolTensor` of shape `(batch, locations)`, with `config.mask_padded_pixels`):
+            `True` at locations of the image, `False` in its padding; P3 first, row-major.
         hidden_states (`tuple` of `torch.FloatTensor` of shape `(batch, tokens, text_dim)`, with
         `output_hidden_states`):
-            The words before the first and after each tower layer.
+            Token features before the first and after each tower layer; `None` at layers that were not asked for.
         vision_hidden_states (`tuple` of tuples as `feature_maps`, with `output_hidden_states`):
             The maps before the first and after each tower layer.
         attentions (`tuple` of pairs of `torch.FloatTensor` of shape `(batch, heads, locations, tokens)` and
             `(batch, heads, tokens, locations)`, with `output_attentions`):
-            What each location attends to in the text and each word in the image, one pair a fusion.
+            What each location attends to in the text and each token in the image, one pair a fusion.
     """
 
     fused_feature_maps: FeatureMaps | None = None
@@ -104,9 +114,9 @@ class GLIPv2ModelOutput(ModelOutput):
     text_features: torch.FloatTensor | None = None
     image_sizes: torch.LongTensor | None = None
     attention_mask: torch.LongTensor | None = None
-    input_ids: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    vision_hidden_states: tuple[FeatureMaps, ...] | None = None
+    location_mask: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor | None, ...] | None = None
+    vision_hidden_states: tuple[FeatureMaps | None, ...] | None = None
     attentions: tuple[tuple[torch.FloatTensor, torch.FloatTensor], ...] | None = None
 
 
@@ -182,7 +192,7 @@ class GLIPv2FeaturePyramid(nn.Module):
 
 
 class GLIPv2TowerLayer(GradientCheckpointingLayer):
-    """One block of Enc_VL: fusion of maps and words, a text layer, a dynamic convolution over the levels."""
+    """One block of Enc_VL: fusion of maps and tokens, a text layer, a dynamic convolution over the levels."""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
@@ -192,50 +202,51 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        feature_maps: FeatureMaps,
         text: torch.Tensor,
+        *feature_maps: torch.Tensor,
         text_mask: torch.Tensor | None = None,
         own_shapes: list[list[tuple[int, int]]] | None = None,
         output_attentions: bool = False,
-    ) -> tuple[FeatureMaps, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    ) -> tuple[torch.Tensor, ...]:
         """
+        Tensors that need gradients come and go as plain positional tensors, since reentrant gradient checkpointing
+        overlooks those inside of tuples.
+
         Args:
-            feature_maps: 5 x `(batch, d_model, H_l, W_l)`.
             text: `(batch, tokens, text_dim)`.
+            feature_maps: 5 x `(batch, d_model, H_l, W_l)`.
             text_mask: boolean `(batch, tokens)`, `False` at padding; `None` when there is none.
-            own_shapes: as `own_map_shapes` gives them, to take each image by itself, without its padding; `None`
-                lets padding take part.
-            output_attentions: also return the fusion's attention maps.
+            own_shapes: from `own_map_shapes`, to take each image alone, without its padding; `None` lets padding
+                take part.
+            output_attentions: also return the fusion's two attention maps.
 
         Returns:
-            The new maps, the new text and the attention maps (or `None`).
+            The new text, the new maps and, with `output_attentions` and a fusion, the attention maps of locations
+            and of tokens.
         """
         if own_shapes is None:
-            return self._mix(feature_maps, text, text_mask, output_attentions)
+            return self._mix(text, feature_maps, text_mask, output_attentions)
         # Means over whole maps, resized maps and attention over all locations know nothing of masks.
-        maps, texts, attentions = zip(
-            *(
-                self._mix(
-                    crop_maps(feature_maps, image, shapes),
-                    text[image : image + 1],
-                    None if text_mask is None else text_mask[image : image + 1],
-                    output_attentions,
-                )
-                for image, shapes in enumerate(own_shapes)
-            ),
-            strict=True,
-        )
-        level_shapes = map_shapes(feature_maps)
-        attentions = None if attentions[0] is None else join_attentions(attentions, own_shapes, level_shapes)
-        return join_maps(maps, level_shapes), torch.cat(texts), attentions
+        images = [
+            self._mix(
+                text[image : image + 1],
+                crop_maps(feature_maps, image, shapes),
+                None if text_mask is None else text_mask[image : image + 1],
+                output_attentions,
+            )
+            for image, shapes in enumerate(own_shapes)
+        ]
+        num_levels, level_shapes = len(feature_maps), map_shapes(feature_maps)
+        texts = torch.cat([image[0] for image in images])
+        maps = join_maps([image[1 : 1 + num_levels] for image in images], level_shapes)
+        attentions = [image[1 + num_levels :] for image in images]
+        if not attentions[0]:
+            return texts, *maps
+        return texts, *maps, *join_attentions(attentions, own_shapes, level_shapes)
 
     def _mix(
-        self,
-        feature_maps: FeatureMaps,
-        text: torch.Tensor,
-        text_mask: torch.Tensor | None,
-        output_attentions: bool,
-    ) -> tuple[FeatureMaps, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        self, text: torch.Tensor, feature_maps: FeatureMaps, text_mask: torch.Tensor | None, output_attentions: bool
+    ) -> tuple[torch.Tensor, ...]:
         attentions = None
         if self.fusion is not None:
             vision, text, attentions = self.fusion(
@@ -243,7 +254,7 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
             )
             feature_maps = split_levels(vision, map_shapes(feature_maps))
             text = self.text_layer(text, None if text_mask is None else text_mask[:, None, None, :])
-        return self.dyconv(feature_maps), text, attentions
+        return text, *self.dyconv(feature_maps), *(attentions or ())
 
 
 # Heads ---------------------------------------------------------------------------------------------------------------
@@ -271,7 +282,7 @@ class GLIPv2DetectionHead(nn.Module):
         """
         Args:
             feature_maps: fused maps, 5 x `(batch, d_model, H_l, W_l)`.
-            text: fused words `(batch, tokens, text_dim)`.
+            text: fused tokens `(batch, tokens, text_dim)`.
 
         Returns:
             logits `(batch, anchors, tokens)`, centerness `(batch, anchors)`, box_deltas `(batch, anchors, 4)`;
@@ -282,60 +293,20 @@ class GLIPv2DetectionHead(nn.Module):
             for feature_map, scale in zip(feature_maps, self.level_scales, strict=True)
         ]
         centerness = [self.centerness_predictor(feature_map) for feature_map in feature_maps]
-        logits = self.word_logits(flatten_levels(feature_maps), text)
+        logits = self.token_logits(flatten_levels(feature_maps), text)
         return logits, flatten_levels(centerness).squeeze(-1).float(), flatten_levels(deltas).float()
 
-    def word_logits(self, regions: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Dot products of regions `(batch, regions, d_model)` and words `(batch, tokens, text_dim)`, in float32."""
-        words = F.normalize(text, dim=-1)
-        tokens = self.token_projection(words / 2)
+    def token_logits(self, regions: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Dot products of regions `(batch, regions, d_model)` and tokens `(batch, tokens, text_dim)`, in float32."""
+        text = F.normalize(text, dim=-1)
+        tokens = self.token_projection(text / 2)
         # Half precision would lose the difference of nearby scores.
-        bias = words.float() @ self.text_bias.float() + self.bias.float()
+        bias = text.float() @ self.text_bias.float() + self.bias.float()
         similarity = (regions @ (tokens / self.log_scale.exp()).transpose(1, 2)).float()
-        return (similarity + bias[:, None, :]).clamp(-50000, 50000)
+        return (similarity + bias[:, None, :]).clamp(-MAX_LOGIT, MAX_LOGIT)
 
 
-# Input checks --------------------------------------------------------------------------------------------------------
-
-
-def check_pixels(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
-    """Raises `TypeError` or `ValueError` for pixels that no image has, before they fail deep inside the backbone."""
-    if not torch.is_floating_point(pixel_values):
-        raise TypeError(
-            f"`pixel_values` must be floating point, not {pixel_values.dtype}; pass images through the processor, "
-            "which rescales and normalises them."
-        )
-    if pixel_values.ndim != 4:
-        raise ValueError(
-            f"`pixel_values` must have shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
-        )
-    # Only where the answer need not be waited for.
-    if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling():
-        finite = pixel_values.sum(dtype=torch.float32, dim=(1, 2, 3)).isfinite()
-        if not finite.all():
-            raise ValueError(
-                f"`pixel_values[{int(finite.logical_not().nonzero()[0])}]` holds NaN or infinity; look for a division "
-                "by zero where the image was made or normalised."
-            )
-    if pixel_mask is not None and pixel_mask.shape != pixel_values[:, 0].shape:
-        raise ValueError(
-            f"`pixel_mask` must have shape {tuple(pixel_values[:, 0].shape)} (batch, height, width), "
-            f"not {tuple(pixel_mask.shape)}."
-        )
-
-
-def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, config: GLIPv2Config) -> None:
-    """Raises `ValueError` unless exactly one form of text is given and fits the text encoder."""
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds` (or `text_features`).")
-    tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-    limit = getattr(config.text_config, "max_position_embeddings", tokens)
-    if tokens > limit:
-        raise ValueError(
-            f"The text has {tokens} tokens and the text encoder "
-            f"{limit} positions; shorten the sentence, or split a long "
-            "list of labels over several prompts."
-        )
+# Inputs --------------------------------------------------------------------------------------------------------------
 
 
 def match_batches(
@@ -370,6 +341,14 @@ def match_batches(
     return feature_maps, image_sizes, text_features, attention_mask
 
 
+def selected_states(output_hidden_states: bool | int | Sequence[int] | None, num_states: int) -> set[int]:
+    """Indices of the hidden states to return: all, none, or those chosen, which may count from the end."""
+    if output_hidden_states is None or isinstance(output_hidden_states, bool):
+        return set(range(num_states)) if output_hidden_states else set()
+    chosen = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    return {index % num_states for index in chosen if -num_states <= index < num_states}
+
+
 # Models --------------------------------------------------------------------------------------------------------------
 
 
@@ -389,16 +368,9 @@ class GLIPv2PreTrainedModel(PreTrainedModel):
         r"^(detection_head|mlm_head|contrastive_head|mask_head|answer_head|caption_head)\."
     ]
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers; the model also remembers what the checkpoint lacked, which inference refuses to use."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        record_new_weights(model, info["missing_keys"])
-        return (model, info) if output_loading_info else model
-
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # Outside of transformers, modules without parameters of their own would count as loaded, and the rules below
-        # for their children be skipped. Those rules leave loaded weights alone by themselves.
+        # for their children be skipped. Those rules leave loaded weights alone.
         super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
@@ -421,6 +393,27 @@ class GLIPv2PreTrainedModel(PreTrainedModel):
             init.zeros_(module.log_scale)
             init.zeros_(module.text_bias)
             init.constant_(module.bias, -math.log((1 - module.prior_prob) / module.prior_prob))
+
+    def enable_input_require_grads(self) -> None:
+        """
+        Lets gradients start at the embeddings of tokens and image patches, as adapters under gradient checkpointing
+        need it. Unlike the default, also of backbones whose embeddings give a tuple.
+        """
+
+        def require_grads(module: nn.Module, args: Any, output: Any) -> None:
+            (output[0] if isinstance(output, tuple) else output).requires_grad_(True)
+
+        embeddings = {}
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                try:
+                    layer = module.get_input_embeddings()
+                except NotImplementedError:
+                    continue
+                if isinstance(layer, nn.Module):
+                    embeddings[id(layer)] = layer
+        self._require_grads_hooks = [layer.register_forward_hook(require_grads) for layer in embeddings.values()]
+        self._require_grads_hook = self._require_grads_hooks[0]
 
 
 # What the fused text layers read of the text encoder's configuration.
@@ -466,7 +459,6 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         self.neck = GLIPv2FeaturePyramid(config, self.backbone.channels)
         self.text_encoder = build_text_encoder(config.text_config)
         self.layers = nn.ModuleList(GLIPv2TowerLayer(config) for _ in range(config.num_fusion_layers))
-        self.text_cache = TextFeatureCache(config.text_cache_size)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -475,8 +467,13 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.text_encoder.set_input_embeddings(value)
 
+    @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.FloatTensor, pixel_mask: torch.LongTensor | None = None
+        self,
+        pixel_values: torch.FloatTensor,
+        pixel_mask: torch.LongTensor | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
     ) -> GLIPv2ImageFeatures:
         """
         Enc_V: the image's pyramid, which any number of prompts can share.
@@ -484,89 +481,120 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         Args:
             pixel_values: `(batch, 3, height, width)`, as the processor gives them.
             pixel_mask: `(batch, height, width)`, 1 for the image and 0 for padding to its right and below; `None`
-            when
-                nothing is padded.
+                when nothing is padded.
+            output_hidden_states: also return the backbone's maps.
+            output_attentions: also return the backbone's attention, where it has any.
 
         Returns:
             What the `image_features` argument of `forward` takes.
 
         Raises:
             TypeError: when `pixel_values` are not floating point.
-            ValueError: when a shape does not fit.
+            ValueError: when a shape does not fit, or (on the CPU) when a value is not finite or a mask is no
+                rectangle.
         """
-        check_pixels(pixel_values, pixel_mask)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        check_pixels(pixel_values, pixel_mask, self.config)
         batch, _, height, width = pixel_values.shape
         if pixel_mask is None:
             image_sizes = torch.tensor([[height, width]], device=pixel_values.device).expand(batch, 2)
         else:
-            mask = pixel_mask.to(torch.long)
-            image_sizes = torch.stack([mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)], dim=1)
+            image_sizes = image_sizes_of(pixel_mask)
         # Convolutions are faster channels-last, a training step of the nano size by a fifth.
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
+        attentions = None
         if self.config.mask_padded_pixels:
             # One by one at their own sizes: then nothing can depend on the padding.
-            images = [
-                self.neck(self.backbone(pixels[None, :, :height, :width]).feature_maps)
-                for pixels, (height, width) in zip(pixel_values, image_sizes.tolist(), strict=True)
-            ]
+            images = []
+            for pixels, (height, width) in zip(pixel_values, image_sizes.tolist(), strict=True):
+                backbone_maps = self.backbone(pixels[None, :, :height, :width]).feature_maps
+                images.append((*backbone_maps, *self.neck(backbone_maps)))
             largest = [
                 tuple(map(max, zip(*shapes, strict=True))) for shapes in zip(*map(map_shapes, images), strict=True)
             ]
-            feature_maps = join_maps(images, largest)
+            all_maps = join_maps(images, largest)
+            backbone_maps, feature_maps = all_maps[: len(backbone_maps)], all_maps[len(backbone_maps) :]
         else:
-            feature_maps = self.neck(self.backbone(pixel_values).feature_maps)
-        return GLIPv2ImageFeatures(feature_maps=feature_maps, image_sizes=image_sizes)
+            output = self.backbone(pixel_values, **({"output_attentions": True} if output_attentions else {}))
+            backbone_maps = tuple(output.feature_maps)
+            feature_maps = self.neck(backbone_maps)
+            if output_attentions and output.attentions is not None:
+                # Of a stage each; the pyramid's maps are those of the last stages.
+                attentions = tuple(output.attentions[1 - len(backbone_maps) :])
+        kept = selected_states(output_hidden_states, len(backbone_maps))
+        hidden_states = tuple(level if index in kept else None for index, level in enumerate(backbone_maps))
+        return GLIPv2ImageFeatures(
+            last_hidden_state=backbone_maps[-1].flatten(2).transpose(1, 2),
+            hidden_states=hidden_states if kept else None,
+            attentions=attentions,
+            feature_maps=feature_maps,
+            image_sizes=image_sizes,
+        )
 
+    @can_return_tuple
     def get_text_features(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-    ) -> torch.FloatTensor:
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
         """
-        Enc_L: the words' features, which any number of images can share.
-
-        At inference the last `config.text_cache_size` prompts are kept and not encoded again.
+        Enc_L: the token features of a text, which any number of images can share.
 
         Args:
             input_ids: `(batch, tokens)`.
-            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding; `None` when nothing is padded.
+            attention_mask: `(batch, tokens)`, 1 for tokens and 0 for padding; `None` when nothing is padded.
             token_type_ids: `(batch, tokens)`, zeros unless the text encoder wants otherwise.
             inputs_embeds: `(batch, tokens, text_dim)` in place of `input_ids`.
+            output_hidden_states, output_attentions: also return those of the text encoder.
 
         Returns:
-            `(batch, tokens, text_dim)`, what the `text_features` argument of `forward` takes.
+            What the `text_features` argument of `forward` takes: `last_hidden_state`, `(batch, tokens, text_dim)`.
 
         Raises:
-            ValueError: for a text longer than the text encoder's positions.
+            ValueError: for a text longer than `config.max_text_length` or than the text encoder's positions; on the
+                CPU also for ids outside of the vocabulary and for a mask without tokens.
         """
-        check_text(input_ids, inputs_embeds, self.config)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        check_text(input_ids, inputs_embeds, self.config, attention_mask)
         inputs = {
             "input_ids": input_ids,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
         }
+        if output_attentions:
+            inputs["output_attentions"] = True
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        cached = self.config.text_cache_size > 0 and inputs_embeds is None and not self.training
-        if not cached or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._encode_text(inputs)
-        key = (
-            input_ids.device,
-            *((name, value.shape, value.cpu().numpy().tobytes()) for name, value in inputs.items()),
-        )
-        return self.text_cache.get_or_encode(key, self.text_encoder, lambda: self._encode_text(inputs))
-
-    def _encode_text(self, inputs: dict[str, torch.Tensor]) -> torch.FloatTensor:
         if self.config.use_fusion:
-            return self.text_encoder(**inputs).last_hidden_state
-        hidden_states = self.text_encoder(**inputs, output_hidden_states=True).hidden_states
-        # The original divides the mean by the number of layers once more, and hides padding.
-        layers = self.config.num_text_layers
-        features = torch.stack(hidden_states[-layers:]).mean(0) / layers
-        mask = inputs.get("attention_mask")
-        return features if mask is None else features * mask.unsqueeze(-1).to(features.dtype)
+            if output_hidden_states not in (None, False):
+                inputs["output_hidden_states"] = output_hidden_states
+            encoded = self.text_encoder(**inputs)
+            features, hidden_states = encoded.last_hidden_state, encoded.hidden_states
+        else:
+            encoded = self.text_encoder(**inputs, output_hidden_states=True)
+            # The original divides the mean by the number of layers once more, and zeroes the padding.
+            layers = self.config.num_text_layers
+            features = torch.stack(encoded.hidden_states[-layers:]).mean(0) / layers
+            if attention_mask is not None:
+                features = features * attention_mask.unsqueeze(-1).to(features.dtype)
+            kept = selected_states(output_hidden_states, len(encoded.hidden_states))
+            hidden_states = tuple(
+                states if index in kept else None for index, states in enumerate(encoded.hidden_states)
+            )
+            hidden_states = hidden_states if kept else None
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features, hidden_states=hidden_states, attentions=encoded.attentions
+        )
 
     @can_return_tuple
     def forward(
@@ -576,31 +604,33 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         pixel_mask: torch.LongTensor | None = None,
         image_features: GLIPv2ImageFeatures | None = None,
-        text_features: torch.FloatTensor | None = None,
+        text_features: BaseModelOutputWithPooling | torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
     ) -> GLIPv2ModelOutput:
         """
         Args:
             pixel_values: `(batch, 3, height, width)`.
             input_ids: `(batch, tokens)`.
-            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding.
+            attention_mask: `(batch, tokens)`, 1 for tokens and 0 for padding.
             pixel_mask: `(batch, height, width)`, 1 for the image and 0 for padding.
             image_features: from `get_image_features`, in place of `pixel_values` and `pixel_mask`.
-            text_features: `(batch, tokens, text_dim)` from `get_text_features`, in place of `input_ids`; the
-                `attention_mask` still says what is padding.
+            text_features: from `get_text_features`, or its `last_hidden_state` `(batch, tokens, text_dim)`, in place
+                of `input_ids`; the `attention_mask` still says what is padding.
             token_type_ids: `(batch, tokens)`.
             inputs_embeds: `(batch, tokens, text_dim)` in place of `input_ids`.
-            output_hidden_states: also return the maps and words after each layer.
-            output_attentions: also return what words and locations attend to.
+            output_hidden_states: also return the maps and token features before and after each layer; an index or
+                indices return `None` in place of the others.
+            output_attentions: also return what tokens and locations attend to.
 
         One image meets many prompts and one prompt many images: either side may have a batch of 1.
 
         Raises:
-            ValueError: when a side is missing or the two batches do not fit.
+            TypeError: when `pixel_values` are not floating point.
+            ValueError: when a side is missing, the two batches do not fit, or an input is refused by
+                `get_image_features` or `get_text_features`.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -609,25 +639,36 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         if image_features is None:
             if pixel_values is None:
                 raise ValueError("Pass `pixel_values`, or `image_features` from `get_image_features`.")
-            image_features = self.get_image_features(pixel_values, pixel_mask)
+            image_features = self.get_image_features(pixel_values, pixel_mask, False, False, return_dict=True)
         if text_features is None:
-            text_features = self.get_text_features(input_ids, attention_mask, token_type_ids, inputs_embeds)
+            text_features = self.get_text_features(
+                input_ids, attention_mask, token_type_ids, inputs_embeds, False, False, return_dict=True
+            )
         feature_maps, image_sizes, text_features, attention_mask = match_batches(
-            image_features, text_features, attention_mask
+            image_features, token_features(text_features), attention_mask
         )
 
         maps, text = feature_maps, text_features
         text_mask = None if attention_mask is None else attention_mask.bool()
-        own_shapes = None
+        own_shapes, locations = None, None
         if self.config.mask_padded_pixels:
-            own_shapes = own_map_shapes(image_sizes, map_shapes(maps), self.config.anchor_strides)
-        text_states, vision_states, attentions = (text,), (maps,), ()
-        for layer in self.layers:
-            maps, text, layer_attentions = layer(maps, text, text_mask, own_shapes, output_attentions)
-            if output_hidden_states:
-                # Only then: kept maps would be most of the tower's memory.
-                text_states, vision_states = (*text_states, text), (*vision_states, maps)
-            attentions = (*attentions, layer_attentions)
+            level_shapes, strides = map_shapes(maps), self.config.anchor_strides
+            own_shapes = own_map_shapes(image_sizes, level_shapes, strides)
+            locations = location_mask(image_sizes, level_shapes, strides)
+        kept = selected_states(output_hidden_states, len(self.layers) + 1)
+        # Only what is asked for: kept maps would be most of the tower's memory.
+        text_states = [text if 0 in kept else None]
+        vision_states = [maps if 0 in kept else None]
+        attentions = []
+        for index, layer in enumerate(self.layers, start=1):
+            text, *maps = layer(
+                text, *maps, text_mask=text_mask, own_shapes=own_shapes, output_attentions=output_attentions
+            )
+            maps, layer_attentions = tuple(maps[: len(feature_maps)]), tuple(maps[len(feature_maps) :])
+            text_states.append(text if index in kept else None)
+            vision_states.append(maps if index in kept else None)
+            if layer_attentions:
+                attentions.append(layer_attentions)
 
         return GLIPv2ModelOutput(
             fused_feature_maps=maps,
@@ -636,59 +677,27 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             text_features=text_features,
             image_sizes=image_sizes,
             attention_mask=attention_mask,
-            input_ids=None if input_ids is None else input_ids.expand(len(image_sizes), -1),
-            hidden_states=text_states if output_hidden_states else None,
-            vision_hidden_states=vision_states if output_hidden_states else None,
-            attentions=attentions if output_attentions and self.config.use_fusion else None,
+            location_mask=locations,
+            hidden_states=tuple(text_states) if kept else None,
+            vision_hidden_states=tuple(vision_states) if kept else None,
+            attentions=tuple(attentions) or None,
         )
 
 
+def token_features(text_features: BaseModelOutputWithPooling | torch.Tensor) -> torch.Tensor:
+    """The tensor `(batch, tokens, text_dim)` of what `get_text_features` gave, or of that tensor."""
+    return text_features if isinstance(text_features, torch.Tensor) else text_features[0]
+
+
 def word_embedding_name(model: GLIPv2PreTrainedModel) -> str:
-    """Where the word embeddings are among the parameters of `model`, for tying the decoder of a word head to them."""
+    """Where the word embeddings are among the parameters of `model`, for tying the decoder of a head to them."""
     embeddings = model.get_input_embeddings()
     return next(f"{name}.weight" for name, module in model.named_modules() if module is embeddings)
 
 
-class GLIPv2FreezableDetector:
-    """
-    Mixin of the models that add a head to the detector: the head can be trained alone, so that one checkpoint holds
-    heads that were trained one after the other, over the same weights.
-    """
-
-    @property
-    def detector_is_frozen(self) -> bool:
-        """Whether the head alone is trained: encoders, tower and detection head ask for no gradients."""
-        shared = (self.model, self.detection_head)
-        return not any(parameter.requires_grad for part in shared for parameter in part.parameters())
-
-    def freeze_detector(self) -> None:
-        """Trains the head alone: all else keeps its weights and stays in `eval()` through calls of `train()`."""
-        for part in (self.model, self.detection_head):
-            part.requires_grad_(False)
-        self.train(self.training)
-
-    def unfreeze_detector(self) -> None:
-        """Trains everything again, the detector too."""
-        for part in (self.model, self.detection_head):
-            part.requires_grad_(True)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> nn.Module:
-        """As `nn.Module.train`; a frozen detector stays in evaluation mode, without dropout."""
-        super().train(mode)
-        if mode and self.detector_is_frozen:
-            self.model.eval()
-            self.detection_head.eval()
-        return self
-
-    def detector_gradients(self) -> torch.set_grad_enabled:
-        """A context without gradients where the detector is frozen; it computes faster there."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.detector_is_frozen)
-
-
 class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
     """
-    Detection of what a text names: boxes, centerness, and the similarity of every location with every word.
+    Detection of what a text names: boxes, centerness, and the similarity of every location with every token.
 
     Args:
         config: sizes and options.
@@ -704,34 +713,9 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         """As `GLIPv2Model.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
-    def get_text_features(self, *args, **kwargs) -> torch.FloatTensor:
+    def get_text_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
         """As `GLIPv2Model.get_text_features`."""
         return self.model.get_text_features(*args, **kwargs)
-
-    def detect(self, model_output: GLIPv2ModelOutput) -> dict[str, torch.Tensor]:
-        """The detection head on the output of `GLIPv2Model`: the fields of `GLIPv2DetectionFields`."""
-        maps = model_output.fused_feature_maps
-        logits, centerness, box_deltas = self.detection_head(maps, model_output.fused_text)
-        level_shapes = map_shapes(maps)
-        image_sizes = model_output.image_sizes
-        if self.config.mask_padded_pixels:
-            masks = padding_masks(image_sizes, level_shapes, self.config.anchor_strides)
-            locations = torch.cat([mask.flatten(1) for mask in masks], dim=1)
-            # Nothing is found in the padding.
-            logits = logits.masked_fill(~locations[..., None], -50000)
-        boxes_xyxy = decode_boxes(box_deltas, self.anchors(level_shapes, box_deltas.device))
-        height, width = image_sizes[:, None, 0], image_sizes[:, None, 1]
-        return {
-            "logits": logits,
-            "centerness": centerness,
-            "box_deltas": box_deltas,
-            "pred_boxes": normalize_boxes(clip_boxes(boxes_xyxy, height, width), image_sizes),
-            "level_shapes": torch.tensor(level_shapes, device=logits.device),
-        }
-
-    def anchors(self, level_shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
-        """`(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized image, for maps of these heights and widths."""
-        return anchor_grid(level_shapes, self.config.anchor_strides, self.config.anchor_sizes, device=device)
 
     @can_return_tuple
     def forward(
@@ -741,20 +725,19 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         pixel_mask: torch.LongTensor | None = None,
         image_features: GLIPv2ImageFeatures | None = None,
-        text_features: torch.FloatTensor | None = None,
+        text_features: BaseModelOutputWithPooling | torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: Labels | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
     ) -> GLIPv2ObjectDetectionOutput:
         """
         As `GLIPv2Model.forward`; the output adds the fields of `GLIPv2DetectionFields`.
 
         Args:
             labels: for training, an image's {"boxes" `(n, 4)` centre x, centre y, width, height in [0, 1] of the
-                un-padded image, "positive_map" `(n, tokens)`, above 0 at the words of each box}, or `None` where
+                un-padded image, "positive_map" `(n, tokens)`, above 0 at the tokens of each box}, or `None` where
                 its boxes are not known. Images without boxes are all background.
 
         Raises:
@@ -773,45 +756,123 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        output = GLIPv2ObjectDetectionOutput(**self.detect(model_output), **model_output)
+        return self.detect(model_output, labels)[0]
+
+    def detect(
+        self, model_output: GLIPv2ModelOutput, labels: Labels | None = None
+    ) -> tuple[GLIPv2ObjectDetectionOutput, AnchorTargets | None]:
+        """
+        The detection head on the output of `GLIPv2Model`, and with labels L_loc (loss_box, loss_centerness) and
+        L_intra (loss_intra), weighted.
+
+        Args:
+            labels: as in `forward`.
+
+        Returns:
+            The output, and with labels which anchors learn which boxes.
+        """
+        maps, image_sizes = model_output.fused_feature_maps, model_output.image_sizes
+        logits, centerness, box_deltas = self.detection_head(maps, model_output.fused_text)
+        if model_output.location_mask is not None:
+            # Nothing is found in the padding.
+            logits = logits.masked_fill(~model_output.location_mask[..., None], -MAX_LOGIT)
+        level_shapes = map_shapes(maps)
+        anchors = self.anchors(level_shapes, box_deltas.device)
+        height, width = image_sizes[:, None, 0], image_sizes[:, None, 1]
+        boxes_xyxy = clip_boxes(decode_boxes(box_deltas, anchors), height, width)
+        targets, losses = None, None
         if labels is not None:
-            output.loss_dict = self.detection_losses(output, self.match_anchors(output, labels))
-            output.loss = sum(output.loss_dict.values())
-        return output
-
-    def match_anchors(self, output: GLIPv2ObjectDetectionOutput, labels: Labels) -> AnchorTargets:
-        """Which anchors learn which boxes; `labels` as in `forward`."""
-        shapes = map_shapes(output.fused_feature_maps)
-        return match_anchors(
-            labels,
-            self.anchors(shapes, output.logits.device),
-            [height * width for height, width in shapes],
-            output.image_sizes,
-            output.logits.shape[2],
-            self.config.atss_topk,
+            config = self.config
+            targets = match_anchors(
+                labels,
+                anchors,
+                [height * width for height, width in level_shapes],
+                image_sizes,
+                logits.shape[2],
+                config.atss_topk,
+            )
+            losses = detection_losses(
+                logits,
+                centerness,
+                box_deltas,
+                targets,
+                model_output.attention_mask,
+                config.focal_alpha,
+                config.focal_gamma,
+            )
+            losses = {
+                "loss_box": config.box_loss_weight * losses["loss_box"],
+                "loss_centerness": config.centerness_loss_weight * losses["loss_centerness"],
+                "loss_intra": config.intra_loss_weight * losses["loss_intra"],
+            }
+        output = GLIPv2ObjectDetectionOutput(
+            loss=None if losses is None else sum(losses.values()),
+            loss_dict=losses,
+            logits=logits,
+            centerness=centerness,
+            box_deltas=box_deltas,
+            pred_boxes=normalize_boxes(boxes_xyxy, image_sizes),
+            level_shapes=torch.tensor(level_shapes, device=logits.device),
+            **model_output,
         )
+        return output, targets
 
-    def detection_losses(
-        self, output: GLIPv2ObjectDetectionOutput, targets: AnchorTargets
-    ) -> dict[str, torch.FloatTensor]:
-        """L_loc (loss_box, loss_centerness) and L_intra (loss_intra), weighted."""
-        config = self.config
-        losses = detection_losses(
-            output.logits,
-            output.centerness,
-            output.box_deltas,
-            self.anchors(map_shapes(output.fused_feature_maps), output.logits.device),
-            targets,
-            output.attention_mask,
-            config.focal_alpha,
-            config.focal_gamma,
-        )
-        weights = {
-            "loss_box": config.box_loss_weight,
-            "loss_centerness": config.centerness_loss_weight,
-            "loss_intra": config.intra_loss_weight,
-        }
-        return {name: weights[name] * loss for name, loss in losses.items()}
+    def anchors(self, level_shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
+        """`(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized image, for maps of these heights and widths."""
+        return anchor_grid(level_shapes, self.config.anchor_strides, self.config.anchor_sizes, device=device)
+
+
+def with_losses(
+    output: GLIPv2ObjectDetectionOutput,
+    losses: dict[str, torch.FloatTensor],
+    output_class: type[GLIPv2ObjectDetectionOutput] | None = None,
+    **more: Any,
+) -> GLIPv2ObjectDetectionOutput:
+    """
+    An output with other losses.
+
+    Args:
+        output: of a detector.
+        losses: by name; where there are none, the new output has no loss either.
+        output_class: of the new output; that of `output` where none is given.
+        more: fields to add.
+    """
+    fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict")}
+    if losses:
+        fields |= {"loss": sum(losses.values()), "loss_dict": losses}
+    return (output_class or type(output))(**(fields | more))
+
+
+class GLIPv2FreezableDetector:
+    """
+    Mixin of the models that add a head to the detector: the head can be trained alone, so that one checkpoint holds
+    heads that were trained one after the other, over the same weights.
+
+    Attributes:
+        detector_is_frozen (`bool`): set by `freeze_detector` alone; what `requires_grad` says of parameters changes
+            no loss.
+    """
+
+    detector_is_frozen = False
+
+    def freeze_detector(self) -> None:
+        """Trains the head alone: all else keeps its weights and stays in `eval()` through calls of `train()`."""
+        self.detector_is_frozen = True
+        for part in (self.model, self.detection_head):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As `nn.Module.train`; a frozen detector stays in evaluation mode, without dropout."""
+        super().train(mode)
+        if mode and self.detector_is_frozen:
+            self.model.eval()
+            self.detection_head.eval()
+        return self
+
+    def detector_gradients(self) -> torch.set_grad_enabled:
+        """A context without gradients where the detector is frozen; it computes faster there."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.detector_is_frozen)
 
 
 __all__ = [

@@ -1,9 +1,9 @@
 """
 Captions by a unidirectional language model over the same tower (section 4.3 of the GLIPv2 paper).
 
-Words see only earlier words, in the text encoder and in the fused layers, and every word sees the image; the image
-sees no word. So the image's way through the tower does not depend on the words: it runs once an image
-(`GLIPv2VisualStates`), and a step of generation is one word's way through the text layers, over cached keys and
+Tokens see only earlier tokens, in the text encoder and in the fused layers, and every token sees the image; the image
+sees no token. So the image's way through the tower does not depend on the text: it runs once an image
+(`GLIPv2VisualStates`), and a step of generation is one token's way through the text layers, over cached keys and
 values.
 """
 
@@ -24,13 +24,14 @@ from .configuration_glipv2 import GLIPv2Config
 from .layers.caption_steps import (
     GLIPv2VisualStates,
     causal_mask,
-    images_to_rows,
-    maps_without_words,
+    images_to_texts,
+    maps_without_text,
     prefixes,
-    rows_to_images,
-    words_through_layer,
+    texts_to_images,
+    tokens_through_layer,
 )
 from .layers.feature_maps import FeatureMaps, crop_maps, flatten_levels, join_maps, map_shapes, own_map_shapes
+from .layers.input_checks import check_text
 from .layers.region_attention import GLIPv2Locations, GLIPv2RegionWordAttention, location_features
 from .losses import caption_loss
 from .modeling_glipv2 import (
@@ -38,7 +39,7 @@ from .modeling_glipv2 import (
     GLIPv2FreezableDetector,
     GLIPv2ImageFeatures,
     GLIPv2ObjectDetectionOutput,
-    check_text,
+    GLIPv2PreTrainedModel,
     word_embedding_name,
 )
 from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead, GLIPv2MaskedLMHead
@@ -46,6 +47,9 @@ from .modeling_glipv2_vqa import require_fusion
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]
+# At first the attended regions score words by 10 in all. Label embeddings and regions that fit are compared by about
+# their cosine, and with 10 in front the word that fits best stands out among the logits of a trained decoder.
+INITIAL_LABEL_GATE = 10.0
 
 
 @dataclass
@@ -55,19 +59,19 @@ class GLIPv2CaptioningOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `labels`):
-            Cross entropy of each next word.
+            Cross entropy of each next token.
         loss_dict (`dict[str, torch.FloatTensor]`, with `labels`):
             The same as "loss_caption".
         logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`):
-            Scores of the word after each word, before the softmax.
+            Scores of the token after each token, before the softmax.
         cache (`Cache`, with `use_cache`):
             Keys and values of the text encoder's layers and then of the fused ones, for the next step.
         fused_text (`torch.FloatTensor` of shape `(batch, tokens, text_dim)`), text_features (as `fused_text`):
-            The words after and before the tower.
+            Token features after and before the tower.
         fused_feature_maps, feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
             P3..P7 after and before the tower; `None` where `visual_states` were given.
         visual_states (`GLIPv2VisualStates`):
-            What the words attended to, for further calls about the same images.
+            What the tokens attended to, for further calls about the same images.
     """
 
     loss: torch.FloatTensor | None = None
@@ -101,28 +105,151 @@ class GLIPv2CaptionHead(GLIPv2MaskedLMHead):
     def forward(self, text: torch.Tensor, visual_states: GLIPv2VisualStates) -> torch.Tensor:
         """
         Args:
-            text: fused words `(rows, tokens, text_dim)`; each image has equally many rows, side by side.
+            text: fused tokens `(texts, tokens, text_dim)`; each image has equally many texts, side by side.
             visual_states: of the images.
 
         Returns:
-            `(rows, tokens, vocabulary)`.
+            `(texts, tokens, vocabulary)`.
         """
         if self.region_attention is None:
             return super().forward(text)
-        groups = rows_to_images(text, visual_states.group_sizes)
+        groups = texts_to_images(text, visual_states.group_sizes)
         found = [
-            self.region_attention(words, places) for words, places in zip(groups, visual_states.places, strict=True)
+            self.region_attention(tokens, locations)
+            for tokens, locations in zip(groups, visual_states.locations, strict=True)
         ]
-        text, named = (images_to_rows(list(parts), len(text)) for parts in zip(*found, strict=True))
+        text, named = (images_to_texts(list(parts), len(text)) for parts in zip(*found, strict=True))
         return super().forward(text) + self.region_attention.label_embeddings(named)
+
+
+def init_caption_head(head: GLIPv2CaptionHead) -> None:
+    """Sets the initial weights of a head that have rules of their own; weights already loaded are left alone."""
+    if head.region_attention is not None:
+        gate = head.region_attention.gate
+        init.zeros_(gate.weight)
+        init.constant_(gate.bias, INITIAL_LABEL_GATE / head.region_attention.num_heads)
+
+
+# Tower ---------------------------------------------------------------------------------------------------------------
+
+
+def make_visual_states(
+    model: GLIPv2PreTrainedModel, image_features: GLIPv2ImageFeatures, final_maps: bool = False, frozen: bool = False
+) -> GLIPv2VisualStates:
+    """
+    What any number of captions of some images attend to.
+
+    Args:
+        model: with a detector and a `caption_head`.
+        image_features: from `get_image_features`.
+        final_maps: also give the maps after the tower.
+        frozen: whether the tower needs no gradients.
+    """
+    own_shapes = None
+    maps, image_sizes = image_features.feature_maps, image_features.image_sizes
+    if model.config.mask_padded_pixels:
+        own_shapes = own_map_shapes(image_sizes, map_shapes(maps), model.config.anchor_strides)
+    images, sizes = [maps], [image_sizes]
+    if own_shapes is not None:
+        images = [crop_maps(maps, image, shapes) for image, shapes in enumerate(own_shapes)]
+        sizes = image_sizes.split(1)
+    region_attention = model.caption_head.region_attention
+    needed = final_maps or region_attention is not None
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        groups, final = zip(*(maps_without_text(model.model.layers, one, needed) for one in images), strict=True)
+    locations = None
+    if region_attention is not None:
+        locations = [caption_locations(model, *each) for each in zip(images, final, sizes, strict=True)]
+    if not final_maps:
+        return GLIPv2VisualStates(list(groups), locations)
+    joined = final[0] if own_shapes is None else join_maps(list(final), map_shapes(maps))
+    return GLIPv2VisualStates(list(groups), locations, joined)
+
+
+def caption_locations(
+    model: GLIPv2PreTrainedModel, maps: FeatureMaps, final_maps: FeatureMaps, image_sizes: torch.Tensor
+) -> GLIPv2Locations:
+    """What the caption head attends to, from the maps before and after the tower."""
+    anchors = model.anchors(map_shapes(final_maps), final_maps[0].device)
+    boxes = normalize_boxes(anchors.expand(len(image_sizes), -1, -1), image_sizes)
+    centerness = flatten_levels([model.detection_head.centerness_predictor(level) for level in final_maps])
+    features = location_features(maps, final_maps)
+    return model.caption_head.region_attention.locations(
+        features, maps, centerness.squeeze(-1).detach(), boxes[..., :2]
+    )
+
+
+def read_captions(
+    model: GLIPv2PreTrainedModel,
+    input_ids: torch.LongTensor | None,
+    inputs_embeds: torch.FloatTensor | None,
+    attention_mask: torch.LongTensor | None,
+    visual_states: GLIPv2VisualStates,
+    cache: Cache | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Tokens of captions through the text encoder and the tower.
+
+    Args:
+        model: with a detector and a `caption_head`; the rest as of `GLIPv2ForConditionalGeneration.forward`.
+
+    Returns:
+        The tokens before and after the tower, `(texts, tokens, text_dim)` each; the texts fit the images.
+
+    Raises:
+        ValueError: when texts, images or mask do not fit.
+    """
+    check_text(input_ids, inputs_embeds, model.config)
+    tokens = input_ids if inputs_embeds is None else inputs_embeds
+    (num_texts, num_tokens), num_images = tokens.shape[:2], visual_states.num_images
+    if num_texts == 1 < num_images:
+        num_texts, tokens = num_images, tokens.expand(num_images, *tokens.shape[1:])
+        attention_mask = None if attention_mask is None else attention_mask.expand(num_images, -1)
+    if num_texts % num_images:
+        raise ValueError(
+            f"There are {num_texts} texts and {num_images} images; pass equally many texts an image, or one for all."
+        )
+    num_keys = num_tokens + (cache.get_seq_length() if cache is not None else 0)
+    if attention_mask is None:
+        attention_mask = tokens.new_ones(num_texts, num_keys, dtype=torch.long)
+    if attention_mask.shape != (num_texts, num_keys):
+        raise ValueError(
+            f"`attention_mask` must have shape {(num_texts, num_keys)} (texts, tokens of the cache and of the text), "
+            f"not {tuple(attention_mask.shape)}."
+        )
+    mask, positions = causal_mask(attention_mask, num_tokens)
+    encoder, encoder_mask = model.model.text_encoder, mask
+    if encoder.config._attn_implementation == "eager":
+        # Eager attention adds its mask to the scores.
+        lowest = torch.finfo(encoder.dtype).min
+        encoder_mask = torch.zeros_like(mask, dtype=encoder.dtype).masked_fill(~mask, lowest)
+    inputs = {"input_ids" if inputs_embeds is None else "inputs_embeds": tokens}
+    if cache is not None:
+        inputs[CACHE_NAME] = cache
+    text_features = encoder(**inputs, attention_mask=encoder_mask, position_ids=positions).last_hidden_state
+    text, encoder_layers = text_features, model.config.text_config.num_hidden_layers
+    for index, layer in enumerate(model.model.layers):
+        maps = [group[index] for group in visual_states.groups]
+        text = tokens_through_layer(layer, text, maps, mask, cache, encoder_layers + index)
+    return text_features, text
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
+def special_token_ids(tokenizer: Any) -> dict[str, int | None]:
+    """What a tokenizer's texts begin, end and are padded with, under the names of a generation configuration."""
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return {
+        "bos_token_id": tokenizer.bos_token_id if first is None else first,
+        "eos_token_id": tokenizer.eos_token_id if last is None else last,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDetection, GenerationMixin):
     """
-    Captions of images, from the first word or from a given beginning; `ground` finds boxes with the same weights.
+    Captions of images, from nothing or from a given beginning; `ground` finds boxes with the same weights.
 
     Captions begin with `generation_config.bos_token_id` and end with `eos_token_id` ([CLS] and [SEP] of BERT), which
     come from `config.text_config`; `set_special_tokens` sets them.
@@ -153,18 +280,16 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, GLIPv2CaptionHead) and module.region_attention is not None:
-            # All places count alike at first, and enough for their names to be heard.
-            init.zeros_(module.region_attention.gate.weight)
-            init.constant_(module.region_attention.gate.bias, 10 / module.region_attention.num_heads)
+        if isinstance(module, GLIPv2CaptionHead):
+            init_caption_head(module)
 
     @torch.no_grad()
     def start_from_contrast(
         self, contrastive_head: GLIPv2ContrastiveHead, tokenizer: Any, batch_size: int = 512
     ) -> None:
         """
-        Starts the names of a new head from what pre-training learnt of regions and words: a region looks as L_inter
-        sees it, and a word of the vocabulary is what the text encoder makes of it alone.
+        Starts the region attention of a new head from what pre-training learned of regions and words: regions are
+        projected as in L_inter, and the label embedding of a word is what the text encoder makes of the word alone.
 
         Args:
             contrastive_head: of `GLIPv2ForPreTraining`.
@@ -176,13 +301,15 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         """
         region_attention = self.caption_head.region_attention
         if region_attention is None:
-            raise ValueError("The caption head names nothing; load the model with `caption_region_attention=True`.")
+            raise ValueError(
+                "The caption head has no region attention; load the model with `caption_region_attention=True`."
+            )
         region_attention.image_projection.load_state_dict(contrastive_head.image_projection.state_dict())
         first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
         words = torch.arange(len(region_attention.label_embeddings.weight), device=self.device)
         for part in words.split(batch_size):
             texts = torch.stack([torch.full_like(part, first), part, torch.full_like(part, last)], dim=1)
-            features = self.get_text_features(texts, torch.ones_like(texts))[:, 1]
+            features = self.get_text_features(texts, torch.ones_like(texts), return_dict=True).last_hidden_state[:, 1]
             region_attention.label_embeddings.weight[part] = F.normalize(
                 contrastive_head.text_projection(features), dim=-1
             )
@@ -193,22 +320,9 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
     def set_output_embeddings(self, value: nn.Module):
         self.caption_head.decoder = value
 
-    def enable_input_require_grads(self) -> None:
-        """Of the words alone: the default also asks the backbone's, which does not always give a single tensor."""
-        self._require_grads_hooks = [
-            self.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_(True))
-        ]
-        self._require_grads_hook = self._require_grads_hooks[0]
-
     def set_special_tokens(self, tokenizer: Any) -> None:
         """Captions begin, end and are padded as this tokenizer's texts are; saved with the configuration."""
-        first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-        ids = {
-            "bos_token_id": tokenizer.bos_token_id if first is None else first,
-            "eos_token_id": tokenizer.eos_token_id if last is None else last,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        for name, value in ids.items():
+        for name, value in special_token_ids(tokenizer).items():
             setattr(self.config.text_config, name, value)
             setattr(self.generation_config, name, value)
 
@@ -220,33 +334,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
             image_features: from `get_image_features`.
             final_maps: also give the maps after the tower.
         """
-        own_shapes = None
-        maps, image_sizes = image_features.feature_maps, image_features.image_sizes
-        if self.config.mask_padded_pixels:
-            own_shapes = own_map_shapes(image_sizes, map_shapes(maps), self.config.anchor_strides)
-        images, sizes = [maps], [image_sizes]
-        if own_shapes is not None:
-            images = [crop_maps(maps, image, shapes) for image, shapes in enumerate(own_shapes)]
-            sizes = image_sizes.split(1)
-        region_attention = self.caption_head.region_attention
-        needed = final_maps or region_attention is not None
-        with self.detector_gradients():
-            groups, final = zip(*(maps_without_words(self.model.layers, one, needed) for one in images), strict=True)
-        places = None
-        if region_attention is not None:
-            places = [self._places(*each) for each in zip(images, final, sizes, strict=True)]
-        if not final_maps:
-            return GLIPv2VisualStates(list(groups), places)
-        joined = final[0] if own_shapes is None else join_maps(list(final), map_shapes(maps))
-        return GLIPv2VisualStates(list(groups), places, joined)
-
-    def _places(self, maps: FeatureMaps, final_maps: FeatureMaps, image_sizes: torch.Tensor) -> GLIPv2Locations:
-        """What the caption head attends to, from the maps before and after the tower."""
-        anchors = self.anchors(map_shapes(final_maps), final_maps[0].device)
-        boxes = normalize_boxes(anchors.expand(len(image_sizes), -1, -1), image_sizes)
-        centerness = flatten_levels([self.detection_head.centerness_predictor(level) for level in final_maps])
-        looks = location_features(maps, final_maps)
-        return self.caption_head.region_attention.places(looks, maps, centerness.squeeze(-1).detach(), boxes[..., :2])
+        return make_visual_states(self, image_features, final_maps, self.detector_is_frozen)
 
     @can_return_tuple
     def forward(
@@ -267,21 +355,22 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         """
         Args:
             pixel_values: `(batch, 3, height, width)`.
-            input_ids: `(rows, tokens)`; a multiple of the images, an image's rows side by side, or one row for all.
-            attention_mask: `(rows, tokens)`, 1 for words and 0 for padding, on whatever side. With a cache also for
-                the words in it.
+            input_ids: `(texts, tokens)`; equally many texts for each image, side by side, or one text for all.
+            attention_mask: `(texts, tokens)`, 1 for tokens and 0 for padding, on whatever side. With a cache also for
+                the tokens in it.
             pixel_mask: `(batch, height, width)`, 1 for the image and 0 for padding.
             image_features: from `get_image_features`, in place of `pixel_values` and `pixel_mask`.
             visual_states: from `get_visual_states`, in place of both.
-            inputs_embeds: `(rows, tokens, text_dim)` in place of `input_ids`.
-            labels: `(rows, tokens)`, for training: `input_ids` with -100 at words that are not to be learnt (padding).
-            cache: keys and values of earlier words; those of `input_ids` are added. `past_key_values` is its name in
+            inputs_embeds: `(texts, tokens, text_dim)` in place of `input_ids`.
+            labels: `(texts, tokens)`, for training: `input_ids` with -100 at tokens that are not to be learned
+                (padding).
+            cache: keys and values of earlier tokens; those of `input_ids` are added. `past_key_values` is its name in
                 older versions of transformers.
             use_cache: start a cache where none is given.
-            logits_to_keep: give logits of so many last words only; 0: of all.
+            logits_to_keep: give logits of so many last tokens only; 0: of all.
 
         Raises:
-            ValueError: when a side is missing, or rows, images or labels do not fit.
+            ValueError: when a side is missing, or texts, images or labels do not fit.
         """
         cache = past_key_values if cache is None else cache
         if cache is None and use_cache:
@@ -294,11 +383,10 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
                         "`get_visual_states`."
                     )
                 with self.detector_gradients():
-                    image_features = self.get_image_features(pixel_values, pixel_mask)
+                    image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
             visual_states = self.get_visual_states(image_features, final_maps=True)
         with self.detector_gradients():
-            text_features, mask = self._encode_words(input_ids, inputs_embeds, attention_mask, visual_states, cache)
-            text = self._read_image(text_features, visual_states, mask, cache)
+            text_features, text = read_captions(self, input_ids, inputs_embeds, attention_mask, visual_states, cache)
         logits = self.caption_head(text[:, -logits_to_keep:], visual_states)
         loss = None if labels is None else caption_loss(logits, labels)
         return GLIPv2CaptioningOutput(
@@ -314,57 +402,8 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         )
 
     def ground(self, **inputs: Any) -> GLIPv2ObjectDetectionOutput:
-        """As `GLIPv2ForObjectDetection.forward`: boxes of what a text names; here image and words see each other."""
-        return GLIPv2ForObjectDetection.forward(self, **inputs)
-
-    def _encode_words(
-        self,
-        input_ids: torch.LongTensor | None,
-        inputs_embeds: torch.FloatTensor | None,
-        attention_mask: torch.LongTensor | None,
-        visual_states: GLIPv2VisualStates,
-        cache: Cache | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Words before the tower, `(rows, tokens, text_dim)`, and the causal mask; rows fit the images."""
-        check_text(input_ids, inputs_embeds, self.config)
-        words = input_ids if inputs_embeds is None else inputs_embeds
-        (rows, tokens), images = words.shape[:2], visual_states.num_images
-        if rows == 1 < images:
-            rows, words = images, words.expand(images, *words.shape[1:])
-            attention_mask = None if attention_mask is None else attention_mask.expand(images, -1)
-        if rows % images:
-            raise ValueError(
-                f"There are {rows} texts and {images} images; pass equally many texts an image, or one for all."
-            )
-        keys = tokens + (cache.get_seq_length() if cache is not None else 0)
-        if attention_mask is None:
-            attention_mask = words.new_ones(rows, keys, dtype=torch.long)
-        if attention_mask.shape != (rows, keys):
-            raise ValueError(
-                f"`attention_mask` must have shape {(rows, keys)} (texts, words of the cache and of the text), not "
-                f"{tuple(attention_mask.shape)}."
-            )
-        mask, positions = causal_mask(attention_mask, tokens)
-        encoder, encoder_mask = self.model.text_encoder, mask
-        if encoder.config._attn_implementation == "eager":
-            # Eager attention adds its mask to the scores.
-            lowest = torch.finfo(encoder.dtype).min
-            encoder_mask = torch.zeros_like(mask, dtype=encoder.dtype).masked_fill(~mask, lowest)
-        inputs = {"input_ids" if inputs_embeds is None else "inputs_embeds": words}
-        if cache is not None:
-            inputs[CACHE_NAME] = cache
-        encoded = encoder(**inputs, attention_mask=encoder_mask, position_ids=positions)
-        return encoded.last_hidden_state, mask
-
-    def _read_image(
-        self, text: torch.Tensor, visual_states: GLIPv2VisualStates, mask: torch.Tensor, cache: Cache | None
-    ) -> torch.Tensor:
-        """Words after the tower."""
-        encoder_layers = self.config.text_config.num_hidden_layers
-        for index, layer in enumerate(self.model.layers):
-            maps = [group[index] for group in visual_states.groups]
-            text = words_through_layer(layer, text, maps, mask, cache, encoder_layers + index)
-        return text
+        """As `GLIPv2ForObjectDetection.forward`: boxes of what a text names; here image and text see each other."""
+        return super().forward(**inputs)
 
     # Generation ------------------------------------------------------------------------------------------------------
 
@@ -385,25 +424,25 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         Captions of images, which pass the tower once whatever is generated.
 
         Args:
-            inputs, input_ids: `(rows, tokens)`, how captions begin, as the processor gives them: marks of the end and
-                padding on the right are taken away. `None` begins with the first word. Rows are those of `forward`.
+            inputs, input_ids: `(texts, tokens)`, how captions begin, as the processor gives them: tokens of the end
+                and padding on the right are removed. `None` begins with nothing. Texts are those of `forward`.
             generation_config, kwargs: as of `GenerationMixin.generate`, such as `num_beams`, `do_sample`,
                 `max_new_tokens`.
             pixel_values, pixel_mask, image_features, visual_states, attention_mask: as of `forward`.
 
         Returns:
-            As `GenerationMixin.generate`: `(rows, tokens)` with the beginnings, padded on both sides. No text is
+            As `GenerationMixin.generate`: `(texts, tokens)` with the beginnings, padded on both sides. No text is
             longer than `config.max_text_length`.
 
         Raises:
-            ValueError: when no image is given, rows and images do not fit, a beginning fills the whole text, or
+            ValueError: when no image is given, texts and images do not fit, a beginning fills the whole text, or
                 no special tokens are known.
         """
         if visual_states is None:
             if image_features is None:
                 if pixel_values is None:
                     raise ValueError("Pass the images to caption: `pixel_values`, or `image_features` of them.")
-                image_features = self.get_image_features(pixel_values, pixel_mask)
+                image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
             visual_states = self.get_visual_states(image_features)
         first, last, padding = self._special_tokens(generation_config, kwargs)
         input_ids = inputs if input_ids is None else input_ids
@@ -444,7 +483,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The words that the cache does not hold yet."""
+        """The tokens that the cache does not hold yet."""
         cache = past_key_values if cache is None else cache
         return {
             "input_ids": input_ids if cache is None else input_ids[:, cache.get_seq_length() :],

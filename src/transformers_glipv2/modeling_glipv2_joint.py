@@ -1,32 +1,78 @@
-"""Pre-training with answers and captions beside it: every loss over one set of shared weights, on one batch."""
+"""Pre-training with answers and captions beside it: every loss over one detector, on one batch."""
 
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
 from .distributed import mean_over_processes
 from .losses import answer_loss, caption_loss
-from .modeling_glipv2 import GLIPv2ImageFeatures, GLIPv2ObjectDetectionOutput, word_embedding_name
-from .modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
-from .modeling_glipv2_pretraining import GLIPv2ForPreTraining
-from .modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
+from .modeling_glipv2 import (
+    GLIPv2ImageFeatures,
+    GLIPv2ModelOutput,
+    GLIPv2ObjectDetectionOutput,
+    Labels,
+    with_losses,
+    word_embedding_name,
+)
+from .modeling_glipv2_captioning import (
+    GLIPv2CaptionHead,
+    init_caption_head,
+    make_visual_states,
+    read_captions,
+    special_token_ids,
+)
+from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead, GLIPv2ForPreTraining
+from .modeling_glipv2_vqa import (
+    GLIPv2AnswerHead,
+    GLIPv2PooledAnswerHead,
+    init_answer_head,
+    make_answer_head,
+    require_fusion,
+    start_answers_from_words,
+)
 
 
-class GLIPv2ForJointTraining(GLIPv2ForConditionalGeneration, GLIPv2ForVisualQuestionAnswering, GLIPv2ForPreTraining):
+class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
     """
-    All losses of pre-training, of answers and of captions. Each of the three classes loads its part of what is saved.
+    The model of pre-training with an answer head and a caption head more. `GLIPv2ForPreTraining`,
+    `GLIPv2ForVisualQuestionAnswering` and `GLIPv2ForConditionalGeneration` each load their part of what is saved.
 
     Args:
         config: sizes and options; `id2label` is the vocabulary of answers.
+
+    Raises:
+        ValueError: for a configuration without fusion.
     """
 
     def __init__(self, config: GLIPv2Config):
+        require_fusion(config, type(self).__name__)
         super().__init__(config)
-        words = word_embedding_name(self)
-        self._tied_weights_keys = {f"{head}.decoder.weight": words for head in ("mlm_head", "caption_head")}
+        self.answer_head = make_answer_head(config)
+        self.caption_head = GLIPv2CaptionHead(config)
+        embeddings = word_embedding_name(self)
+        self._tied_weights_keys = {f"{head}.decoder.weight": embeddings for head in ("mlm_head", "caption_head")}
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, GLIPv2PooledAnswerHead | GLIPv2AnswerHead):
+            init_answer_head(module, self.config.num_labels)
+        elif isinstance(module, GLIPv2CaptionHead):
+            init_caption_head(module)
+
+    def start_from_words(self, tokenizer: Any, contrastive_head: GLIPv2ContrastiveHead | None = None) -> None:
+        """As `start_answers_from_words`."""
+        start_answers_from_words(self, tokenizer, contrastive_head)
+
+    def set_special_tokens(self, tokenizer: Any) -> None:
+        """Captions begin, end and are padded as this tokenizer's texts are; saved with the configuration."""
+        for name, value in special_token_ids(tokenizer).items():
+            setattr(self.config.text_config, name, value)
 
     @can_return_tuple
     def forward(
@@ -36,70 +82,81 @@ class GLIPv2ForJointTraining(GLIPv2ForConditionalGeneration, GLIPv2ForVisualQues
         attention_mask: torch.LongTensor | None = None,
         pixel_mask: torch.LongTensor | None = None,
         image_features: GLIPv2ImageFeatures | None = None,
+        text_features: BaseModelOutputWithPooling | torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: Labels | None = None,
+        mlm_labels: torch.LongTensor | None = None,
         answer_labels: torch.FloatTensor | None = None,
         caption_labels: torch.LongTensor | None = None,
-        **kwargs: Any,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
     ) -> GLIPv2ObjectDetectionOutput:
         """
-        As `GLIPv2ForPreTraining.forward`; `loss_dict` adds loss_answer and loss_caption where a row has such.
+        As `GLIPv2ForPreTraining.forward`; `loss_dict` adds loss_answer and loss_caption where an example has such.
 
         Args:
             answer_labels: as of `GLIPv2ForVisualQuestionAnswering.forward`.
-            caption_labels: `(batch, tokens)`, the ids of captions, -100 at padding and in rows without one.
+            caption_labels: `(batch, tokens)`, the ids of captions, -100 at padding and in examples without one.
         """
         if image_features is None:
-            image_features = self.get_image_features(pixel_values, pixel_mask)
-        kwargs.pop("return_dict", None)
-        output = GLIPv2ForPreTraining.forward(
-            self,
+            image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
+        output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             image_features=image_features,
-            **kwargs,
+            text_features=text_features,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            mlm_labels=mlm_labels,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         losses = dict(output.loss_dict or {})
         if answer_labels is not None:
-            asked = ~answer_labels.isnan().any(1)
+            is_question = ~answer_labels.isnan().any(1)
             # All processes take part in the mean, also those without a question.
-            questions = mean_over_processes(asked.sum().float())
-            if asked.any():
-                answers = self.answer_head(rows_of(output, asked))
-                losses["loss_answer"] = answer_loss(answers, answer_labels[asked], questions)
+            num_questions = mean_over_processes(is_question.sum().float())
+            if is_question.any():
+                logits = self.answer_head(selected_examples(output, is_question))
+                losses["loss_answer"] = answer_loss(logits, answer_labels[is_question], num_questions)
         if caption_labels is not None:
-            told = (caption_labels != -100).any(1)
-            words = mean_over_processes((caption_labels[:, 1:] != -100).sum().float())
-            if told.any():
-                labels = caption_labels[told]
-                described = GLIPv2ForConditionalGeneration.forward(
-                    self,
-                    image_features=rows_of(image_features, told),
-                    # What is padding is masked, whatever its id.
-                    input_ids=labels.clamp(min=0),
-                    attention_mask=attention_mask[told],
-                    return_dict=True,
-                )
-                losses["loss_caption"] = caption_loss(described.logits, labels, words)
-        if losses:
-            output.loss, output.loss_dict = sum(losses.values()), losses
-        return output
+            is_caption = (caption_labels != -100).any(1)
+            num_tokens = mean_over_processes((caption_labels[:, 1:] != -100).sum().float())
+            if is_caption.any():
+                captions = caption_labels[is_caption]
+                visual_states = make_visual_states(self, selected_examples(image_features, is_caption))
+                # What is padding is masked, whatever its id.
+                mask = None if attention_mask is None else attention_mask[is_caption]
+                text = read_captions(self, captions.clamp(min=0), None, mask, visual_states)[1]
+                losses["loss_caption"] = caption_loss(self.caption_head(text, visual_states), captions, num_tokens)
+        return with_losses(output, losses)
 
 
-def rows_of(output: Any, kept: torch.Tensor) -> Any:
+def selected_examples(
+    output: GLIPv2ImageFeatures | GLIPv2ModelOutput, kept: torch.Tensor
+) -> GLIPv2ImageFeatures | GLIPv2ModelOutput:
     """
-    Some rows of an output.
+    Some examples of a batch.
 
     Args:
-        output: `GLIPv2ImageFeatures` or `GLIPv2ObjectDetectionOutput`, without hidden states.
+        output: image features or the output of a model.
         kept: boolean `(batch,)`.
 
     Returns:
-        The same class, with what it holds for each row: losses and shapes are left out.
+        The same class, with what it holds for each example: losses, shapes, hidden states and attentions are left out.
     """
     fields = {}
     for name, value in output.items():
+        if name in ("loss", "level_shapes") or name.endswith(("hidden_states", "attentions")):
+            continue
         if isinstance(value, tuple):
             fields[name] = tuple(level[kept] for level in value)
-        elif isinstance(value, torch.Tensor) and name not in ("loss", "level_shapes"):
+        elif isinstance(value, torch.Tensor):
             fields[name] = value[kept]
     return type(output)(**fields)
+
+
+__all__ = ["GLIPv2ForJointTraining"]

@@ -1,5 +1,5 @@
 """
-GLIPv2 in pre-training: masked words, and the contrast of regions and words over all images of a batch.
+GLIPv2 in pre-training: masked tokens, and the contrast of regions and tokens over all images of a batch.
 
 From the paper (section 3.2): L = L_loc + L_intra + L_inter + L_mlm.
 """
@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
-from .distributed import max_over_processes, mean_over_processes
+from .distributed import max_over_processes
 from .layers.feature_maps import flatten_levels
-from .losses import AnchorTargets, choose_regions, classes_of_words, inter_image_loss, masked_token_loss
+from .losses import AnchorTargets, choose_regions, classes_of_tokens, inter_image_loss, masked_token_loss
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2ImageFeatures,
@@ -25,6 +26,8 @@ from .modeling_glipv2 import (
     GLIPv2ObjectDetectionOutput,
     GLIPv2PreTrainedModel,
     Labels,
+    token_features,
+    with_losses,
     word_embedding_name,
 )
 
@@ -32,13 +35,13 @@ from .modeling_glipv2 import (
 @dataclass
 class GLIPv2MaskedLMFields(ModelOutput):
     """
-    What the masked-word head adds.
+    What the masked language modelling head adds.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `labels`):
-            Cross entropy of the hidden words.
+            Cross entropy of the masked tokens.
         logits (`torch.FloatTensor` of shape `(batch, tokens, vocabulary)`):
-            Scores of every word of the vocabulary at every place, before the softmax.
+            Scores of every word of the vocabulary at every position, before the softmax.
     """
 
     loss: torch.FloatTensor | None = None
@@ -51,7 +54,7 @@ class GLIPv2MaskedLMOutput(GLIPv2ModelOutput, GLIPv2MaskedLMFields):
 
 
 class GLIPv2MaskedLMHead(nn.Module):
-    """Scores of every word of the vocabulary from fused words (L_mlm, section 3.2)."""
+    """Scores of every word of the vocabulary from fused tokens (L_mlm, section 3.2)."""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
@@ -64,9 +67,20 @@ class GLIPv2MaskedLMHead(nn.Module):
         """`(..., text_dim)` to `(..., vocabulary)`."""
         return self.decoder(self.norm(F.gelu(self.dense(text))))
 
+    def loss(self, text: torch.Tensor, labels: torch.LongTensor) -> torch.FloatTensor:
+        """
+        L_mlm, not weighted; only masked tokens pass the head.
+
+        Args:
+            text: fused tokens `(batch, tokens, text_dim)`.
+            labels: `(batch, tokens)`, the ids of masked tokens and -100 elsewhere.
+        """
+        is_masked = labels != -100
+        return masked_token_loss(self(text[is_masked]), labels[is_masked])
+
 
 class GLIPv2ContrastiveHead(nn.Module):
-    """Projections into the space in which regions meet the words of all images (L_inter, section 3.2)."""
+    """Projections into the space in which regions meet the tokens of all images (L_inter, section 3.2)."""
 
     # CLIP's bound: a temperature of 0.01 at least.
     MIN_LOG_TEMPERATURE = math.log(0.01)
@@ -82,7 +96,7 @@ class GLIPv2ContrastiveHead(nn.Module):
         """
         Args:
             regions: features before fusion `(..., d_model)`.
-            text: words before fusion `(..., text_dim)`.
+            text: tokens before fusion `(..., text_dim)`.
 
         Returns:
             Both as unit vectors `(..., contrastive_dim)`, and the logarithm of the temperature `(1,)`; float32.
@@ -98,12 +112,12 @@ def text_without_image(
     model: GLIPv2Model, text_features: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> GLIPv2ModelOutput:
     """
-    The words' way through the tower when there is no image: each fusion leaves them as it normalises them.
+    The tower without an image: each fusion leaves the tokens as it normalises them.
 
     Args:
         model: whose tower.
         text_features: `(batch, tokens, text_dim)`.
-        attention_mask: `(batch, tokens)`, 1 for words and 0 for padding.
+        attention_mask: `(batch, tokens)`, 1 for tokens and 0 for padding.
     """
     mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
     text = text_features
@@ -115,7 +129,7 @@ def text_without_image(
 
 class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
     """
-    Hidden words predicted from the text and the image, or from the text alone (`pipeline("fill-mask")`).
+    Masked tokens predicted from the text and the image, or from the text alone (`pipeline("fill-mask")`).
 
     Args:
         config: sizes and options.
@@ -142,25 +156,28 @@ class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
         attention_mask: torch.LongTensor | None = None,
         pixel_mask: torch.LongTensor | None = None,
         image_features: GLIPv2ImageFeatures | None = None,
-        text_features: torch.FloatTensor | None = None,
+        text_features: BaseModelOutputWithPooling | torch.FloatTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        **kwargs,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
     ) -> GLIPv2MaskedLMOutput:
         """
         As `GLIPv2Model.forward`; the output adds the fields of `GLIPv2MaskedLMFields`.
 
         Args:
-            labels: `(batch, tokens)`, the ids of hidden words and -100 elsewhere.
+            labels: `(batch, tokens)`, the ids of masked tokens and -100 elsewhere.
 
-        Without `pixel_values` and `image_features` the words pass the tower by themselves, and the output holds
-        nothing of an image.
+        Without `pixel_values` and `image_features` the tokens pass the tower alone, and the output holds nothing of
+        an image.
         """
         if pixel_values is None and image_features is None:
             if text_features is None:
-                text_features = self.model.get_text_features(input_ids, attention_mask, token_type_ids, inputs_embeds)
-            model_output = text_without_image(self.model, text_features, attention_mask)
+                text_features = self.model.get_text_features(
+                    input_ids, attention_mask, token_type_ids, inputs_embeds, return_dict=True
+                )
+            model_output = text_without_image(self.model, token_features(text_features), attention_mask)
         else:
             model_output = self.model(
                 pixel_values=pixel_values,
@@ -171,20 +188,21 @@ class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
                 text_features=text_features,
                 token_type_ids=token_type_ids,
                 inputs_embeds=inputs_embeds,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
                 return_dict=True,
-                **kwargs,
             )
         logits = self.mlm_head(model_output.fused_text)
         loss = None
         if labels is not None:
-            hidden = labels != -100
-            loss = masked_token_loss(logits[hidden], labels[hidden])
+            is_masked = labels != -100
+            loss = masked_token_loss(logits[is_masked], labels[is_masked])
         return GLIPv2MaskedLMOutput(loss=loss, logits=logits, **model_output)
 
 
 class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
     """
-    The three pre-training tasks on one batch: grounding, inter-image region-word contrast and masked words.
+    The three pre-training tasks on one batch: grounding, inter-image region-word contrast and masked tokens.
 
     Args:
         config: sizes and options.
@@ -212,10 +230,18 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
     @can_return_tuple
     def forward(
         self,
-        *args,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_mask: torch.LongTensor | None = None,
+        image_features: GLIPv2ImageFeatures | None = None,
+        text_features: BaseModelOutputWithPooling | torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         labels: Labels | None = None,
         mlm_labels: torch.LongTensor | None = None,
-        **kwargs,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
     ) -> GLIPv2ObjectDetectionOutput:
         """
         As `GLIPv2ForObjectDetection.forward`; `loss_dict` adds loss_inter and loss_mlm.
@@ -223,51 +249,59 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
         Args:
             labels: optionally also "class_ids" `(n,)`, the class of each box, and "prompt_class_ids" `(k,)` with
                 "prompt_map" `(k, tokens)`, every class that the text lists: what L_inter propagates to other images.
-            mlm_labels: `(batch, tokens)`, the ids of hidden words and -100 elsewhere.
+            mlm_labels: `(batch, tokens)`, the ids of masked tokens and -100 elsewhere.
         """
-        kwargs.pop("return_dict", None)
-        output = super().forward(*args, **kwargs, return_dict=True)
-        losses = {}
-        if labels is not None:
-            targets = self.match_anchors(output, labels)
-            losses.update(self.detection_losses(output, targets))
+        model_output = self.model(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_mask=pixel_mask,
+            image_features=image_features,
+            text_features=text_features,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        output, targets = self.detect(model_output, labels)
+        losses = dict(output.loss_dict or {})
+        if targets is not None:
             losses["loss_inter"] = self.config.inter_loss_weight * self.inter_image_loss(output, targets, labels)
         if mlm_labels is not None:
-            hidden = mlm_labels != -100
-            logits = self.mlm_head(output.fused_text[hidden])
-            losses["loss_mlm"] = self.config.mlm_loss_weight * masked_token_loss(logits, mlm_labels[hidden])
-        if losses:
-            output.loss, output.loss_dict = sum(losses.values()), losses
-        return output
+            losses["loss_mlm"] = self.config.mlm_loss_weight * self.mlm_head.loss(output.fused_text, mlm_labels)
+        return with_losses(output, losses)
 
     def inter_image_loss(
         self, output: GLIPv2ObjectDetectionOutput, targets: AnchorTargets, labels: Labels
     ) -> torch.FloatTensor:
-        """L_inter, not weighted, between the regions and words before fusion of all images of all processes."""
+        """L_inter, not weighted, between the regions and tokens before fusion of all images of all processes."""
         batch, num_tokens = output.text_features.shape[:2]
-        anchor, own_words, region_classes, region_mask = choose_regions(
-            targets, batch, self.config.max_contrastive_regions
+        chosen = choose_regions(targets, batch, self.config.max_contrastive_regions)
+        # Processes hold texts of different lengths and images with different numbers of regions.
+        num_regions = chosen[0].shape[1]
+        sizes = max_over_processes([num_tokens, num_regions], output.text_features.device)
+        more_tokens, more_regions = sizes[0] - num_tokens, sizes[1] - num_regions
+        anchor, own_tokens, region_classes, region_mask = (
+            F.pad(values, (0, 0) * (values.ndim - 2) + (0, more_regions)) for values in chosen
         )
         image = torch.arange(batch, device=anchor.device)[:, None]
         regions = flatten_levels(output.feature_maps)[image, anchor]
-        regions, words, log_temperature = self.contrastive_head(regions, output.text_features)
-        word_mask = torch.ones_like(words[..., 0], dtype=torch.bool)
+        regions, tokens, log_temperature = self.contrastive_head(regions, output.text_features)
+        token_mask = torch.ones_like(tokens[..., 0], dtype=torch.bool)
         if output.attention_mask is not None:
-            word_mask = output.attention_mask.bool()
-        word_classes = classes_of_words(labels, num_tokens, anchor.device)
-        # Processes hold texts of different lengths.
-        missing = max_over_processes(num_tokens, anchor.device) - num_tokens
-        num_positives = mean_over_processes(targets.centerness.new_tensor(len(targets.anchor))).clamp(min=1)
+            token_mask = output.attention_mask.bool()
+        token_classes = classes_of_tokens(labels, num_tokens, anchor.device)
         return inter_image_loss(
             regions,
-            F.pad(words, (0, 0, 0, missing)),
-            F.pad(own_words, (0, missing)),
+            F.pad(tokens, (0, 0, 0, more_tokens)),
+            F.pad(own_tokens, (0, more_tokens)),
             region_mask,
-            F.pad(word_mask, (0, missing)),
+            F.pad(token_mask, (0, more_tokens)),
             region_classes,
-            F.pad(word_classes, (0, missing)),
+            F.pad(token_classes, (0, more_tokens)),
             log_temperature,
-            num_positives,
+            targets.num_positives,
         )
 
 

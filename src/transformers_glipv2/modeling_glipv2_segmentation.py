@@ -1,5 +1,6 @@
 """
-Masks from words: the detector's boxes, and in each a mask of what its label names (section 3.2 of the GLIPv2 paper).
+Instance segmentation: the detector's boxes, and in each a mask of what its label names (section 3.2 of the GLIPv2
+paper).
 
 The paper trains the mask head on a trained detector that stays as it is (`freeze_detector`), then optionally all.
 """
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from .boxes import denormalize_boxes
@@ -25,7 +27,14 @@ from .layers.mask_head import (
     training_regions,
 )
 from .losses import check_labels
-from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2FreezableDetector, GLIPv2ObjectDetectionOutput, Labels
+from .modeling_glipv2 import (
+    GLIPv2ForObjectDetection,
+    GLIPv2FreezableDetector,
+    GLIPv2ImageFeatures,
+    GLIPv2ObjectDetectionOutput,
+    Labels,
+    with_losses,
+)
 
 
 @dataclass
@@ -72,25 +81,47 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
     # Forward ---------------------------------------------------------------------------------------------------------
 
     @can_return_tuple
-    def forward(self, *args, labels: Labels | None = None, **kwargs) -> GLIPv2InstanceSegmentationOutput:
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_mask: torch.LongTensor | None = None,
+        image_features: GLIPv2ImageFeatures | None = None,
+        text_features: BaseModelOutputWithPooling | torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: Labels | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+    ) -> GLIPv2InstanceSegmentationOutput:
         """
         As `GLIPv2ForObjectDetection.forward`; masks come from `predict_masks` once boxes are chosen.
 
         Args:
-            labels: also "masks", `(n, H, W)` bool of the whole un-padded image at whatever resolution; absent where
-                no mask is known. A mask without any pixel stands for an object whose mask is not known. `loss_dict`
-                adds loss_mask, and holds nothing else while the detector is frozen.
+            labels: also "masks", `(n, H, W)` bool of the whole un-padded image at whatever resolution, absent where
+                there are none. A mask without any pixel stands for an object whose mask is not known. `loss_dict`
+                adds loss_mask, and holds nothing else after `freeze_detector`.
         """
-        kwargs.pop("return_dict", None)
-        detector_labels = None if self.detector_is_frozen else labels
         with self.detector_gradients():
-            output = super().forward(*args, labels=detector_labels, **kwargs, return_dict=True)
-        if labels is None:
-            output = GLIPv2InstanceSegmentationOutput(**output)
-        else:
-            losses = {**(output.loss_dict or {}), "loss_mask": self.mask_loss(output, labels)}
-            fields = {name: value for name, value in output.items() if name not in ("loss", "loss_dict")}
-            output = GLIPv2InstanceSegmentationOutput(loss=sum(losses.values()), loss_dict=losses, **fields)
+            output = super().forward(
+                pixel_values=pixel_values,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_mask=pixel_mask,
+                image_features=image_features,
+                text_features=text_features,
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                labels=None if self.detector_is_frozen else labels,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                return_dict=True,
+            )
+        losses = dict(output.loss_dict or {})
+        if labels is not None:
+            losses["loss_mask"] = self.mask_loss(output, labels)
+        output = with_losses(output, losses, GLIPv2InstanceSegmentationOutput)
         output._model = self
         return output
 
@@ -106,14 +137,14 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
         Args:
             output: of `forward`.
             boxes: for each image `(n_i, 4)`, x1, y1, x2, y2 in pixels of the resized image, inclusive corners.
-            positive_maps: for each image `(n_i, tokens)`, above 0 at the words of each box's label.
+            positive_maps: for each image `(n_i, tokens)`, above 0 at the tokens of each box's label.
 
         Returns:
-            For each image `(n_i, side, side)`, side = 2 `mask_pool_size`: the mean logit over the label's words of
+            For each image `(n_i, side, side)`, side = 2 `mask_pool_size`: the mean logit over the label's tokens of
             each cell of the box; float32. `paste_masks.py` puts them into the image.
 
         Raises:
-            ValueError: when boxes and words do not fit the output, or a label has no words.
+            ValueError: when boxes and tokens do not fit the output, or a label has no tokens.
         """
         batch, tokens = output.fused_text.shape[:2]
         check_regions(boxes, positive_maps, batch, tokens)
@@ -161,9 +192,9 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
         if masks.ndim != 3 or len(masks) != len(label["boxes"]):
             raise ValueError(
                 f"`labels[{index}]['masks']` has shape {tuple(masks.shape)}; expected ({len(label['boxes'])}, height, "
-                "width), one mask a box."
+                "width), one mask for each box."
             )
-        # Boxes whose words were cut off with the end of the text cannot be learnt either.
+        # Boxes whose tokens were cut off with the end of the text cannot be learned either.
         known = masks.flatten(1).any(1).to(device) & (label["positive_map"] > 0).any(1).to(device)
         image_size = output.image_sizes[index]
         positive_map = label["positive_map"].to(device)[known]

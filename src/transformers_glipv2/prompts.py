@@ -9,6 +9,7 @@ offsets alone, never by searching words in the text, so that equal words in two 
 import hashlib
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,9 +31,45 @@ LABEL_SEPARATOR = ". "
 MAX_SHIFT = 2
 
 
+def clean_labels(names: Sequence[str]) -> list[str]:
+    """
+    The class names of a data set as prompts have them, in training and in evaluation: see [`clean_label`].
+
+    A name that would be empty, or equal to another one, stays as it is, and a warning names it. Names that are equal
+    as they are cannot be told apart.
+
+    Args:
+        names (`Sequence[str]`): all classes, for example `["traffic_light", "crane_(bird)", "crane_(machine)"]`.
+
+    Returns:
+        `list[str]`: one for each, in order: `["traffic light", "crane_(bird)", "crane_(machine)"]`.
+    """
+    own = [name.strip() for name in names]
+    written = [clean_label(name).strip() or name for name in own]
+    while True:
+        counts = Counter(name.lower() for name in written)
+        # A name that goes back to its own form may meet another one.
+        equal = [index for index, name in enumerate(written) if counts[name.lower()] > 1 and name != own[index]]
+        if not equal:
+            break
+        for index in equal:
+            written[index] = own[index]
+    kept = [name for name, form in zip(own, written, strict=True) if form == name != clean_label(name).strip()]
+    if kept:
+        _warn_of_names("Class names that would be equal to others, or empty, without brackets and `_` stay", kept)
+    twice = [name for name in dict.fromkeys(written) if counts[name.lower()] > 1]
+    if twice:
+        _warn_of_names("Class names that are given more than once are one class to the model", twice)
+    return written
+
+
+def _warn_of_names(what: str, names: Sequence[str]) -> None:
+    logger.warning_once(f"{what}: {', '.join(map(repr, names[:10]))}{', ...' if len(names) > 10 else ''}.")
+
+
 def clean_label(label: str) -> str:
     """
-    A class name of a data set as the original writes it in prompts.
+    A class name of a data set as the original writes it in prompts; for all names of a data set use [`clean_labels`].
 
     Args:
         label (`str`): for example `"stingray_(fish)"` (LVIS style).
@@ -44,9 +81,7 @@ def clean_label(label: str) -> str:
     return re.sub(r"\(.*\)", "", label).replace("_", " ").replace("  ", " ")
 
 
-def join_labels(
-    labels: Sequence[str], separator: str = LABEL_SEPARATOR, prefix: str = "", suffix: str = ""
-) -> tuple[str, list[Span]]:
+def join_labels(labels: Sequence[str], separator: str = LABEL_SEPARATOR, prefix: str = "") -> tuple[str, list[Span]]:
     """
     A sentence that lists labels.
 
@@ -54,7 +89,6 @@ def join_labels(
         labels (`Sequence[str]`): the names, in order.
         separator (`str`, *optional*, defaults to `". "`): between two names; none follows the last.
         prefix (`str`, *optional*): before the first name.
-        suffix (`str`, *optional*): after the last name. The original's demo has `" . "` as separator and suffix.
 
     Returns:
         `tuple[str, list[tuple[int, int]]]`: the sentence and the characters [start, end) of each label in it.
@@ -64,7 +98,7 @@ def join_labels(
         text += separator if index else ""
         spans.append((len(text), len(text) + len(label)))
         text += label
-    return text + suffix, spans
+    return text, spans
 
 
 def is_list(value: Any) -> bool:
@@ -267,10 +301,7 @@ def check_known_labels(labels: Sequence[str], tokenizer: Callable[..., Any]) -> 
         )
     partly = [label for label, ids in tokens.items() if unknown_id in ids]
     if partly:
-        logger.warning_once(
-            f"The tokenizer knows only a part of {len(partly)} labels: {', '.join(map(repr, partly[:10]))}"
-            f"{', ...' if len(partly) > 10 else ''}."
-        )
+        _warn_of_names(f"The tokenizer knows only a part of {len(partly)} labels", partly)
 
 
 def split_labels(

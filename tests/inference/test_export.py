@@ -84,7 +84,7 @@ def test_compiled_gradients():
     text, mask = torch.randn(1, 5, 32, generator=generator), torch.ones(1, 5, dtype=torch.bool)
     gradients = []
     for call in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
-        new_maps, new_text, _ = call(maps, text, mask)
+        new_text, *new_maps = call(text, *maps, text_mask=mask)
         loss = sum(level.square().mean() for level in new_maps) + new_text.sin().mean()
         gradients.append(torch.autograd.grad(loss, list(layer.parameters())))
     for (name, _), one, other in zip(layer.named_parameters(), *gradients, strict=True):

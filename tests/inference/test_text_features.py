@@ -9,9 +9,8 @@ from torch import nn
 from transformers_glipv2.inference.text_features import TextFeatureCache
 
 
-@torch.no_grad()
 def test_the_entry_unused_for_longest_goes():
-    cache, encoder = TextFeatureCache(2), nn.Linear(2, 2).eval()
+    cache, encoder = TextFeatureCache(2), nn.Linear(2, 2)
     calls = []
 
     def ask(key):
@@ -25,7 +24,7 @@ def test_the_entry_unused_for_longest_goes():
 
 @torch.no_grad()
 def test_features_of_weights_that_changed_meanwhile_are_not_kept():
-    cache, encoder = TextFeatureCache(4), nn.Linear(2, 2).eval()
+    cache, encoder = TextFeatureCache(4), nn.Linear(2, 2)
 
     def encode_while_another_thread_updates():
         old = encoder.weight.clone()

@@ -12,16 +12,16 @@ from tests.tiny import tiny_config
 from tests.tiny_detector import natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, detect_labels, segment_labels
 
-THREADS, BOUND = 8, 3
+THREADS = 8
 WORDS = ["person", "dog", "traffic light", "umbrella", "teddy bear", "dining table", "zebra", "cat", "red wine glass"]
-# Three times as many vocabularies as the cache holds, of different lengths.
+# Of different lengths.
 VOCABULARIES = [WORDS[start : start + 1 + start % 4] for start in range(9)]
 
 
 @pytest.fixture(scope="module")
 def model() -> GLIPv2ForInstanceSegmentation:
     torch.manual_seed(0)
-    model = GLIPv2ForInstanceSegmentation(tiny_config(text_cache_size=BOUND)).eval()
+    model = GLIPv2ForInstanceSegmentation(tiny_config()).eval()
     model.load_state_dict(tiny_detector().state_dict(), strict=False)
     return model
 
@@ -39,14 +39,12 @@ def in_threads(work: Callable[[int], object], rounds: int = 4) -> list:
         return [pair for pairs in pool.map(start, range(THREADS)) for pair in pairs]
 
 
-def test_more_vocabularies_than_the_cache_holds(model):
+def test_many_vocabularies_in_threads(model):
     processor, image = tiny_processor(), natural_image()
     expected = [detect_labels(model, processor, image, labels)[0] for labels in VOCABULARIES]
-    lengths = []
 
     def work(index: int):
         (found,) = detect_labels(model, processor, image, VOCABULARIES[index])
-        lengths.append(len(model.model.text_cache))
         return found
 
     results = in_threads(work)
@@ -56,35 +54,6 @@ def test_more_vocabularies_than_the_cache_holds(model):
         assert found["text_labels"] == expected[index]["text_labels"]
         torch.testing.assert_close(found["scores"], expected[index]["scores"])
         torch.testing.assert_close(found["boxes"], expected[index]["boxes"])
-    assert max(lengths) == BOUND
-
-
-def test_the_cache_forgets_what_was_unused_for_longest(model):
-    processor, image = tiny_processor(), natural_image()
-    model.model.text_cache.clear()
-    encoded = []
-    hook = model.model.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
-    try:
-        for index in (0, 1, 2, 0, 3, 0, 1):  # 3 pushes 1 out, as 0 was asked for again
-            detect_labels(model, processor, image, VOCABULARIES[index])
-    finally:
-        hook.remove()
-    assert len(encoded) == 5
-    assert len(model.model.text_cache) == BOUND
-
-
-def test_without_a_cache(model):
-    cacheless = GLIPv2ForInstanceSegmentation(tiny_config(text_cache_size=0)).eval()
-    cacheless.load_state_dict(model.state_dict())
-    processor, image = tiny_processor(), natural_image()
-    expected = [detect_labels(model, processor, image, labels)[0] for labels in VOCABULARIES]
-
-    def work(index: int):
-        return detect_labels(cacheless, processor, image, VOCABULARIES[index])[0]
-
-    for index, found in in_threads(work, 1):
-        torch.testing.assert_close(found["scores"], expected[index]["scores"])
-    assert len(cacheless.model.text_cache) == 0
 
 
 def test_masks_in_threads(model):
@@ -118,7 +87,7 @@ def test_one_pipeline_in_threads(model):
 
 def test_weights_that_change_between_calls_are_noticed_by_all_threads(model):
     processor, image = tiny_processor(), natural_image()
-    changed = GLIPv2ForInstanceSegmentation(tiny_config(text_cache_size=BOUND)).eval()
+    changed = GLIPv2ForInstanceSegmentation(tiny_config()).eval()
     changed.load_state_dict(model.state_dict())
     labels = VOCABULARIES[0]
     (before,) = detect_labels(changed, processor, image, labels)

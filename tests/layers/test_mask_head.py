@@ -83,7 +83,7 @@ def test_words_of_a_label_meet_pixels(golden, head, maps):
     positive_map = torch.zeros(20, 9)
     positive_map[:, 2] = 0.5
     positive_map[7:, 5] = 0.5
-    words, bias = head.words(text)
+    words, bias = head.project_tokens(text)
     pixels = head.pixels(golden["mask.pooled"])
     every_word = torch.einsum("rchw,tc->rthw", pixels, words[0]) + bias[0][:, None, None]
     expected = torch.stack([logits[row > 0].mean(0) for logits, row in zip(every_word, positive_map, strict=True)])
@@ -228,7 +228,7 @@ def test_weights_are_means_over_words():
     [
         ([torch.zeros(1, 4)], [torch.ones(1, 5)], "for 2 images"),
         ([torch.zeros(1, 4)] * 2, [torch.ones(1, 5), torch.ones(2, 5)], r"positive_maps\[1\]"),
-        ([torch.zeros(1, 4)] * 2, [torch.ones(1, 5), torch.zeros(1, 5)], "no word"),
+        ([torch.zeros(1, 4)] * 2, [torch.ones(1, 5), torch.zeros(1, 5)], "no token"),
         ([torch.zeros(1, 3)] * 2, [torch.ones(1, 5)] * 2, r"boxes\[0\]"),
     ],
 )

@@ -32,7 +32,8 @@ def tokenizer():
 
 @torch.no_grad()
 def text_features(model, tokenizer, texts: list[str], **padding) -> torch.Tensor:
-    return model.get_text_features(**tokenizer(texts, return_tensors="pt", return_token_type_ids=False, **padding))
+    inputs = tokenizer(texts, return_tensors="pt", return_token_type_ids=False, **padding)
+    return model.get_text_features(**inputs).last_hidden_state
 
 
 def with_offsets(model, tokenizer) -> torch.Tensor:
@@ -61,12 +62,12 @@ def test_no_offsets_change_nothing(model, tokenizer):
 def test_words_without_mask_and_cached_words(model, tokenizer):
     ids = tokenizer([PROMPT], return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        before = model.get_text_features(input_ids=ids)
+        before = model.get_text_features(input_ids=ids).last_hidden_state
         encoder = add_prompt_tuning(model, tokenizer, PROMPT)
-        assert torch.equal(model.get_text_features(input_ids=ids), before)
+        assert torch.equal(model.get_text_features(input_ids=ids).last_hidden_state, before)
         # The text cache sees that the offsets changed.
         encoder.offsets.add_(1.0)
-        torch.testing.assert_close(model.get_text_features(input_ids=ids), before + 1)
+        torch.testing.assert_close(model.get_text_features(input_ids=ids).last_hidden_state, before + 1)
 
 
 def test_only_offsets_learn(model, tokenizer):

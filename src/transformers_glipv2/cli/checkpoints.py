@@ -23,7 +23,8 @@ def load_checkpoint(model_class: type[PreTrainedModel], source: str, device: Any
         ValueError: when the checkpoint lacks weights of the class, such as a mask head, so that the model would
             answer from random numbers.
     """
-    model, loaded = model_class.from_pretrained(source, output_loading_info=True)
+    loading: Any = model_class.from_pretrained(source, output_loading_info=True)
+    model, loaded = loading
     missing = sorted(loaded["missing_keys"])
     if missing:
         heads = ", ".join(sorted({name.split(".")[0] for name in missing}))

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from transformers_glipv2.configuration_glipv2 import GLIPv2Config
 from transformers_glipv2.conversion.glip_original_config import (
@@ -392,7 +392,7 @@ def load_tokenizer(folder: str | Path | None, vocab_size: int) -> PreTrainedToke
     """
     if folder is None:
         try:
-            tokenizer = BertTokenizerFast.from_pretrained("bert-base-uncased")
+            tokenizer = BertTokenizer.from_pretrained("bert-base-uncased")
         except OSError as error:
             raise FileNotFoundError(
                 "The tokenizer bert-base-uncased is not in the cache and cannot be fetched from the Hub; pass "
@@ -404,7 +404,7 @@ def load_tokenizer(folder: str | Path | None, vocab_size: int) -> PreTrainedToke
         has_config = (Path(folder) / "tokenizer_config.json").is_file()
         if not has_config and not (Path(folder) / "vocab.txt").is_file():
             raise ValueError(f"The tokenizer folder {folder} holds neither tokenizer_config.json nor vocab.txt.")
-        tokenizer = (AutoTokenizer if has_config else BertTokenizerFast).from_pretrained(folder)
+        tokenizer = (AutoTokenizer if has_config else BertTokenizer).from_pretrained(folder)
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} words and the checkpoint's text encoder {vocab_size}; pass the "
@@ -420,7 +420,7 @@ def make_processor(images: ImageSettings, tokenizer: PreTrainedTokenizerBase):
 
     # Ours are in the order of the network's channels.
     mean, std = (list(values[::-1] if images.is_bgr else values) for values in (images.mean, images.std))
-    image_processor = GLIPv2ImageProcessor(
+    image_processor = GLIPv2ImageProcessor(  # type: ignore[call-arg]  # typed as its base class
         size={"shortest_edge": images.shortest_edge, "longest_edge": images.longest_edge},
         do_bgr=images.is_bgr,
         rescale_factor=1.0,
@@ -481,7 +481,7 @@ def convert_checkpoint(
     translation = translate(original)
     _refuse_unknown(translation, len(original))
     model = check_fit(translation.state, config)
-    processor = make_processor(glip_config.images, load_tokenizer(tokenizer, config.text_config.vocab_size))
+    processor = make_processor(glip_config.images, load_tokenizer(tokenizer, config.get_text_config().vocab_size))
     # The weights go through the model's own saving, which writes the names that every release of transformers reads.
     model.save_pretrained(output, state_dict=translation.state)
     processor.save_pretrained(output)

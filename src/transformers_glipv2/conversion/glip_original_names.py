@@ -193,7 +193,7 @@ def translate(original: StateDict) -> Translation:
             result.extras[name] = reason
         else:
             match, replacement = next(
-                ((match, ours) for pattern, ours in rules if (match := pattern.fullmatch(name))), (None, None)
+                ((match, ours) for pattern, ours in rules if (match := pattern.fullmatch(name))), (None, "")
             )
             if match is None:
                 result.unknown.append(name)

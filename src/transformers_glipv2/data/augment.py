@@ -293,7 +293,8 @@ def _flip_segmentation(segmentation: Segmentation | None, height: int, width: in
     if segmentation is None:
         return None
     if isinstance(segmentation, (Mapping, np.ndarray)):
-        return decode_mask(segmentation, height, width)[:, ::-1]
+        mask = decode_mask(segmentation, height, width)
+        return None if mask is None else mask[:, ::-1]
     return [
         [width - value if place % 2 == 0 else value for place, value in enumerate(polygon)] for polygon in segmentation
     ]

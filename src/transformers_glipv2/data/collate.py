@@ -57,7 +57,7 @@ class GroundingCollator:
 
     def __init__(
         self,
-        processor: Callable[..., Mapping[str, Any]],
+        processor: Any,
         sampler: DetectionSampler | None = None,
         augment: Callable[[dict[str, Any], random.Random], dict[str, Any]] | None = None,
         sizes: Sequence[int] | None = None,

@@ -37,6 +37,10 @@ class ImageDataset(Dataset):
     "refuse" it raises. Rows carry their own `image_id`, so nothing is mistaken for something else.
     """
 
+    # What loaders of COCO and LVIS files add: ids and frequencies of the classes, in the order of `class_names`.
+    category_ids: list[int]
+    frequencies: list[str | None]
+
     def __init__(
         self,
         records: Sequence[Mapping[str, Any]],

@@ -45,7 +45,7 @@ def few_shot(
     short = [name for name in dataset.class_names or () if found[name] < shots]
     if short:
         logger.warning(
-            f"{len(short)} of {len(dataset.class_names)} classes are in fewer than {shots} images: "
+            f"{len(short)} of {len(dataset.class_names or ())} classes are in fewer than {shots} images: "
             + ", ".join(f"{name} ({found[name]})" for name in short[:10])
         )
     empty = [index for index, names in enumerate(classes) if not names]

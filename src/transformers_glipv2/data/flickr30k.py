@@ -133,17 +133,17 @@ def read_annotation(path: str | Path) -> FlickrAnnotation:
         scene, no_box = [], []
         for entry in root.iter("object"):
             box = entry.find("bndbox")
-            for chain_id in (name.text for name in entry.iter("name")):
+            for chain_id in (name.text or "" for name in entry.iter("name")):
                 if box is not None:
-                    corners = [int(box.findtext(corner)) for corner in ("xmin", "ymin", "xmax", "ymax")]
+                    corners = [int(box.findtext(corner, "")) for corner in ("xmin", "ymin", "xmax", "ymax")]
                     boxes.setdefault(chain_id, []).append(corners)
                     continue
                 if int(entry.findtext("nobndbox", "0")):
                     no_box.append(chain_id)
                 if int(entry.findtext("scene", "0")):
                     scene.append(chain_id)
-        size = root.find("size")
-        return FlickrAnnotation(int(size.findtext("width")), int(size.findtext("height")), boxes, scene, no_box)
+        width, height = (int(root.findtext(f"size/{side}", "")) for side in ("width", "height"))
+        return FlickrAnnotation(width, height, boxes, scene, no_box)
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an annotation of Flickr30k Entities: {error}.") from error
 
@@ -221,7 +221,7 @@ def sentence_objects(
     return objects
 
 
-def enclosing_box(boxes: Sequence[Sequence[float]]) -> list[float]:
+def enclosing_box(boxes: Sequence[Sequence[int]]) -> list[int]:
     """x1, y1, x2, y2 around all of the boxes."""
     x1, y1, x2, y2 = zip(*boxes, strict=True)
     return [min(x1), min(y1), max(x2), max(y2)]

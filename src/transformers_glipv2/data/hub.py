@@ -8,7 +8,7 @@ objects in the place of columns), and what `to_hf_dataset` writes (any kind of r
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -17,6 +17,9 @@ from transformers_glipv2.data.hub_export import import_datasets
 from transformers_glipv2.data.schema import KINDS, BoxReport, category_name, checked_objects, xyxy_to_xywh
 from transformers_glipv2.image_download import download_image, is_url
 from transformers_glipv2.image_io import image_size
+
+if TYPE_CHECKING:
+    import datasets
 
 # Names that columns go by; the first that is there counts.
 _NAMES = {
@@ -74,7 +77,7 @@ def load_hub(
 
 
 def from_hf_dataset(
-    dataset: "datasets.Dataset | datasets.IterableDataset",  # noqa: F821
+    dataset: "datasets.Dataset | datasets.IterableDataset",
     *,
     box_format: str = "xywh",
     columns: Mapping[str, str] | None = None,
@@ -144,7 +147,7 @@ class _RowReader:
                 "ClassLabel); pass `class_names`."
             )
 
-    def record(self, row: Mapping[str, Any], index: int, source: Any, report: BoxReport) -> dict[str, Any] | None:
+    def record(self, row: Mapping[Any, Any], index: int, source: Any, report: BoxReport) -> dict[str, Any] | None:
         """Without `image_path`; `None` where the row is of no kind, or its image cannot be measured."""
         if self.is_ours:
             record = {field: value for field, value in row.items() if value is not None and field != "image"}
@@ -182,10 +185,10 @@ class _RowReader:
             # What a row lacks, Arrow fills with None.
             columns = {name: v for name, v in columns.items() if not v or any(x is not None for x in v)}
         if not self.is_ours or "category" in columns:
-            names = self.class_names or ()
+            class_names = self.class_names or ()
             categories = columns.get("category", [])
             columns["category"] = [
-                c if category_name(c, names) is None else category_name(c, names) for c in categories
+                c if category_name(c, class_names) is None else category_name(c, class_names) for c in categories
             ]
         if self.box_format == "xyxy" and not self.is_ours:
             columns["bbox"] = [xyxy_to_xywh(box) for box in columns["bbox"]]
@@ -302,7 +305,7 @@ def _reader(
     outer = [name for name in _NAMES if name not in ("bbox", "category")]
     columns = _find(outer, features, given)
     # The feature of a list of objects, or the list itself where there are no features but a first row.
-    inner = features.get(columns.get("objects"), {})
+    inner: Any = features.get(columns["objects"], {}) if "objects" in columns else {}
     inner = getattr(inner, "feature", inner)
     inner = inner[0] if isinstance(inner, list) and inner else inner
     inner = inner if isinstance(inner, Mapping) else {}

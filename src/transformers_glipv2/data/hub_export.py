@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream
 from transformers_glipv2.data.masks import decode_mask, encode_mask
 from transformers_glipv2.image_io import image_size
+
+if TYPE_CHECKING:
+    import datasets
 
 # Arrow wants rows in handfuls: small enough to keep Python's copies out of the way.
 _CHUNK = 1000
@@ -27,7 +30,7 @@ def import_datasets() -> ModuleType:
 
 def to_hf_dataset(
     dataset: ImageDataset | ImageStream,
-) -> "datasets.Dataset | datasets.IterableDataset":  # noqa: F821
+) -> "datasets.Dataset | datasets.IterableDataset":
     """
     A data set of the library `datasets`, for its `map`, `push_to_hub` and the like.
 
@@ -68,7 +71,7 @@ def _iterate(stream: ImageStream) -> Iterator[dict[str, Any]]:
 
 def _features(
     datasets: ModuleType, records: Iterable[Mapping[str, Any]], class_names: list[str] | None
-) -> "datasets.Features":  # noqa: F821
+) -> "datasets.Features":
     fields: dict[str, Any] = {}
     columns: dict[str, Any] = {}
     for record in records:

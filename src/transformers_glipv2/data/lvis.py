@@ -58,7 +58,7 @@ def load_lvis(
         for image, annotations in by_image(content, report, ("width", "height")):
             name = _file_name(image, report)
             record = coco_record(image, annotations, categories, report, with_masks) if name else None
-            if record is None or not (keep_empty or record["objects"]["bbox"]):
+            if record is None or name is None or not (keep_empty or record["objects"]["bbox"]):
                 continue
             present = set(record["objects"]["category"])
             negatives = _names(image, "neg_category_ids", categories, report)

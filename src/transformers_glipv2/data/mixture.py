@@ -101,7 +101,7 @@ class MixtureDataset(Dataset):
         return self._blocks[block]
 
     def _order(self, source: int, epoch: int, length: int) -> list[int]:
-        key, order = self._orders.get(source, (None, None))
+        key, order = self._orders.get(source, (-1, []))
         if key != epoch:
             order = list(range(length))
             derive_random(self.seed, "order", source, epoch).shuffle(order)
@@ -185,19 +185,19 @@ class IndexedStream:
     def __getstate__(self) -> dict[str, Any]:
         return {"iterable": self.iterable, "_iterator": None, "_next": 0, "_epoch": 0}
 
-    def _start(self) -> None:
+    def _start(self) -> Iterator[dict[str, Any]]:
         if hasattr(self.iterable, "set_epoch"):
             self.iterable.set_epoch(self._epoch)
         # A `ImageStream` gives each data loader worker a part; here the number of a row must be the same in all.
         whole = getattr(self.iterable, "all_rows", None)
         self._iterator = iter(self.iterable) if whole is None else whole()
+        return self._iterator
 
     def _advance(self) -> dict[str, Any]:
-        row = next(self._iterator, None)
+        row = next(self._iterator or self._start(), None)
         if row is None:
             self._epoch += 1
-            self._start()
-            row = next(self._iterator, None)
+            row = next(self._start(), None)
             if row is None:
                 raise ValueError("the iterable of an `IndexedStream` gives no rows.")
         self._next += 1

@@ -79,7 +79,9 @@ def task_record(task: Mapping[str, Any], width: int, height: int, report: BoxRep
         report (`BoxReport`): counts problems.
     """
     where = f"task {task['task_id']!r}"
-    phrase, boxes, instances = task.get("phrase"), task.get("instance_boxes"), task.get("Polygons")
+    phrase = task.get("phrase")
+    boxes: Any = task.get("instance_boxes")
+    instances: Any = task.get("Polygons")
     if not isinstance(phrase, str) or not phrase.strip():
         report.add("empty_text", f"{where}, phrase {phrase!r}")
         return None

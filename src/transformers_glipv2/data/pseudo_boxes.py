@@ -97,7 +97,7 @@ def _records(
             where = f"{path.name}, line {number}"
             entry = _parse(line, report, where) if line.strip() else None
             size = _size(entry, find, report, where) if entry is not None else None
-            if size is not None:
+            if entry is not None and size is not None:
                 yield _record(entry, find(entry["image"]), size, min_score, box_format, report, where)
 
 
@@ -115,7 +115,7 @@ def _parse(line: str, report: BoxReport, where: str) -> dict[str, Any] | None:
         report.add("empty_text", f"{where}, caption {entry.get('caption')!r}")
         return None
     boxes, spans = entry.setdefault("boxes", []), entry.setdefault("spans", [])
-    scores = entry.setdefault("scores", [1.0] * len(boxes) if isinstance(boxes, list) else None)
+    scores: Any = entry.setdefault("scores", [1.0] * len(boxes) if isinstance(boxes, list) else None)
     columns = (boxes, spans, scores)
     if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns}) > 1:
         report.add("bad_entry", f"{where}: boxes, spans and scores must be lists of equal length: {line[:80]!r}")

@@ -46,16 +46,14 @@ class DetectionSampler:
     Args:
         max_negatives (`int`, *optional*, defaults to 85): absent classes at most.
         full_probability (`float`, *optional*, defaults to 0.5): how often all allowed negatives are taken.
-        no_negative_probability (`float`, *optional*, defaults to 0.0): how often there is none (if the image has
-            objects), as when users ask only for what is there.
         separator (`str`, *optional*, defaults to `". "`): between class names.
         prefix (`str`, *optional*): before the first name, as the original's "object detection : ".
         shuffle (`bool`, *optional*, defaults to `True`): `False` keeps the order of the row's labels.
         max_tokens (`int`, *optional*, defaults to 254): tokens of the sentence, special tokens not counted.
         count_tokens (`Callable[[str], int]`, *optional*): tokens of a text, without special tokens; see
             `token_counter`. Without it nothing is cut.
-        clean (`Callable[[str], str]`, *optional*): applied to every name, for example
-            `transformers_glipv2.prompts.clean_label`.
+        clean (`Callable[[Sequence[str]], Sequence[str]]`, *optional*): gives the classes of a row as the sentence has
+            them, for example `transformers_glipv2.prompts.clean_labels`.
 
     Raises:
         ValueError: when a number is out of range.
@@ -65,35 +63,28 @@ class DetectionSampler:
         self,
         max_negatives: int = 85,
         full_probability: float = 0.5,
-        no_negative_probability: float = 0.0,
         separator: str = ". ",
         prefix: str = "",
         shuffle: bool = True,
         max_tokens: int = 254,
         count_tokens: Callable[[str], int] | None = None,
-        clean: Callable[[str], str] | None = None,
+        clean: Callable[[Sequence[str]], Sequence[str]] | None = None,
     ):
         if max_negatives < 0 or max_tokens < 1:
             raise ValueError(
                 f"`max_negatives` must be >= 0 and `max_tokens` >= 1, got {max_negatives} and {max_tokens}."
             )
-        if (
-            not 0 <= full_probability + no_negative_probability <= 1
-            or min(full_probability, no_negative_probability) < 0
-        ):
-            raise ValueError(
-                "`full_probability` and `no_negative_probability` must not be negative nor add up to more than 1, got "
-                f"{full_probability} and {no_negative_probability}."
-            )
+        if not 0 <= full_probability <= 1:
+            raise ValueError(f"`full_probability` must be in [0, 1], got {full_probability}.")
         self.max_negatives = max_negatives
         self.full_probability = full_probability
-        self.no_negative_probability = no_negative_probability
         self.separator = separator
         self.prefix = prefix
         self.shuffle = shuffle
         self.max_tokens = max_tokens
         self.count_tokens = count_tokens
-        self.clean = clean if clean is not None else str
+        self.clean = clean
+        self._last: tuple[list[str], dict[str, str]] = ([], {})
 
     def __call__(self, row: Mapping[str, Any], rng: random.Random) -> GroundedText:
         """
@@ -107,9 +98,11 @@ class DetectionSampler:
             `GroundedText`: objects whose class found no room in `max_tokens` are not in `kept`.
         """
         labels = row["labels"]
-        names = [self.clean(category_name(category, labels)) for category in row["objects"].get("category", ())]
+        written = self._written(labels)
+        categories = [category_name(category, labels) for category in row["objects"].get("category", ())]
+        names = [written.get(category, category) for category in categories]  # type: ignore[arg-type]  # checked
         positives = list(dict.fromkeys(names))
-        negatives = self._sample_negatives(row, set(positives), rng)
+        negatives = self._sample_negatives(row, written, set(positives), rng)
         if self.shuffle:
             # Who is cut when room is short must not depend on the file's order.
             rng.shuffle(positives)
@@ -117,7 +110,7 @@ class DetectionSampler:
         if self.shuffle:
             rng.shuffle(chosen)
         else:
-            order = {self.clean(label): index for index, label in enumerate(labels)}
+            order = {written[label]: index for index, label in enumerate(labels)}
             chosen.sort(key=order.__getitem__)
         text, spans = join_labels(chosen, self.separator, self.prefix)
         span_of = dict(zip(chosen, spans, strict=True))
@@ -133,19 +126,24 @@ class DetectionSampler:
             label_spans=spans,
         )
 
-    def _sample_negatives(self, row: Mapping[str, Any], positives: set[str], rng: random.Random) -> list[str]:
+    def _written(self, labels: Sequence[str]) -> dict[str, str]:
+        """Each label as the sentence has it; most rows of a data set have the same labels."""
+        labels = list(labels)
+        if labels != self._last[0]:
+            names = labels if self.clean is None else self.clean(labels)
+            self._last = labels, dict(zip(labels, names, strict=True))
+        return self._last[1]
+
+    def _sample_negatives(
+        self, row: Mapping[str, Any], written: Mapping[str, str], positives: set[str], rng: random.Random
+    ) -> list[str]:
         known_absent = row.get("negative_labels")
         pool = row["labels"] if known_absent is None else known_absent
-        pool = [name for name in dict.fromkeys(map(self.clean, pool)) if name not in positives]
+        pool = dict.fromkeys(written.get(name, name) for name in pool)
+        pool = [name for name in pool if name not in positives]
         allowed = min(self.max_negatives, len(pool))
-        chance = rng.random()
-        if chance < self.full_probability or not allowed:
-            count = allowed
-        elif chance < self.full_probability + self.no_negative_probability and positives:
-            count = 0
-        else:
-            count = rng.randint(1, allowed)
-        return rng.sample(pool, count)
+        all_allowed = rng.random() < self.full_probability or not allowed
+        return rng.sample(pool, allowed if all_allowed else rng.randint(1, allowed))
 
     def _fitting(self, names: list[str]) -> list[str]:
         """The names, in order, that fit the limit; a name that is too long is passed over, not the ones after it."""

@@ -254,7 +254,7 @@ def _check_entry(
         return False
     if labels is not None and "category" in entry:
         name = category_name(entry["category"], labels)
-        if name is None or name not in known:
+        if name is None or known is None or name not in known:
             report.add("unknown_class", f"{where}, category {entry['category']!r}")
             return False
         entry["category"] = name
@@ -309,5 +309,7 @@ def check_row(row: Mapping[str, Any], report: BoxReport | None = None) -> dict[s
     if row.get("objects") is not None:
         report = report if report is not None else BoxReport("refuse")
         where = f"image {row['image_id']!r}"
-        checked["objects"] = checked_objects(row["objects"], *size, report, where, row.get("labels"), row.get("text"))
+        width, height = size
+        labels, text = row.get("labels"), row.get("text")
+        checked["objects"] = checked_objects(row["objects"], width, height, report, where, labels, text)
     return checked

@@ -131,7 +131,8 @@ def _scores(
             keep(name, score, scores, truths)
     for name, scorer in (("METEOR", Meteor), ("ROUGE_L", Rouge), ("CIDEr", Cider)):
         if name in metrics:
-            keep(name, *scorer().compute_score(truths, candidates), truths)
+            score, scores = scorer().compute_score(truths, candidates)
+            keep(name, score, scores, truths)
     if "SPICE" in metrics:
         score, entries = spice.Spice().compute_score(truths, candidates)
         keep("SPICE", score, (entry["All"]["f"] for entry in entries), sorted(truths))

@@ -175,7 +175,7 @@ def _check_table(table: DetectionTable, annotations: Mapping[str, Any], iou_type
             "expected finite x, y and width, height >= 0 (not x1, y1, x2, y2)."
         )
     if iou_type == "segm":
-        for index, mask in enumerate(table.masks):
+        for index, mask in enumerate(table.masks or ()):
             size = sizes[int(table.image_ids[index])]
             if None not in size and tuple(mask["size"]) != size:
                 raise ValueError(

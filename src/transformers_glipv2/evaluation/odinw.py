@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers_glipv2.prompts import LABEL_SEPARATOR, clean_label
+from transformers_glipv2.prompts import LABEL_SEPARATOR, clean_labels
 
 ANNOTATIONS = "annotations_without_background.json"
 
@@ -61,7 +61,7 @@ class ODinWSet:
     @property
     def labels(self) -> list[str]:
         """The names of the classes that are asked for, as they are written in a plain prompt."""
-        return [clean_label(name) for name in self.classes if name is not None]
+        return clean_labels([name for name in self.classes if name is not None])
 
     def sentence(self) -> tuple[str, list[tuple[int, int]]] | None:
         """
@@ -70,7 +70,8 @@ class ODinWSet:
         """
         if self.prompt is None:
             return None
-        text, spans = "", []
+        text = ""
+        spans: list[tuple[int, int]] = []
         for before, name, after in self.prompt:
             text += (LABEL_SEPARATOR if spans else "") + before
             spans.append((len(text), len(text) + len(name)))

@@ -201,6 +201,8 @@ def _score_task(
         predicted = decode_mask(prediction["mask"], height, width)
     except ValueError as error:
         raise ValueError(f"the phrase {task['task_id']!r}: {error}") from error
+    if predicted is None:
+        raise ValueError(f"the prediction of the phrase {task['task_id']!r} has no mask; pass one, empty or not.")
     true = phrase_mask(task["Polygons"], height, width)
     iou, intersection, union = mask_iou(predicted, true)
     scores = {

@@ -85,7 +85,8 @@ def evaluate_referring(
         objects, referents = row["objects"], row["referents"]
         if not referents:
             raise ValueError(f"the row {row['image_id']!r} refers to no object: {row['text']!r}.")
-        true = np.any([decode_mask(objects["segmentation"][index], height, width) for index in referents], axis=0)
+        masks: list[Any] = [decode_mask(objects["segmentation"][index], height, width) for index in referents]
+        true = np.any(masks, axis=0)
         result = segment(row)
         iou, intersection, union = mask_iou(np.asarray(result["mask"]), true)
         scores.append({"mask_iou": iou, "intersection": intersection, "union": union})

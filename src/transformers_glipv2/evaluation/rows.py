@@ -50,7 +50,8 @@ def coco_content(
     rows: Iterable[Mapping[str, Any]], categories: Iterable[Mapping[str, Any]] | None, iou_type: str
 ) -> dict[str, Any]:
     """References as the content of a COCO or LVIS file; without categories those of the objects."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     columns = ("category_id", "bbox", "area", "iscrowd", *(("segmentation",) if iou_type == "segm" else ()))
     for row in rows:
         images.append(

@@ -25,7 +25,9 @@ def evaluate_rows(
         the order they come in.
     """
     categories: dict[str, int] = {}
-    images, annotations, predictions = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
     for image_id, row in enumerate(rows, start=1):
         width, height = row["image"].size
         images.append({"id": image_id, "file_name": str(row["image_id"]), "width": width, "height": height})

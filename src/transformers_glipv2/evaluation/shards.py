@@ -209,7 +209,7 @@ def predict_in_shards(
                 entry = {"id": shards.keys[position], "predictions": [] if error else next(predicted)}
                 entries.append({**entry, "error": error} if error else entry)
             bar.update(len(batch))
-            if batch[-1][0] == block[1] - 1:
+            if block is not None and batch[-1][0] == block[1] - 1:
                 shards.write(block, entries)
                 block, entries = next(blocks, None), []
     accelerator.wait_for_everyone()

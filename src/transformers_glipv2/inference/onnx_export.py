@@ -94,7 +94,7 @@ class MaskGraph(nn.Module):
         )
         chosen = F.one_hot(levels, len(maps)).T.to(pooled.dtype)
         pooled = (pooled * chosen[:, :, None, None, None]).sum(0)
-        features, bias = self.head.words(fused_text)
+        features, bias = self.head.project_tokens(fused_text)
         weights = mean_weights(words)
         logits = torch.einsum("rchw,rc->rhw", self.head.pixels(pooled), weights @ features[0])
         return logits + (weights @ bias[0])[:, None, None]
@@ -125,7 +125,8 @@ def encode_vocabulary(
     attention_mask = torch.tensor([[1] * (tokens - padding) + [0] * padding])
     label_map = torch.zeros(max_labels or len(labels), tokens)
     label_map[: len(labels), : tokens - padding] = prompts[0].label_map.float()
-    return Vocabulary(model.get_text_features(input_ids, attention_mask), attention_mask, label_map)
+    features = model.get_text_features(input_ids, attention_mask, return_dict=True).last_hidden_state
+    return Vocabulary(features, attention_mask, label_map)
 
 
 def fit(processor: GLIPv2Processor, image: Image.Image, height: int, width: int) -> tuple[Tensor, float]:

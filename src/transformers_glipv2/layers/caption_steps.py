@@ -1,4 +1,4 @@
-"""Captions word by word: what each word may see, and its way and the image's through the tower."""
+"""Captions token by token: what each token may see, and the way of tokens and images through the tower."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +15,21 @@ from .region_attention import GLIPv2Locations
 @dataclass
 class GLIPv2VisualStates:
     """
-    What the words of captions attend to, made once an image by `get_visual_states`.
+    What the tokens of captions attend to, made once an image by `get_visual_states`.
 
     Args:
         groups (`list` of `tuple` of `torch.FloatTensor` of shape `(images, locations, d_model)`):
             For each group of images, in order, the normalised maps before each fusion of the tower, as one sequence
-            each, P3 first. All images are one group, unless `config.mask_padded_pixels`, where each is a group by
-            itself.
-        places (`list` of `GLIPv2Locations`, *optional*):
+            each, P3 first. All images are one group, unless `config.mask_padded_pixels`, where each is a group of its
+            own.
+        locations (`list` of `GLIPv2Locations`, *optional*):
             For each group what the caption head attends to, with `config.caption_region_attention`.
         fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`, *optional*):
             P3..P7 after the tower, where they were asked for.
     """
 
     groups: list[tuple[torch.Tensor, ...]]
-    places: list[GLIPv2Locations] | None = None
+    locations: list[GLIPv2Locations] | None = None
     fused_feature_maps: FeatureMaps | None = None
 
     @property
@@ -41,25 +41,25 @@ class GLIPv2VisualStates:
         return [len(group[0]) for group in self.groups]
 
 
-def rows_to_images(text: torch.Tensor, group_sizes: list[int]) -> list[torch.Tensor]:
+def texts_to_images(text: torch.Tensor, group_sizes: list[int]) -> list[torch.Tensor]:
     """
-    Texts by groups of images; what a word sees depends on the image and itself alone, so all words of an image
-    are one text.
+    Texts by groups of images; what a token sees depends on the image and itself alone, so all tokens of an image are
+    one sequence.
 
     Args:
-        text: `(rows, tokens, dim)`; each image has equally many rows, side by side.
+        text: `(texts, tokens, dim)`; each image has equally many texts, side by side.
         group_sizes: images of each group.
 
     Returns:
-        For each group `(images, rows of an image * tokens, dim)`.
+        For each group `(images, texts of an image * tokens, dim)`.
     """
     return list(text.unflatten(0, (sum(group_sizes), -1)).flatten(1, 2).split(group_sizes))
 
 
-def images_to_rows(texts: list[torch.Tensor], rows: int) -> torch.Tensor:
-    """The inverse of [`rows_to_images`], for any `dim`."""
-    text = torch.cat(texts)
-    return text.unflatten(1, (rows // len(text), -1)).flatten(0, 1)
+def images_to_texts(groups: list[torch.Tensor], num_texts: int) -> torch.Tensor:
+    """The inverse of [`texts_to_images`], for any `dim`."""
+    text = torch.cat(groups)
+    return text.unflatten(1, (num_texts // len(text), -1)).flatten(0, 1)
 
 
 # Texts ---------------------------------------------------------------------------------------------------------------
@@ -67,22 +67,22 @@ def images_to_rows(texts: list[torch.Tensor], rows: int) -> torch.Tensor:
 
 def causal_mask(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Which words each new word may see, and its position: padding, on whatever side, neither counts nor is seen.
+    Which tokens each new token may see, and its position: padding, on whatever side, neither counts nor is seen.
 
     Args:
-        attention_mask: `(batch, earlier + tokens)`, 1 for words and 0 for padding.
+        attention_mask: `(batch, earlier + tokens)`, 1 for tokens and 0 for padding.
         tokens: how many of them are new.
 
     Returns:
         boolean `(batch, 1, tokens, earlier + tokens)`, and positions `(batch, tokens)`. Padding sees itself, since a
         softmax over nothing is not a number.
     """
-    keys = attention_mask.shape[1]
-    places = torch.arange(keys, device=attention_mask.device)
-    queries = places[keys - tokens :, None]
-    allowed = (places <= queries) & attention_mask[:, None, :].bool() | (places == queries)
+    num_keys = attention_mask.shape[1]
+    keys = torch.arange(num_keys, device=attention_mask.device)
+    queries = keys[num_keys - tokens :, None]
+    allowed = (keys <= queries) & attention_mask[:, None, :].bool() | (keys == queries)
     positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    return allowed[:, None], positions[:, keys - tokens :]
+    return allowed[:, None], positions[:, num_keys - tokens :]
 
 
 def prefixes(
@@ -93,24 +93,24 @@ def prefixes(
     pad_token_id: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Texts as the beginnings of captions: the mark of the end goes, that of the beginning stands, and padding is on the
-    left, where generation needs it.
+    Texts as the beginnings of captions: without the token that ends a text, with the one that begins it, and with the
+    padding on the left, where generation needs it.
 
     Args:
         input_ids: `(batch, tokens)`, with or without special tokens.
-        attention_mask: `(batch, tokens)`, 1 for words and 0 for padding; `None` when nothing is padded.
+        attention_mask: `(batch, tokens)`, 1 for tokens and 0 for padding; `None` when nothing is padded.
         bos_token_id, eos_token_ids, pad_token_id: what captions begin and end with, and what pads.
 
     Returns:
         `input_ids` and `attention_mask`, `(batch, longest)`.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    rows = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
-    rows = [row[:-1] if row and row[-1] in eos_token_ids else row for row in rows]
-    rows = [row if row and row[0] == bos_token_id else [bos_token_id, *row] for row in rows]
-    longest = max(len(row) for row in rows)
-    padding = [longest - len(row) for row in rows]
-    ids = [[pad_token_id] * missing + row for missing, row in zip(padding, rows, strict=True)]
+    texts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
+    texts = [text[:-1] if text and text[-1] in eos_token_ids else text for text in texts]
+    texts = [text if text and text[0] == bos_token_id else [bos_token_id, *text] for text in texts]
+    longest = max(len(text) for text in texts)
+    padding = [longest - len(text) for text in texts]
+    ids = [[pad_token_id] * missing + text for missing, text in zip(padding, texts, strict=True)]
     kept = [[0] * missing + [1] * (longest - missing) for missing in padding]
     return torch.tensor(ids, device=input_ids.device), torch.tensor(kept, device=input_ids.device)
 
@@ -118,16 +118,16 @@ def prefixes(
 # Tower ---------------------------------------------------------------------------------------------------------------
 
 
-def maps_without_words(
+def maps_without_text(
     layers: nn.ModuleList, feature_maps: FeatureMaps, final_maps: bool
 ) -> tuple[tuple[torch.Tensor, ...], FeatureMaps | None]:
     """
-    The image's way through the tower when it sees no words.
+    The image's way through the tower when it sees no text.
 
     Args:
         layers: the tower's blocks.
         feature_maps: P3..P7 before the tower.
-        final_maps: also compute the maps after the last block, which no word attends to.
+        final_maps: also compute the maps after the last block, which no token attends to.
 
     Returns:
         The normalised maps before each fusion as one sequence, `(images, locations, d_model)`, and the final maps or
@@ -135,16 +135,17 @@ def maps_without_words(
     """
     shapes, sequences = map_shapes(feature_maps), []
     for index, layer in enumerate(layers):
-        # The residual of a fusion is the normalised tensor: without words it is all that the block adds to.
+        # The residual of a fusion is the normalised tensor: without text it is all that the block adds to.
         vision = layer.fusion.vision_norm(flatten_levels(feature_maps))
         sequences.append(vision)
         if index + 1 == len(layers) and not final_maps:
             return tuple(sequences), None
-        feature_maps = checkpointed(layer, layer.dyconv, split_levels(vision, shapes))
+        levels = split_levels(vision, shapes)
+        feature_maps = checkpointed(layer, lambda *maps, dyconv=layer.dyconv: dyconv(maps), *levels)
     return tuple(sequences), feature_maps
 
 
-def words_through_layer(
+def tokens_through_layer(
     layer: GradientCheckpointingLayer,
     text: torch.Tensor,
     groups: list[torch.Tensor],
@@ -153,21 +154,21 @@ def words_through_layer(
     cache_layer: int = 0,
 ) -> torch.Tensor:
     """
-    The words' way through a block of the tower.
+    The tokens' way through a block of the tower.
 
     Args:
         layer: the block, with a `fusion` and a `text_layer`.
-        text: `(rows, tokens, text_dim)`; each image has equally many rows, side by side.
+        text: `(texts, tokens, text_dim)`; each image has equally many texts, side by side.
         groups: the normalised maps before the block, as in `GLIPv2VisualStates`.
         mask: boolean, as `causal_mask` gives it.
         cache: takes the keys and values of the text layer, as its layer `cache_layer`.
     """
-    images = rows_to_images(text, [len(vision) for vision in groups])
+    images = texts_to_images(text, [len(vision) for vision in groups])
     updated = [
-        checkpointed(layer, lambda *inputs: layer.fusion.attend(*inputs, vision_sees_text=False)[1], vision, words)
-        for vision, words in zip(groups, images, strict=True)
+        checkpointed(layer, lambda *inputs: layer.fusion.attend(*inputs, vision_sees_text=False)[1], vision, tokens)
+        for vision, tokens in zip(groups, images, strict=True)
     ]
-    text = images_to_rows(updated, len(text))
+    text = images_to_texts(updated, len(text))
     if cache is None:
         return checkpointed(layer, layer.text_layer, text, mask)
     layers = cache.layers
@@ -178,8 +179,11 @@ def words_through_layer(
     return text
 
 
-def checkpointed(layer: GradientCheckpointingLayer, function: Any, *args: Any) -> Any:
-    """`function(*args)`, a part of a block, whose activations are computed twice if those of the block are to be."""
-    if layer.gradient_checkpointing and layer.training:
+def checkpointed(layer: GradientCheckpointingLayer, function: Any, *args: torch.Tensor) -> Any:
+    """
+    `function(*args)`, a part of a block, whose activations are computed twice if those of the block are to be. Tensors
+    that need gradients are arguments of their own: reentrant checkpointing overlooks those inside of tuples.
+    """
+    if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
         return layer._gradient_checkpointing_func(function, *args)
     return function(*args)

@@ -175,7 +175,7 @@ def bilinear_rows(
     batch, _, out_height, out_width = offsets.shape
     offsets = offsets.permute(0, 2, 3, 1).contiguous().unflatten(-1, (TAPS, 2))
     modulation = modulation.permute(0, 2, 3, 1).contiguous().unsqueeze(-1)
-    # Taps stand on whole pixels, so the offset alone says how far between two pixels a sample lies.
+    # Taps start on whole pixels, so the offset alone says how far between two pixels a sample is.
     floor = offsets.detach().floor()
     fraction = offsets - floor
     both = torch.stack([1 - fraction, fraction], dim=-1)
@@ -185,7 +185,7 @@ def bilinear_rows(
     tap = torch.arange(TAPS, device=offsets.device)
     y = torch.arange(out_height, device=offsets.device)[:, None, None] * stride + 1 + tap // 3
     x = torch.arange(out_width, device=offsets.device)[:, None] * stride + 1 + tap % 3
-    # Samples beyond the border read its zeros; a NaN has no place of its own, and its weight is NaN anyway.
+    # Samples beyond the border read its zeros; a NaN has no position, and its weight is NaN anyway.
     top = (floor[..., 0] + y).nan_to_num(0.0).clamp(0, height + 2).int()
     left = (floor[..., 1] + x).nan_to_num(0.0).clamp(0, width + 2).int()
     image = torch.arange(batch, device=offsets.device, dtype=torch.int32) * (padded_height * padded_width)

@@ -24,11 +24,11 @@ def split_levels(sequence: torch.Tensor, level_shapes: list[tuple[int, int]]) ->
     )
 
 
-def padding_masks(
+def location_mask(
     image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
-) -> tuple[torch.Tensor, ...]:
+) -> torch.Tensor:
     """
-    Where each level's map lies in the image rather than in its padding.
+    Which locations are in the image rather than in its padding.
 
     Args:
         image_sizes: `(batch, 2)`, height and width in pixels of each un-padded image.
@@ -36,21 +36,21 @@ def padding_masks(
         strides: pixels between locations of each level.
 
     Returns:
-        One boolean tensor `(batch, H_l, W_l)` a level.
+        boolean `(batch, locations)`, P3 first, row-major.
     """
     masks = []
     for (height, width), stride in zip(level_shapes, strides, strict=True):
         rows = torch.arange(height, device=image_sizes.device) * stride < image_sizes[:, :1]
         columns = torch.arange(width, device=image_sizes.device) * stride < image_sizes[:, 1:]
-        masks.append(rows[:, :, None] & columns[:, None, :])
-    return tuple(masks)
+        masks.append((rows[:, :, None] & columns[:, None, :]).flatten(1))
+    return torch.cat(masks, dim=1)
 
 
 def own_map_shapes(
     image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
 ) -> list[list[tuple[int, int]]] | None:
     """
-    The part of each map that an image fills, as `padding_masks` marks it.
+    The part of each map that an image fills, as `location_mask` marks it.
 
     Returns:
         For each image height and width on each level; `None` when every image fills all maps. Waits for a GPU.

@@ -1,5 +1,5 @@
 """
-Deep fusion of words and locations: bidirectional attention, and the text layer that follows it.
+Deep fusion of tokens and locations: bidirectional attention, and the text layer that follows it.
 
 From "Grounded Language-Image Pre-training" (Li et al., CVPR 2022), section 3.2, equations 4 to 6.
 """
@@ -17,22 +17,28 @@ BOUND = 50000.0
 LOCATIONS_PER_CHUNK = 512
 
 
-class GLIPv2Projection(nn.Linear):
-    """A linear layer that also hands out its parameters, in a call, so that hooks which place weights see it."""
-
-    def forward(self, states: torch.Tensor | None = None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """`(..., in_features)` to `(..., out_features)`; without `states`, the weight and the bias."""
-        return (self.weight, self.bias) if states is None else super().forward(states)
+def is_plain_linear(module: nn.Module) -> bool:
+    """
+    Whether a layer is nothing but a matrix product, so that its weight may be used in place of calling it. Adapters,
+    quantisation, offloading and hooks replace or wrap the layer, its `forward` or its weight.
+    """
+    return (
+        type(module) is nn.Linear
+        and "forward" not in vars(module)
+        and type(module.weight) in (nn.Parameter, torch.Tensor)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )
 
 
 class GLIPv2BiAttention(nn.Module):
     """
-    Attention of every location to every word and of every word to every location, over one matrix of scores.
+    Attention of every location to every token and of every token to every location, over one matrix of scores.
 
-    With few words the projections of the locations are absorbed into the words: per head h,
+    With few tokens the projections of the locations are absorbed into the tokens: per head h,
 
         scores_h = q k_h^T = v (W_q,h^T k_h^T) + b_q,h k_h^T
-        vision   = sum_h softmax_words(scores_h) (value_h W_out,h^T) + b_out
+        vision   = sum_h softmax_tokens(scores_h) (value_h W_out,h^T) + b_out
         text_h   = (softmax_locations(scores_h)^T v) W_value,h^T + b_value,h
 
     so that nothing as wide as `fusion_embed_dim` is ever computed per location. Three forms give the same numbers:
@@ -44,6 +50,9 @@ class GLIPv2BiAttention(nn.Module):
     - direct, with `F.scaled_dot_product_attention` in both directions: on other devices and when compiled. Without
       the bound on scores, which it does not need, as it adds in float32.
 
+    Absorbing reads the weights of three projections. Where one of them is more than a linear layer (an adapter, a
+    quantised or offloaded layer), the direct forms are used, which only call it.
+
     Args:
         config: sizes and options.
     """
@@ -53,16 +62,17 @@ class GLIPv2BiAttention(nn.Module):
         self.config = config
         vision_dim, text_dim = config.d_model, config.text_config.hidden_size
         embed_dim = config.fusion_embed_dim
+        self.vision_dim, self.embed_dim = vision_dim, embed_dim
         self.num_heads = config.fusion_num_heads
         self.head_dim = embed_dim // self.num_heads
         self.dropout = config.fusion_dropout
         self.vision_norm = nn.LayerNorm(vision_dim, eps=config.layer_norm_eps)
         self.text_norm = nn.LayerNorm(text_dim, eps=config.layer_norm_eps)
-        self.vision_query = GLIPv2Projection(vision_dim, embed_dim)
+        self.vision_query = nn.Linear(vision_dim, embed_dim)
         self.text_key = nn.Linear(text_dim, embed_dim)
-        self.vision_value = GLIPv2Projection(vision_dim, embed_dim)
+        self.vision_value = nn.Linear(vision_dim, embed_dim)
         self.text_value = nn.Linear(text_dim, embed_dim)
-        self.vision_out = GLIPv2Projection(embed_dim, vision_dim)
+        self.vision_out = nn.Linear(embed_dim, vision_dim)
         self.text_out = nn.Linear(embed_dim, text_dim)
         self.vision_gamma = nn.Parameter(torch.full((vision_dim,), 1 / config.num_fusion_layers))
         self.text_gamma = nn.Parameter(torch.full((text_dim,), 1 / config.num_fusion_layers))
@@ -79,14 +89,14 @@ class GLIPv2BiAttention(nn.Module):
         Args:
             vision: `(batch, locations, d_model)`, all levels, P3 first.
             text: `(batch, tokens, text_dim)`.
-            text_mask: boolean `(batch, tokens)`, `False` at words that no location may attend to.
+            text_mask: boolean `(batch, tokens)`, `False` at tokens that no location may attend to.
             output_attentions: also return the probabilities.
-            vision_sees_text: `False` keeps the locations independent of the words (captioning); the words still
+            vision_sees_text: `False` keeps the locations independent of the tokens (captioning); the tokens still
                 attend to the locations.
 
         Returns:
             The new vision and text in the shapes of the old, and `None` or the probabilities: what each location
-            attends to, `(batch, heads, locations, tokens)`, and what each word does, `(batch, heads, tokens,
+            attends to, `(batch, heads, locations, tokens)`, and what each token does, `(batch, heads, tokens,
             locations)`.
         """
         return self.attend(self.vision_norm(vision), text, text_mask, output_attentions, vision_sees_text)
@@ -109,18 +119,24 @@ class GLIPv2BiAttention(nn.Module):
             vision_update, text_update = self.attend_by_sdpa(*inputs)
         elif torch.is_grad_enabled() or self.training:
             vision_update, text_update, _ = self.attend_by_head(*inputs)
-        else:
+        elif self.can_absorb():
             vision_update, text_update = self.attend_by_chunk(*inputs)
+        else:
+            vision_update, text_update = self.attend_by_sdpa(*inputs)
         # The residual is the normalised tensor, in the original too.
         if vision_sees_text:
             vision = torch.addcmul(vision, self.vision_gamma, vision_update)
         text = text + self.text_gamma * self.text_out(text_update)
         return vision, text, attentions
 
+    def can_absorb(self) -> bool:
+        """Whether the projections of the locations are plain linear layers, whose weights may be used directly."""
+        return all(is_plain_linear(module) for module in (self.vision_query, self.vision_value, self.vision_out))
+
     def absorbs(self, num_tokens: int) -> bool:
-        """Whether the absorbed form needs fewer multiplications for texts of `num_tokens` tokens."""
-        vision_dim, embed_dim = self.vision_query.in_features, self.vision_query.out_features
-        return self.num_heads * vision_dim * num_tokens <= embed_dim * (vision_dim + num_tokens)
+        """Whether the absorbed form can be used, and needs fewer multiplications for texts of `num_tokens` tokens."""
+        is_cheaper = self.num_heads * self.vision_dim * num_tokens <= self.embed_dim * (self.vision_dim + num_tokens)
+        return is_cheaper and self.can_absorb()
 
     def attend_by_head(
         self,
@@ -138,45 +154,53 @@ class GLIPv2BiAttention(nn.Module):
             The update of vision (`None` unless `vision_sees_text`), the update of text before its output projection,
             and `None` or the probabilities.
         """
+        keys, values = self._scaled_keys(text), self._split_heads(self.text_value(text))
         absorbed = self.absorbs(text.shape[1])
-        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight, out_bias = (
-            self._split_projections(text)
-        )
+        if absorbed:
+            query_weight, query_bias, value_weight, value_bias, out_weight, out_bias = self._split_weights()
+        else:
+            queries = self._split_heads(self.vision_query(vision))
+            vision_values = self._split_heads(self.vision_value(vision))
 
-        vision_update, text_updates, to_text, to_vision = None, [], [], []
-        # One head at a time: the scores of all heads would take gigabytes.
-        for head in range(self.num_heads):
-            key, value = keys[:, head], values[:, head]
+        def head_scores(head: int) -> torch.Tensor:
+            key = keys[:, head]
             if absorbed:
                 scores = vision @ (key @ query_weight[head]).transpose(1, 2) + (key @ query_bias[head])[:, None, :]
             else:
-                query = F.linear(vision, query_weight[head], query_bias[head])
-                scores = query @ key.transpose(1, 2)
-            scores = at_least_float32(scores).clamp(-BOUND, BOUND)
+                scores = queries[:, head] @ key.transpose(1, 2)
+            return at_least_float32(scores).clamp(-BOUND, BOUND)
 
-            if vision_sees_text or output_attentions:
-                probabilities = masked_softmax(scores, text_mask, dim=-1)
-                if output_attentions:
-                    to_text.append(probabilities)
-                if vision_sees_text:
-                    probabilities = self._drop(probabilities).to(value.dtype)
-                    if absorbed:
-                        update = probabilities @ F.linear(value, out_weight[:, head])
-                    else:
-                        update = F.linear(probabilities @ value, out_weight[:, head])
+        attentions = None
+        if output_attentions:
+            scores = torch.stack([head_scores(head) for head in range(self.num_heads)], dim=1)
+            mask = None if text_mask is None else text_mask[:, None]
+            # The updates are made of these very tensors, so that gradients can be asked of them.
+            attentions = masked_softmax(scores, mask, dim=-1), scores.transpose(2, 3).softmax(-1)
+        vision_update, attended_values, text_updates = None, [], []
+        # One head at a time: the scores of all heads would take gigabytes.
+        for head in range(self.num_heads):
+            if attentions is None:
+                scores = head_scores(head)
+                to_text = masked_softmax(scores, text_mask, dim=-1) if vision_sees_text else None
+                to_vision = scores.transpose(1, 2).softmax(-1)
+            else:
+                to_text, to_vision = (probabilities[:, head] for probabilities in attentions)
+            if vision_sees_text:
+                probabilities, value = self._drop(to_text).to(values.dtype), values[:, head]
+                if absorbed:
+                    update = probabilities @ F.linear(value, out_weight[:, head])
                     vision_update = update + out_bias if vision_update is None else vision_update + update
-
-            probabilities = scores.transpose(1, 2).softmax(-1)
-            if output_attentions:
-                to_vision.append(probabilities)
-            probabilities = self._drop(probabilities).to(vision.dtype)
+                else:
+                    attended_values.append(probabilities @ value)
+            probabilities = self._drop(to_vision).to(vision.dtype)
             if absorbed:
                 # Dropout leaves sums other than 1, and the bias is weighted by them.
                 bias = probabilities.sum(-1, keepdim=True) * value_bias[head]
                 text_updates.append(F.linear(probabilities @ vision, value_weight[head]) + bias)
             else:
-                text_updates.append(probabilities @ F.linear(vision, value_weight[head], value_bias[head]))
-        attentions = (torch.stack(to_text, 1), torch.stack(to_vision, 1)) if output_attentions else None
+                text_updates.append(probabilities @ vision_values[:, head])
+        if attended_values:
+            vision_update = self.vision_out(torch.cat(attended_values, dim=-1))
         return vision_update, torch.cat(text_updates, dim=-1), attentions
 
     def attend_by_chunk(
@@ -186,10 +210,9 @@ class GLIPv2BiAttention(nn.Module):
         text_mask: torch.Tensor | None,
         vision_sees_text: bool = True,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """As `attend_by_head`, in float32 inside; no gradients, no dropout."""
-        keys, values, query_weight, query_bias, value_weight, value_bias, out_weight, out_bias = (
-            self._split_projections(text)
-        )
+        """As `attend_by_head`, absorbed and in float32 inside; no gradients, no dropout."""
+        keys, values = self._scaled_keys(text), self._split_heads(self.text_value(text))
+        query_weight, query_bias, value_weight, value_bias, out_weight, out_bias = self._split_weights()
         # All heads side by side: (batch, heads * tokens, d_model), and one bias for each.
         absorbed_keys = at_least_float32(keys @ query_weight).flatten(1, 2)
         biases = at_least_float32(keys @ query_bias.unsqueeze(-1)).flatten(1)
@@ -219,7 +242,7 @@ class GLIPv2BiAttention(nn.Module):
         text_mask: torch.Tensor | None,
         vision_sees_text: bool = True,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """As `attend_by_head`."""
+        """As `attend_by_head`, direct."""
         dropout = self.dropout if self.training else 0.0
         query, key = self._split_heads(self.vision_query(vision)), self._split_heads(self.text_key(text))
         value, update = self._split_heads(self.vision_value(vision)), None
@@ -232,25 +255,23 @@ class GLIPv2BiAttention(nn.Module):
         text_update = F.scaled_dot_product_attention(key, query, value, dropout_p=dropout)
         return update, text_update.transpose(1, 2).flatten(2)
 
-    def _split_projections(self, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _scaled_keys(self, text: torch.Tensor) -> torch.Tensor:
+        """Keys of the tokens, `(batch, heads, tokens, head_dim)`, divided by the root of `head_dim`."""
+        return self._split_heads(self.text_key(text) * self.head_dim**-0.5)
+
+    def _split_weights(self) -> tuple[torch.Tensor, ...]:
         """
-        Scaled keys and values of the words, `(batch, heads, tokens, head_dim)`, and by head the weight and bias of
-        queries and of values, `(heads, head_dim, d_model)` and `(heads, head_dim)`, and the weight of the output,
-        `(d_model, heads, head_dim)`, with its bias, `(d_model,)`.
+        By head the weight and bias of queries and of values, `(heads, head_dim, d_model)` and `(heads, head_dim)`,
+        and the weight of the output, `(d_model, heads, head_dim)`, with its bias, `(d_model,)`.
         """
         split = (self.num_heads, self.head_dim)
-        query_weight, query_bias = self.vision_query()
-        value_weight, value_bias = self.vision_value()
-        out_weight, out_bias = self.vision_out()
         return (
-            self._split_heads(self.text_key(text) * self.head_dim**-0.5),
-            self._split_heads(self.text_value(text)),
-            query_weight.unflatten(0, split),
-            query_bias.unflatten(0, split),
-            value_weight.unflatten(0, split),
-            value_bias.unflatten(0, split),
-            out_weight.unflatten(1, split),
-            out_bias,
+            self.vision_query.weight.unflatten(0, split),
+            self.vision_query.bias.unflatten(0, split),
+            self.vision_value.weight.unflatten(0, split),
+            self.vision_value.bias.unflatten(0, split),
+            self.vision_out.weight.unflatten(1, split),
+            self.vision_out.bias,
         )
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
@@ -275,13 +296,13 @@ def attend_in_chunks(
 
     Args:
         vision: `(locations, d_model)`.
-        keys, values: absorbed projections of the words, at least float32 `(heads * tokens, d_model)`.
+        keys, values: absorbed projections of the tokens, at least float32 `(heads * tokens, d_model)`.
         biases: of the scores, at least float32 `(heads * tokens,)`.
         text_mask: boolean `(tokens,)`.
         num_heads: heads in `keys`.
 
     Returns:
-        `(locations, d_model)`, values by the softmax over words, or `None` without `values`; and `(heads * tokens,
+        `(locations, d_model)`, values by the softmax over tokens, or `None` without `values`; and `(heads * tokens,
         d_model)`, float32, locations by the softmax over locations.
     """
     updates = None if values is None else torch.empty_like(vision)
@@ -290,8 +311,8 @@ def attend_in_chunks(
     sums = torch.zeros_like(keys)
     for start in range(0, vision.shape[0], LOCATIONS_PER_CHUNK):
         chunk = slice(start, start + LOCATIONS_PER_CHUNK)
-        rows = vision[chunk].to(keys.dtype)
-        scores = torch.addmm(biases, rows, keys.T).clamp_(-BOUND, BOUND)
+        locations = vision[chunk].to(keys.dtype)
+        scores = torch.addmm(biases, locations, keys.T).clamp_(-BOUND, BOUND)
         if updates is not None:
             probabilities = masked_softmax(scores.unflatten(1, (num_heads, -1)), text_mask, dim=-1)
             updates[chunk] = probabilities.flatten(1) @ values
@@ -299,7 +320,7 @@ def attend_in_chunks(
         weights = scores.sub_(new_maxima).exp_()
         shrink = (maxima - new_maxima).exp_()
         totals.mul_(shrink).add_(weights.sum(0))
-        sums.mul_(shrink[:, None]).addmm_(weights.T, rows)
+        sums.mul_(shrink[:, None]).addmm_(weights.T, locations)
         maxima = new_maxima
     return updates, sums.div_(totals[:, None])
 

@@ -1,12 +1,12 @@
 """
-The mask head: regions of the pyramid, pooled by RoIAlign, meet the words of their label pixel by pixel (section 3.2 of
-the GLIPv2 paper).
+The mask head: regions of the pyramid, pooled by RoIAlign, are compared with the tokens of their label pixel by pixel
+(section 3.2 of the GLIPv2 paper).
 
-    boxes -> `pool_regions` -> extractor (convolutions or hourglasses) -> 2x upsampling -> pixels times words
+    boxes -> `pool_regions` -> extractor (convolutions or hourglasses) -> 2x upsampling -> pixels times tokens
 
-The classifier is the box head's, without its prior bias: similarity of a pixel f and a word p is
-f . Linear(p / 2) / exp(log_scale) + p . text_bias. A mask has the mean logit over the words of its label, which is the
-dot product with the mean word, so no tensor over all tokens is ever made.
+The classifier is the box head's, without its prior bias: the similarity of a pixel f and a token p is
+f . Linear(p / 2) / exp(log_scale) + p . text_bias. A mask has the mean logit over the tokens of its label, which is
+the dot product with the mean token, so no tensor over all tokens is ever made.
 """
 
 import math
@@ -89,10 +89,10 @@ def pool_regions(
 
 def mask_targets(masks: Tensor, boxes_xyxy: Tensor, image_size: Tensor, output_size: int) -> Tensor:
     """
-    What the head should give inside each box: the mask's part there at the head's resolution.
+    What the head learns inside each box: the mask's part there at the head's resolution.
 
     The original rasterises the polygon again inside the box; masks come here as pixels, so each cell takes the mean of
-    the pixels that it covers and is in when that is at least a half. The cells divide the box's pixels
+    the pixels that it covers and belongs to the mask when that is at least a half. The cells divide the box's pixels
     [x1, x2 + 1) x [y1, y2 + 1), which is where `paste_masks.py` puts masks.
 
     Args:
@@ -121,12 +121,12 @@ def training_regions(
     gt_boxes: Tensor, pred_boxes: Tensor, scores: Tensor, limit: int = REGIONS_PER_IMAGE
 ) -> tuple[Tensor, Tensor]:
     """
-    The boxes in which an image's masks are learnt: the objects' own, and the best predicted ones that match them.
+    The boxes in which an image's masks are learned: the objects' own, and the best predicted ones that match them.
 
     Args:
         gt_boxes: `(n, 4)` boxes_xyxy of the objects.
         pred_boxes: `(anchors, 4)` boxes_xyxy of the detector.
-        scores: `(anchors, n)`, how sure the detector is that each box is each object; the highest are taken.
+        scores: `(anchors, n)`, the detector's score of each box for each object; the highest are taken.
         limit: regions at most; with more objects than that, some are chosen at random.
 
     Returns:
@@ -137,7 +137,7 @@ def training_regions(
         return gt_boxes, objects
     overlap, best = box_iou_inclusive(pred_boxes, gt_boxes).max(dim=1)
     matched = (overlap >= MATCH_IOU)[:, None] & (best[:, None] == objects)
-    # Rows of the ranking are the first, second, ... choice of every object, so a cut takes from all alike.
+    # The ranking holds the first, then the second, ... box of every object, so a cut takes from all alike.
     ranks = torch.where(matched, scores[:, objects], -1.0)
     ranks, anchors = ranks.topk(min(PREDICTED_BOXES_PER_OBJECT, len(ranks)), dim=0)
     chosen = ranks >= 0
@@ -208,7 +208,7 @@ class GLIPv2MaskConv(nn.Conv2d):
 
 
 class GLIPv2MaskHead(nn.Module):
-    """Masks of regions named by words; see the module's docstring."""
+    """Masks of regions that a label names; see the module's docstring."""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
@@ -239,37 +239,37 @@ class GLIPv2MaskHead(nn.Module):
         Args:
             feature_maps: one `(batch, d_model, H_l, W_l)` a level, before or after fusion.
             boxes_xyxy: for each image `(n_i, 4)` corners in pixels of the resized image.
-            text: fused words `(batch, tokens, text_dim)`.
-            positive_maps: for each image `(n_i, tokens)`, above 0 at the words of each box's label.
+            text: fused tokens `(batch, tokens, text_dim)`.
+            positive_maps: for each image `(n_i, tokens)`, above 0 at the tokens of each box's label.
 
         Returns:
-            `(sum of n_i, 2 pool_size, 2 pool_size)`, the mean logit over the label's words; float32.
+            `(sum of n_i, 2 pool_size, 2 pool_size)`, the mean logit over the label's tokens; float32.
         """
-        words, bias = self.words(text)
+        tokens, bias = self.project_tokens(text)
         weights = [mean_weights(positive_map) for positive_map in positive_maps]
-        words = torch.cat([weight @ word.float() for weight, word in zip(weights, words, strict=True)])
+        labels = torch.cat([weight @ token.float() for weight, token in zip(weights, tokens, strict=True)])
         bias = torch.cat([weight @ one for weight, one in zip(weights, bias, strict=True)])
         pixels = self.pixels(pool_regions(feature_maps, boxes_xyxy, self.strides, self.pool_size))
-        logits = torch.einsum("rchw,rc->rhw", pixels.float(), words) + bias[:, None, None]
+        logits = torch.einsum("rchw,rc->rhw", pixels.float(), labels) + bias[:, None, None]
         return logits.float()  # autocast multiplies in half precision
 
     def pixels(self, pooled: Tensor) -> Tensor:
         """Pooled regions `(regions, d_model, side, side)` to pixel features `(regions, mask_dim, 2 side, 2 side)`."""
         return F.relu(self.upsample(self.extractor(pooled)))
 
-    def words(self, text: Tensor) -> tuple[Tensor, Tensor]:
+    def project_tokens(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """
-        Fused words `(batch, tokens, text_dim)` to what pixels are multiplied with `(batch, tokens, mask_dim)` and the
-        bias of each word `(batch, tokens)` in float32.
+        Fused tokens `(batch, tokens, text_dim)` to what pixels are multiplied with `(batch, tokens, mask_dim)` and
+        the bias of each token `(batch, tokens)` in float32.
         """
-        words = F.normalize(text, dim=-1)
-        return self.token_projection(words / 2) / self.log_scale.exp(), words.float() @ self.text_bias.float()
+        text = F.normalize(text, dim=-1)
+        return self.token_projection(text / 2) / self.log_scale.exp(), text.float() @ self.text_bias.float()
 
 
 def mean_weights(positive_map: Tensor) -> Tensor:
-    """Rows of a positive map `(n, tokens)`, above 0 at a label's words, as weights of a mean; float32."""
-    is_word = (positive_map > 0).float()
-    return is_word / is_word.sum(1, keepdim=True).clamp(min=1)
+    """A positive map `(n, tokens)`, above 0 at each label's tokens, as weights of a mean over them; float32."""
+    is_positive = (positive_map > 0).float()
+    return is_positive / is_positive.sum(1, keepdim=True).clamp(min=1)
 
 
 def init_mask_head(head: GLIPv2MaskHead) -> None:
@@ -288,7 +288,7 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Binary cross entropy, mean over pixels and regions; 0 without regions.
 
     Args:
-        logits: `(regions, side, side)`, mean logits over the label's words.
+        logits: `(regions, side, side)`, mean logits over the label's tokens.
         targets: `(regions, side, side)` in [0, 1].
     """
     if len(logits) == 0:
@@ -299,7 +299,7 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def check_regions(boxes: Sequence[Tensor], positive_maps: Sequence[Tensor], batch: int, tokens: int) -> None:
     """
     Raises:
-        ValueError, TypeError: unless there are boxes and words for each image, and every box has a word.
+        ValueError, TypeError: unless there are boxes and tokens for each image, and every box has a token.
     """
     if not len(boxes) == len(positive_maps) == batch:
         raise ValueError(
@@ -311,11 +311,11 @@ def check_regions(boxes: Sequence[Tensor], positive_maps: Sequence[Tensor], batc
         if tuple(positive_map.shape) != (len(image_boxes), tokens):
             raise ValueError(
                 f"`positive_maps[{index}]` has shape {tuple(positive_map.shape)}; expected "
-                f"{(len(image_boxes), tokens)}, a row a box and a column a token."
+                f"{(len(image_boxes), tokens)}, one row for each box and one column for each token."
             )
-        wordless = (~(positive_map > 0).any(1)).nonzero().flatten().tolist()
-        if wordless:
+        without = (~(positive_map > 0).any(1)).nonzero().flatten().tolist()
+        if without:
             raise ValueError(
-                f"`positive_maps[{index}]` has no word for the boxes {wordless[:8]}; give each box the tokens of its "
+                f"`positive_maps[{index}]` has no token for the boxes {without[:8]}; give each box the tokens of its "
                 "label (labels beyond the end of a text have none: split them over several prompts)."
             )

@@ -20,7 +20,6 @@ from transformers_glipv2.training.collators import (
 from transformers_glipv2.training.data_file import (
     DataFile,
     SamplerBySource,
-    clean_name,
     load_sources,
     make_collator,
     make_mixture,
@@ -68,7 +67,6 @@ __all__ = [
     "best_constant_answers",
     "best_constant_caption",
     "caption_scores",
-    "clean_name",
     "contrastive_head_of",
     "evaluation_examples",
     "export_model",

@@ -124,7 +124,7 @@ class _PackingCollate:
 class _StepLoader(DataLoader):
     """Unpacks what `_PackingCollate` packed."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch declares its private iterator class
         for batch in super().__iter__():
             if isinstance(batch, dict) and isinstance(batch.get("labels"), bytes):
                 batch["labels"] = tree_map_only(np.ndarray, torch.from_numpy, pickle.loads(batch["labels"]))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
@@ -59,7 +58,7 @@ class CaptionEvaluator:
         self.captions: list[str] = []
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module) -> dict[str, float]:
+    def __call__(self, model: Any) -> dict[str, float]:
         model = with_forward_methods(self.accelerator, model, "generate")
         # Captions differ in length, and sharded layers need the forward passes of all processes.
         synced = isinstance(model, FSDPModule) and self.accelerator.num_processes > 1

@@ -33,7 +33,7 @@ from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.files import read_text
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.data.sampling import DetectionSampler, GroundedText, token_counter
-from transformers_glipv2.prompts import clean_label
+from transformers_glipv2.prompts import clean_labels
 
 # Loaders by kind; the first argument of each is the path.
 LOADERS = {
@@ -281,7 +281,7 @@ def make_sampler(processor: Any, **options: Any) -> DetectionSampler:
     return DetectionSampler(
         max_tokens=processor.max_tokens - processor.tokenizer.num_special_tokens_to_add(),
         count_tokens=token_counter(processor.tokenizer),
-        clean=clean_name,
+        clean=clean_labels,
         **options,
     )
 
@@ -302,11 +302,6 @@ class SamplerBySource:
 
     def __call__(self, example: Mapping[str, Any], rng: random.Random) -> GroundedText:
         return (self.fixed if example["source"] == 0 else self.sampled)(example, rng)
-
-
-def clean_name(name: str) -> str:
-    """A class name as it is in prompts; a name that is all in brackets stays unchanged."""
-    return clean_label(name).strip() or name
 
 
 def _augmentation(data: DataFile, mixture: MixtureDataset) -> Compose | None:

@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from transformers_glipv2.data.formats.coco import ImageFinder, find_annotation_file, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detections import read_annotations
-from transformers_glipv2.evaluation.detector import coco_entries, open_annotated_image
-from transformers_glipv2.inference.detector import Detector, encode_labels
-from transformers_glipv2.training.data_file import DataFile, clean_name, load_sources
+from transformers_glipv2.evaluation.detector import Detector, coco_entries, open_annotated_image
+from transformers_glipv2.inference.detector import encode_labels
+from transformers_glipv2.prompts import clean_labels
+from transformers_glipv2.training.data_file import DataFile, load_sources
 
 REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100")
 
@@ -120,7 +121,7 @@ class DetectionEvaluator:
         self.images = self.annotations["images"][:max_samples]
         if not self.images:
             raise ValueError(f"{path} lists no images; there is nothing to evaluate on.")
-        self.category_ids, self.labels = list(categories), [clean_name(name) for name in categories.values()]
+        self.category_ids, self.labels = list(categories), clean_labels(list(categories.values()))
         self.prompts = encode_labels(self.labels, processor.tokenizer, processor.max_tokens)
         self.find = ImageFinder(path.parent)
         self.accelerator = accelerator
@@ -131,15 +132,14 @@ class DetectionEvaluator:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        methods = ("get_image_features", "get_text_features", *(("predict_masks",) if self.masks else ()))
+        methods = ("get_image_features", "predict_masks") if self.masks else ("get_image_features",)
         model = with_forward_methods(self.accelerator, model, *methods)
-        detector = Detector(model, self.processor, threshold=0.0, size=self.size, progress=False)
+        detector = Detector(model, self.processor, self.prompts, masks=self.masks)
         results = []
         for index, entry in own_examples(self.accelerator, self.images, self.progress):
             image = open_annotated_image(self.find(entry["file_name"]), (entry["width"], entry["height"]))
             with self.accelerator.autocast():
-                size = (entry["height"], entry["width"])
-                (result,) = detector.run_prompts([image], self.prompts, [size], masks=self.masks)
+                (result,) = detector([image], self.size, [(entry["height"], entry["width"])])
             results.append((index, coco_entries(entry["id"], result, self.category_ids)))
         predictions = [entry for entries in gather_in_order(results) for entry in entries]
         if not self.masks:

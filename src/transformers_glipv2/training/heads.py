@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,8 +30,8 @@ def load_other_heads(source: str | Path, model: PreTrainedModel) -> dict[str, to
         FileNotFoundError: when there are no safetensors files.
     """
     own = model.state_dict().keys()
-    heads = re.compile("|".join(model._keys_to_ignore_on_load_unexpected))
-    tensors = {}
+    heads = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ()))
+    tensors: dict[str, torch.Tensor] = {}
     for file in _weight_files(str(source)):
         with safe_open(file, "pt") as weights:
             names = [name for name in weights.keys() if name not in own and heads.match(name)]  # noqa: SIM118
@@ -66,7 +67,8 @@ def answers_are_new(model: str, answers: Sequence[str]) -> bool:
         answers (`Sequence[str]`): the vocabulary that is wanted.
     """
     config = GLIPv2Config.from_pretrained(model)
-    return [config.id2label[index] for index in range(config.num_labels)] != list(answers)
+    labels: Any = config.id2label or {}
+    return [labels[index] for index in range(len(labels))] != list(answers)
 
 
 def _weight_files(source: str) -> list[str]:

@@ -181,7 +181,7 @@ def train(
                 bar.set_postfix(log.flush(state, optimizer))
             bar.update()
             state.evaluation_due = evaluate is not None and (last or state.step % every == 0)
-            if state.evaluation_due and not state.stopped:
+            if evaluate is not None and state.evaluation_due and not state.stopped:
                 _evaluate_and_keep(accelerator, model, plan, export, average, evaluate, state, log)
                 state.seconds = time.monotonic() - started
             if saving or state.stopped:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from transformers_glipv2.layers.prompt_tuning import PROMPT_FILE, add_prompt_tuning, load_prompt_tuning
 
@@ -37,7 +38,7 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
     for part in parts:
         if part not in FREEZABLE:
             raise ValueError(f"`parts` has {part!r}; choose of {', '.join(FREEZABLE)}.")
-    base = getattr(model, "model", model)
+    base: Any = getattr(model, "model", model)
     if "text-encoder" in parts:
         base.text_encoder.requires_grad_(False)
     if "backbone" in parts:
@@ -87,7 +88,7 @@ def prepare_tuning(
     return model
 
 
-def load_tuned(model_class: type[nn.Module], model: str, folder: str | Path) -> nn.Module:
+def load_tuned(model_class: type[PreTrainedModel], model: str, folder: str | Path) -> nn.Module:
     """
     The model that a run of any way of tuning left.
 

@@ -120,7 +120,8 @@ def best_constant_answers(examples: Examples) -> dict[str, float]:
         by_type[example.get("question_type", "any")].append(example["answers"])
     chosen = {}
     for name, answers in by_type.items():
-        candidates = {answer for own in answers for answer, _ in Counter(own).most_common(1)}
+        counts: list[Counter[str]] = [Counter(own) for own in answers]
+        candidates = {answer for count in counts for answer, _ in count.most_common(1)}
         # Sorted, so that ties fall the same way each time.
         chosen[name] = max(sorted(candidates), key=lambda one: sum(answer_accuracy(one, own) for own in answers))
     return answer_scores([(example, chosen[example.get("question_type", "any")]) for example in examples])

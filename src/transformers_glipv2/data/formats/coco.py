@@ -71,7 +71,7 @@ def load_coco(
 def coco_record(
     image: Mapping[str, Any],
     annotations: Sequence[Mapping[str, Any]],
-    categories: Mapping[int, str],
+    categories: Mapping[Any, str],
     report: BoxReport,
     with_masks: bool = False,
 ) -> dict[str, Any]:
@@ -109,7 +109,8 @@ def find_annotation_file(path: str | Path, split: str | None = None) -> Path:
     names = (ODINW_FILE, ROBOFLOW_FILE)
     candidates = [path / name for name in names] if split is None else []
     # Roboflow says "valid" where others say "val".
-    for spelling in {"val": ("val", "valid"), "valid": ("valid", "val"), None: ()}.get(split, (split,)):
+    spellings = {"val": ("val", "valid"), "valid": ("valid", "val")}
+    for spelling in () if split is None else spellings.get(split, (split,)):
         candidates += [path / f"{spelling}.json", *(path / spelling / name for name in names)]
     for candidate in candidates:
         if candidate.is_file():

@@ -171,11 +171,12 @@ class SceneAssets:
             if len(group) <= 3 and not group & (BACKGROUND_NOUNS | _SHOWN_ELSEWHERE):
                 groups.append(sorted(group))
         groups.sort(key=lambda group: _lot("noun", group[0]))
-        wanted, chosen = round(0.08 * len(self.object_crops)), []
-        for group in groups:
+        wanted = round(0.08 * len(self.object_crops))
+        chosen: list[str] = []
+        for nouns in groups:
             if len(chosen) >= wanted:
                 break
-            chosen += group
+            chosen += nouns
         return frozenset(chosen)
 
     def _all_pairs(self, nouns: Iterable[str]) -> list[tuple[str, str]]:

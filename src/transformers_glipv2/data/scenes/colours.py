@@ -129,8 +129,8 @@ def recolour(object_crop: Image.Image, way: str, hue: int, colour: str) -> Image
     if way == "tint":
         painted = ImageChops.multiply(rgb, Image.new("RGB", rgb.size, PAINTS[colour]))
     else:
-        target = Image.new("RGB", (1, 1), PAINTS[colour]).convert("HSV").getpixel((0, 0))
-        shift = target[0] - hue
+        target = int(np.asarray(Image.new("RGB", (1, 1), PAINTS[colour]).convert("HSV"))[0, 0, 0])
+        shift = target - hue
         h, s, v = rgb.convert("HSV").split()
         h = h.point([(level + shift) % 256 for level in range(256)])
         if colour == "pink":

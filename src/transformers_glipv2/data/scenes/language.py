@@ -287,7 +287,7 @@ def coloured_labels(
 
 
 def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
-    questions = []
+    questions: list[tuple[str, int, int | None]] = []
     if len({o.noun for o in objects}) == 1:
         questions.append((rng.choice(("what is in the picture?", "what is this?")), 0, None))
     for index, own in enumerate(objects):
@@ -380,9 +380,17 @@ def _ask_side(objects: Sequence[SceneObject], absent: Sequence[str], rng: random
     return told.add(f" {asked} of ").add(names[1], [b]).add("?")
 
 
-def alike(one: str, other: str) -> bool:
+def alike(one: str, other: str | None) -> bool:
     """Whether two colours are so near that people disagree."""
-    near = ("red pink", "red orange", "orange yellow", "orange brown", "purple pink", "purple blue", "gray white")
+    near: tuple[str, ...] = (
+        "red pink",
+        "red orange",
+        "orange yellow",
+        "orange brown",
+        "purple pink",
+        "purple blue",
+        "gray white",
+    )
     near += ("gray black", "red brown", "yellow brown")
     return f"{one} {other}" in near or f"{other} {one}" in near
 

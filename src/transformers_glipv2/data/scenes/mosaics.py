@@ -117,7 +117,8 @@ class MosaicScenes(Dataset):
         rng = derive_random("mosaic", self.split, self.seed, index)
         rows = round(rng.choices(list(self.tiles), list(self.tiles.values()))[0] ** 0.5)
         canvas = self._canvas(rng)
-        boxes, categories = [], []
+        boxes: list[list[float]] = []
+        categories: list[str] = []
         for place in range(rows * rows):
             if self.backgrounds and rng.random() < 0.1:
                 self._put(canvas, rng.choice(self.backgrounds), place, rows, rng)

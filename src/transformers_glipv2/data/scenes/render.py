@@ -116,8 +116,8 @@ class SceneComposer:
         cells = rng.choice((2, 2, 3, 5, 9, 24))
         grain = np.array([_random_colour(rng) for _ in range(cells * cells)], dtype=np.float32)
         grain = grain.mean(axis=0) + (grain - grain.mean(axis=0)) * rng.uniform(0.15, 0.8)
-        grain = Image.fromarray(grain.reshape(cells, cells, 3).astype(np.uint8))
-        return grain.resize(size, Image.Resampling.BICUBIC), frozenset()
+        image = Image.fromarray(grain.reshape(cells, cells, 3).astype(np.uint8))
+        return image.resize(size, Image.Resampling.BICUBIC), frozenset()
 
     def compose(
         self, canvas: Image.Image, specs: Iterable[ObjectSpec], rng: random.Random, allow_held_out: bool = False
@@ -311,4 +311,5 @@ def _random_colour(rng: random.Random) -> tuple[int, int, int]:
         return (level, level, level)
     base = rng.choice(list(PAINTS.values()))
     fade = rng.random()
-    return tuple(int(channel * fade + rng.randint(40, 250) * (1 - fade)) for channel in base)
+    red, green, blue = (int(channel * fade + rng.randint(40, 250) * (1 - fade)) for channel in base)
+    return red, green, blue

@@ -377,7 +377,7 @@ def test_scenes(
     return TestScenes(assets, part, count, negatives, seed, size, extra_backgrounds)
 
 
-test_scenes.__test__ = False  # pytest would collect it where it is imported
+test_scenes.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it where it is imported
 
 
 class ReferringScenes(Dataset):

@@ -1,0 +1,105 @@
+"""Checks of what `forward` is given: cheap ones, by shape, and by value only where no device has to be waited for."""
+
+import torch
+
+from ..configuration_glipv2 import GLIPv2Config
+
+
+def can_read(tensor: torch.Tensor) -> bool:
+    """Whether the values of a tensor can be looked at without waiting for a device or breaking a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def check_pixels(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, config: GLIPv2Config) -> None:
+    """Raises `TypeError` or `ValueError` for pixels that no image has, before they fail deep inside the backbone."""
+    if not torch.is_floating_point(pixel_values):
+        raise TypeError(
+            f"`pixel_values` must be floating point, not {pixel_values.dtype}; pass images through the processor, "
+            "which rescales and normalises them."
+        )
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"`pixel_values` must have shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
+        )
+    channels = getattr(config.backbone_config, "num_channels", 3)
+    if pixel_values.shape[0] == 0 or pixel_values.shape[1] != channels:
+        raise ValueError(
+            f"`pixel_values` must hold at least one image of {channels} channels, not {tuple(pixel_values.shape)}; "
+            "the processor turns images of any mode into such."
+        )
+    if can_read(pixel_values):
+        finite = pixel_values.sum(dtype=torch.float32, dim=(1, 2, 3)).isfinite()
+        if not finite.all():
+            raise ValueError(
+                f"`pixel_values[{int(finite.logical_not().nonzero()[0])}]` holds NaN or infinity; look for a division "
+                "by zero where the image was made or normalised."
+            )
+    if pixel_mask is None:
+        return
+    if pixel_mask.shape != pixel_values[:, 0].shape:
+        raise ValueError(
+            f"`pixel_mask` must have shape {tuple(pixel_values[:, 0].shape)} (batch, height, width), "
+            f"not {tuple(pixel_mask.shape)}."
+        )
+    if can_read(pixel_mask):
+        sizes = image_sizes_of(pixel_mask)
+        rows, columns = (torch.arange(side) < sizes[:, axis, None] for axis, side in enumerate(pixel_mask.shape[1:]))
+        good = (pixel_mask.bool() == rows[:, :, None] & columns[:, None, :]).flatten(1).all(1) & (sizes > 0).all(1)
+        if not good.all():
+            raise ValueError(
+                f"`pixel_mask[{int(good.logical_not().nonzero()[0])}]` must be 1 in a rectangle that begins at the "
+                "top-left corner, the image, and 0 in the padding to its right and below; the processor makes it."
+            )
+
+
+def image_sizes_of(pixel_mask: torch.Tensor) -> torch.Tensor:
+    """Height and width `(batch, 2)` in pixels of each un-padded image, from its mask `(batch, height, width)`."""
+    mask = pixel_mask.bool()
+    return torch.stack([mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)], dim=1)
+
+
+def check_text(
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    config: GLIPv2Config,
+    attention_mask: torch.Tensor | None = None,
+) -> None:
+    """Raises `ValueError` unless exactly one form of text is given and fits the text encoder and its mask."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds` (or `text_features`).")
+    shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+    tokens = shape[1]
+    positions = getattr(config.text_config, "max_position_embeddings", tokens)
+    if tokens > positions:
+        raise ValueError(
+            f"The text has {tokens} tokens and the text encoder {positions} positions; shorten the sentence, or split "
+            "a long list of labels over several prompts."
+        )
+    if tokens > config.max_text_length:
+        raise ValueError(
+            f"The text has {tokens} tokens and `max_text_length` is {config.max_text_length}; shorten the sentence, "
+            "split a long list of labels over several prompts, or load the model with a larger `max_text_length`."
+        )
+    if input_ids is not None and can_read(input_ids) and input_ids.numel():
+        lowest, highest, vocab_size = int(input_ids.min()), int(input_ids.max()), config.text_config.vocab_size
+        if lowest < 0 or highest >= vocab_size:
+            raise ValueError(
+                f"`input_ids` holds {lowest if lowest < 0 else highest}, which is not in the vocabulary (0 to "
+                f"{vocab_size - 1}); use the tokenizer that was saved with the model."
+            )
+    if attention_mask is None:
+        return
+    if attention_mask.shape != shape:
+        raise ValueError(
+            f"`attention_mask` must have shape {tuple(shape)} (batch, tokens), not {tuple(attention_mask.shape)}."
+        )
+    if can_read(attention_mask):
+        empty = attention_mask.bool().logical_not().all(1)
+        if empty.any():
+            raise ValueError(
+                f"`attention_mask[{int(empty.nonzero()[0])}]` is 0 everywhere, so the text has no token; pass 1 for "
+                "tokens and 0 for padding, or leave the mask out."
+            )
+
+
+__all__ = ["can_read", "check_pixels", "check_text", "image_sizes_of"]
