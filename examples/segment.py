@@ -1,5 +1,5 @@
 """
-Draws the masks of what words name into an image.
+Draws the masks of what labels or a phrase name into an image.
 
     python examples/segment.py --model MODEL --image street.jpg --labels person "traffic light" car
     python examples/segment.py --model MODEL --image table.jpg --phrase "the red cup left of the bottle"
@@ -9,75 +9,77 @@ segmentation). The drawing goes to `--output`; `--json` also writes boxes, score
 """
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, segment_labels
-from transformers_glipv2.data.files import write_json
-from transformers_glipv2.image_io import open_image
-from transformers_glipv2.inference.drawing import Drawn, draw
+from transformers_glipv2 import GLIPv2ForInstanceSegmentation, segment_labels
+from transformers_glipv2.cli.arguments import (
+    NANO,
+    OutputFile,
+    ScriptParser,
+    add_device,
+    add_drawing,
+    add_image,
+    add_model,
+    add_threshold,
+    check_paths,
+    fraction,
+)
+from transformers_glipv2.cli.checkpoints import load_checkpoint
+from transformers_glipv2.cli.errors import run
+from transformers_glipv2.cli.results import Found, load_image, show
 from transformers_glipv2.layers.paste_masks import encode_region
+from transformers_glipv2.training import write_json
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
-    add("--image", required=True, type=Path, help="image to segment")
-    words = parser.add_mutually_exclusive_group(required=True)
-    words.add_argument("--labels", nargs="+", help="names to look for; one mask for each object")
-    words.add_argument("--phrase", help="what to look for, in words; one mask of all it refers to")
-    add("--output", type=Path, default=Path("segmented.png"), help="drawing to write (default: segmented.png)")
-    add("--json", type=Path, help="also write the results here")
-    add("--threshold", type=float, default=0.3, help="on the scores of boxes (default: 0.3)")
-    add("--mask_threshold", type=float, default=0.5, help="on the probability of pixels (default: 0.5)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda where there is one")
+    add_model(parser, "folder or Hub id of a checkpoint with a mask head", default=NANO)
+    add_image(parser, help="image to segment")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--labels", nargs="+", help="names to look for; one mask for each object")
+    text.add_argument("--phrase", help="phrase to look for; one mask of all it refers to")
+    add_drawing(parser, "outputs/segmented.png")
+    add("--json", type=OutputFile, help="also write the results here")
+    add_threshold(parser)
+    add("--mask_threshold", type=fraction, default=0.5, help="least probability of a pixel (default: 0.5)")
+    add_device(parser)
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    args = parse_args(arguments)
-    processor = GLIPv2Processor.from_pretrained(args.model)
-    model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).to(args.device).eval()
-    image = open_image(args.image)
+def main(arguments: list[str] | None = None) -> list[Found]:
+    args = check_paths(parse_args(arguments))
+    image = load_image(args.image)
+    model, processor = load_checkpoint(GLIPv2ForInstanceSegmentation, args.model, args.device)
 
-    if args.labels:
-        found = find_instances(model, processor, image, args)
-    else:
-        found = find_phrase(model, processor, image, args)
-    for entry in found:
-        x1, y1, x2, y2 = (round(side) for side in entry["box"])
-        print(f"{entry['score']:.3f}  {entry['label']:<24} [{x1}, {y1}, {x2}, {y2}]  {entry['mask'].sum()} pixels")
-    if not found:
-        print(f"Nothing scores above {args.threshold}; try a lower --threshold.")
-
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    things = [Drawn(f"{entry['label']} {entry['score']:.2f}", entry["box"], entry["mask"]) for entry in found]
-    draw(image, things).save(args.output)
-    print(f"Wrote {args.output}.")
+    find = find_instances if args.labels else find_phrase
+    found = find(model, processor, image, args)
+    show(image, found, args.output, args.threshold)
     if args.json:
         size = (image.height, image.width)
-        entries = [{**entry, "mask": encode_region(entry["mask"], 0, 0, size)} for entry in found]
+        entries = [
+            {"label": one.label, "score": one.score, "box": one.box, "mask": encode_region(one.mask, 0, 0, size)}
+            for one in found
+        ]
         write_json(args.json, entries)
         print(f"Wrote {args.json}.")
     return found
 
 
-def find_instances(model, processor, image: Image.Image, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each object's label, score, box and mask, the surest first."""
+def find_instances(model, processor, image: Image.Image, args: argparse.Namespace) -> list[Found]:
+    """Each object's label, score, box and mask, the highest-scoring first."""
     options = {"threshold": args.threshold, "mask_threshold": args.mask_threshold, "return_rle": False}
     (result,) = segment_labels(model, processor, image, args.labels, **options)
     columns = (result["text_labels"], result["scores"].tolist(), result["boxes"].tolist(), result["masks"].numpy())
-    return [dict(zip(("label", "score", "box", "mask"), row, strict=True)) for row in zip(*columns, strict=True)]
+    return [Found(*columns) for columns in zip(*columns, strict=True)]
 
 
 @torch.no_grad()
-def find_phrase(model, processor, image: Image.Image, args: argparse.Namespace) -> list[dict[str, Any]]:
+def find_phrase(model, processor, image: Image.Image, args: argparse.Namespace) -> list[Found]:
     """One mask of what the phrase refers to, with the box around all of its parts."""
-    inputs = processor(images=image, text=args.phrase).to(args.device)
+    inputs = processor(images=image, text=args.phrase).to(model.device)
     ((phrase,),) = processor.post_process_referring_segmentation(
         model(**inputs),
         args.phrase,
@@ -88,9 +90,8 @@ def find_phrase(model, processor, image: Image.Image, args: argparse.Namespace) 
     if not len(phrase["boxes"]):
         return []
     box = torch.cat([phrase["boxes"][:, :2].amin(0), phrase["boxes"][:, 2:].amax(0)])
-    best = phrase["scores"][0].item()
-    return [{"label": args.phrase, "score": best, "box": box.tolist(), "mask": phrase["mask"].numpy()}]
+    return [Found(args.phrase, phrase["scores"][0].item(), box.tolist(), phrase["mask"].numpy())]
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -372,15 +373,17 @@ def add_scenes(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """`--device`."""
-    parser.add_argument(
-        "--device", type=device_name, default=default, help=f"cpu or cuda (default: {default or 'cuda, else cpu'})"
-    )
+    if default is None:
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device_name, default=default, help=f"cpu or cuda (default: {default})")
 
 
 def device_name(text: str) -> str:
     """`cpu`, `cuda` or `cuda:1`."""
     if not re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no device; take cpu, cuda or cuda:1")
+    if text.startswith("cuda") and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"{text!r} is not available here; take cpu")
     return text
 
 
