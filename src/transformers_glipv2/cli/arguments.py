@@ -332,11 +332,16 @@ def add_num_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_num_beams(parser: argparse.ArgumentParser) -> None:
+    """`--num_beams` of captions."""
+    help = "captions: beams of beam search; 1 is greedy decoding (default: 5)"
+    parser.add_argument("--num_beams", type=positive_int, default=5, help=help)
+
+
 def add_generation(parser: argparse.ArgumentParser, max_new_tokens: int = 30) -> None:
     """`--num_beams` and `--max_new_tokens` of captions."""
-    add = parser.add_argument
-    add("--num_beams", type=positive_int, default=5, help="captions: beams; 1 is greedy decoding (default: 5)")
-    add(
+    add_num_beams(parser)
+    parser.add_argument(
         "--max_new_tokens",
         type=positive_int,
         default=max_new_tokens,
