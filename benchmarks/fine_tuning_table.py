@@ -1,16 +1,17 @@
 """
-Fine-tunes for a table: data sets x ways x shots x seeds, beside a baseline without pre-training.
+Fine-tunes for a table: data sets x ways of training x shots x seeds, beside a baseline without pre-training.
 
     python benchmarks/fine_tuning_table.py --model hub_upload/glipv2-nano --baseline outputs/nano-init \\
         --data raccoon chess blood-cells microcontrollers --output outputs/table --processes 2
 
 Every cell is a run of finetune_detection.py in a process and a folder of its own, scored once, with its last weights,
-on the test split. Columns are shots; 0 is the model as it comes. The baseline is tuned in full only. What stands after
-`--` is passed on, such as `-- --sizes 224 --batch_size 8`.
+on the test split. Columns are shots; 0 is the model without fine-tuning, scored by evaluate_detection.py. The baseline
+is trained in full only. What stands after `--` is passed on to finetune_detection.py, such as
+`-- --image_size 224 --batch_size 8`.
 
 table.md and table.json are written anew after each cell, from scores and seconds of training. Of a cell scores, log
 and settings are kept. Cells that are there are not made again, so the same command goes on after an interruption, and
-takes up a cell that was cut off.
+resumes a cell that was cut off.
 """
 
 import argparse
@@ -22,42 +23,57 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from script_runs import ScriptRun, keep_files, markdown_row, run_scripts, split_arguments
+from script_runs import ScriptRun, add_runs, keep_files, markdown_row, run_scripts, split_arguments
+from transformers_glipv2.cli.arguments import (
+    InputPath,
+    ModelSource,
+    ScriptParser,
+    add_image_size,
+    add_model,
+    add_output_folder,
+    check_paths,
+    positive_float,
+    positive_int,
+    seed_int,
+)
+from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.files import write_json, write_text
+from transformers_glipv2.data.formats.coco import find_annotation_file
 from transformers_glipv2.evaluation.odinw import score_cell
-from transformers_glipv2.training import TUNING_WAYS
+from transformers_glipv2.training import TRAIN_WAYS
 
-SCRIPT = Path(__file__).with_name("finetune_detection.py")
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RESULT = "metrics.json"
 KEPT = (RESULT, "training_args.json", "training_log.jsonl")
 ZERO_SHOT, BASELINE = "zero-shot", "baseline, full"
-# Few images are learned, and learned by heart, in few steps.
+# Few images are learned, and overfitted, in few steps.
 STEPS = {"1": 20, "3": 30, "5": 40, "10": 60, "all": 130}
-# What is pre-trained is soon forgotten over few images; what is not has everything to learn.
+# A pre-trained model soon forgets over few images; a new one has everything to learn.
 RATES = {"full": 5e-5, "full:1": 3e-5, "full:10": 1e-4, "full:all": 3e-4, "baseline": 1e-3}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: `way` is a row's name, `shots` "0", a number or "all"."""
+    """One run: `train` is a row's name, `shots` "0", a number or "all"."""
 
     data: Path
-    way: str
+    train: str
     shots: str
     seed: int
     run: ScriptRun
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="folder or Hub id of the pre-trained model")
-    add("--baseline", help="folder of the same network without pre-training, as make_nano.py writes it")
-    add("--data", required=True, nargs="+", type=Path, help="COCO-format folders with train and test splits")
-    add("--output", required=True, type=Path, help="folder for the tables and a folder for each cell")
-    add("--ways", nargs="+", choices=TUNING_WAYS, default=["full", "linear-probe", "prompt"], help="rows")
+    add_model(parser, "folder or Hub id of the pre-trained model")
+    help = "folder of the same network without pre-training, as make_nano.py writes it"
+    add("--baseline", type=ModelSource, help=help)
+    add("--data", required=True, nargs="+", type=InputPath, help="COCO-format folders with train and test splits")
+    add_output_folder(parser, "folder for the tables and a folder for each cell")
+    add("--train", nargs="+", choices=TRAIN_WAYS, default=["full", "head", "prompt"], help="rows: what learns")
     add("--shots", nargs="+", type=shots, default=list(STEPS), help="numbers or all (default: 1 3 5 10 all)")
-    add("--seeds", nargs="+", type=int, default=[3], help="of the draws of images, and all else (default: 3)")
+    add("--seeds", nargs="+", type=seed_int, default=[3], help="of the choice of images, and all else (default: 3)")
     add(
         "--num_steps",
         nargs="+",
@@ -71,14 +87,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=rate_of_way,
         default=list(RATES.items()),
-        metavar="WAY[:SHOTS]=RATE",
-        help=f"of {', '.join((*TUNING_WAYS, 'baseline'))}, of all shots or of one number "
+        metavar="TRAIN[:SHOTS]=RATE",
+        help=f"of {', '.join((*TRAIN_WAYS, 'baseline'))}, of all shots or of one number "
         f"(default: {' '.join(f'{way}={rate:g}' for way, rate in RATES.items())}, else finetune_detection.py's)",
     )
     add("--test_split", default="test", help="split that is scored (default: test)")
-    add("--processes", type=int, default=1, help="cells at a time (default: 1)")
-    add("--threads", type=int, help="of each process (default: the cores, shared out)")
-    add("--keep_weights", action="store_true", help="do not delete a cell's weights")
+    add_runs(parser, "cell")
     own, passed_on = split_arguments(arguments)
     args = parser.parse_args(own)
     args.passed_on = passed_on
@@ -88,7 +102,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args.learning_rates = {**RATES, **dict(args.learning_rates)}
     args.num_steps = {**STEPS, **dict(args.num_steps)}
     if lacking := [name for name in args.shots if name not in args.num_steps]:
-        parser.error(f"--num_steps says nothing of {', '.join(lacking)} shots; add {lacking[0]}=STEPS")
+        parser.error(f"--num_steps has no number for {', '.join(lacking)} shots; add {lacking[0]}=STEPS")
     return args
 
 
@@ -104,16 +118,16 @@ def steps_of_shots(text: str) -> tuple[str, int]:
     name, _, steps = text.partition("=")
     if not steps.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} gives no number of steps; write 10=60")
-    return shots(name), int(steps)
+    return shots(name), positive_int(steps)
 
 
 def rate_of_way(text: str) -> tuple[str, float]:
     """`full=5e-5` or `full:all=3e-4` as what it is for and the learning rate."""
     name, _, rate = text.partition("=")
     way, colon, count = name.partition(":")
-    if way not in (*TUNING_WAYS, "baseline"):
-        raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(TUNING_WAYS)}, baseline; write full=5e-5")
-    return f"{way}:{shots(count)}" if colon else way, float(rate)
+    if way not in (*TRAIN_WAYS, "baseline"):
+        raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(TRAIN_WAYS)}, baseline; write full=5e-5")
+    return f"{way}:{shots(count)}" if colon else way, positive_float(rate)
 
 
 def make_cells(args: argparse.Namespace) -> list[Cell]:
@@ -124,33 +138,43 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
         found = [args.learning_rates[name] for name in (f"{way}:{count}", way) if name in args.learning_rates]
         return ("--learning_rate", found[0]) if found else ()
 
-    def add(data: Path, way: str, count: str, seed: int, model: str, *options: object) -> None:
+    def add(data: Path, way: str, count: str, seed: int, script: str, *options: object) -> None:
         folder = args.output / "cells" / data.name / way.replace(", ", "-") / f"{count}-shot" / f"seed-{seed}"
-        fixed = ("--model", model, "--data", data, "--test_split", args.test_split, "--eval_split", "none")
-        arguments = tuple(map(str, (*fixed, *options, *args.passed_on)))
-        cells.append(Cell(data, way, count, seed, ScriptRun(SCRIPT, arguments, folder, RESULT)))
+        run = ScriptRun(EXAMPLES / script, tuple(map(str, options)), folder, RESULT)
+        cells.append(Cell(data, way, count, seed, run))
 
+    # The model without fine-tuning is scored at the size that the others are scored at.
+    sizes = ScriptParser(None)
+    add_image_size(sizes, "of training")
+    image_size = sizes.parse_known_args(args.passed_on)[0].image_size
+    size = ("--image_size", max(image_size)) if image_size else ()
     for data in args.data:
-        add(data, ZERO_SHOT, "0", 0, args.model, "--num_steps", 0)
+        file = find_annotation_file(data, args.test_split)
+        annotations = ("--annotations", file, "--images", file.parent)
+        add(data, ZERO_SHOT, "0", 0, "evaluate_detection.py", "--model", args.model, *annotations, *size)
     for count in args.shots:
         few = () if count == "all" else ("--shots", count)
         steps = args.num_steps[count]
-        options = (*few, "--num_steps", steps, "--eval_steps", steps, "--resume_from_checkpoint", "latest")
+        options = (*few, "--num_steps", steps, "--eval_steps", steps, "--resume", "latest", *args.passed_on)
+        options += ("--test_split", args.test_split, "--eval_split", "none")
         for data in args.data:
             for seed in args.seeds:
-                seeds = ("--shot_seed", seed, "--seed", seed)
-                for way in args.ways:
-                    add(data, way, count, seed, args.model, "--tune", way, *rate(way, count), *options, *seeds)
-                if args.baseline is not None:
-                    tune = ("--tune", "full", *rate("baseline", count))
-                    add(data, BASELINE, count, seed, args.baseline, *tune, *options, *seeds)
+                for row, way, model, rates in (
+                    *((way, way, args.model, way) for way in args.train),
+                    *([(BASELINE, "full", args.baseline, "baseline")] if args.baseline is not None else []),
+                ):
+                    own = ("--model", model, "--data", data, "--train", way, *rate(rates, count), "--seed", seed)
+                    add(data, row, count, seed, "finetune_detection.py", *own, *options)
     return cells
 
 
 def read_cell(cell: Cell, test_split: str) -> dict:
     """What table.json says of a cell that is done."""
     found = cell.run.read_result()
-    names = {"data": cell.data.name, "way": cell.way, "shots": cell.shots, "seed": cell.seed}
+    names = {"data": cell.data.name, "train": cell.train, "shots": cell.shots, "seed": cell.seed}
+    if cell.train == ZERO_SHOT:
+        scores = {name: 100 * value for name, value in found["coco"]["bbox"].items() if name != "per_category"}
+        return {**names, "steps": 0, "seconds": 0.0, **scores}
     return {**names, "steps": found["steps"], "seconds": round(found["seconds"], 1), **found[test_split]}
 
 
@@ -158,17 +182,17 @@ def table(results: Sequence[dict], args: argparse.Namespace, value: Callable[[di
     """
     Means, and standard deviations, over seeds: data sets and ways down, shots across; at the end means over data sets.
     """
-    ways = [*args.ways, *([BASELINE] if args.baseline is not None else [])]
+    ways = [*args.train, *([BASELINE] if args.baseline is not None else [])]
     columns = ["0", *args.shots]
-    # Zero-shot is where every way begins but the baseline.
-    kind = {(way, "0"): ZERO_SHOT for way in args.ways}
+    # Every row but the baseline starts from the zero-shot model.
+    kind = {(way, "0"): ZERO_SHOT for way in args.train}
 
     def runs(data: str, way: str, count: str) -> list[float]:
         way = kind.get((way, count), way)
         key = (data, way, count)
-        return [value(found) for found in results if (found["data"], found["way"], found["shots"]) == key]
+        return [value(found) for found in results if (found["data"], found["train"], found["shots"]) == key]
 
-    lines = [markdown_row("data", "tuning", *columns), markdown_row("---", "---", *["---:"] * len(columns))]
+    lines = [markdown_row("data", "train", *columns), markdown_row("---", "---", *["---:"] * len(columns))]
     sets = [folder.name for folder in args.data]
     for data in sets:
         for way in ways:
@@ -199,15 +223,15 @@ def report(results: Sequence[dict], args: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> list[dict]:
-    args = parse_args(arguments)
+    args = check_paths(parse_args(arguments))
     cells = make_cells(args)
     by_run = {cell.run: cell for cell in cells}
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.processes)
     results: dict[Cell, dict] = {}
-    for run in tqdm(run_scripts(list(by_run), args.processes, threads), total=len(cells), unit="cell"):
+    for done in tqdm(run_scripts(list(by_run), args.processes, threads), total=len(cells), unit="cell"):
         if not args.keep_weights:
-            keep_files(run.folder, KEPT)
-        results[by_run[run]] = read_cell(by_run[run], args.test_split)
+            keep_files(done.folder, KEPT)
+        results[by_run[done]] = read_cell(by_run[done], args.test_split)
         ordered = [results[cell] for cell in cells if cell in results]
         write_json(args.output / "table.json", ordered)
         write_text(args.output / "table.md", report(ordered, args))
@@ -216,4 +240,4 @@ def main(arguments: list[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

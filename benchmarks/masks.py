@@ -1,6 +1,6 @@
 """
-Measures what masks cost: seconds for an image's boxes alone and with their masks, and the most memory that hundreds
-of masks of a large image take.
+Measures what masks cost: seconds for an image's boxes alone and with their masks, and the peak memory of hundreds of
+masks of a large image.
 
     python benchmarks/masks.py --model hub_upload/glipv2-nano
     python benchmarks/masks.py --model hub_upload/glipv2-nano --device cuda
@@ -16,7 +16,6 @@ import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,29 +23,39 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, detect_labels, segment_labels
-from transformers_glipv2.image_processing_glipv2 import open_image
+from transformers_glipv2 import GLIPv2ForInstanceSegmentation, detect_labels, segment_labels
+from transformers_glipv2.cli.arguments import (
+    ScriptParser,
+    add_device,
+    add_image,
+    add_model,
+    add_timing,
+    check_paths,
+    positive_int,
+)
+from transformers_glipv2.cli.checkpoints import load_checkpoint
+from transformers_glipv2.cli.errors import run
+from transformers_glipv2.cli.results import load_image
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
-    add("--image", type=Path, help="image to time with (default: noise of 640 x 480 pixels)")
+    add_model(parser, "folder or Hub id of a checkpoint with a mask head")
+    add_image(parser, required=False, help="image to time with (default: noise of 640 x 480 pixels)")
     add("--labels", nargs="+", default=["person", "dog", "car", "chair", "bottle"], help="names to look for")
-    add("--masks", type=int, default=100, help="boxes, each with a mask, that are timed (default: 100)")
-    add("--large", type=int, nargs=2, default=(4000, 3000), help="width and height, memory (default: 4000 3000)")
-    add("--large_masks", type=int, default=300, help="masks of the large image (default: 300)")
-    add("--runs", type=int, default=5, help="turns of each way after one that warms up (default: 5)")
-    add("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--masks", type=positive_int, default=100, help="boxes, each with a mask, that are timed (default: 100)")
+    help = "width and height, to measure memory with (default: 4000 3000)"
+    add("--large", type=positive_int, nargs=2, default=(4000, 3000), metavar=("WIDTH", "HEIGHT"), help=help)
+    add("--large_masks", type=positive_int, default=300, help="masks of the large image (default: 300)")
+    add_timing(parser, 5, "turns of each way after one that warms up")
+    add_device(parser, default="cpu")
     return parser.parse_args(arguments)
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     torch.set_num_threads(args.threads)
-    model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).to(args.device).eval()
-    return model, GLIPv2Processor.from_pretrained(args.model)
+    return load_checkpoint(GLIPv2ForInstanceSegmentation, args.model, args.device)
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -58,7 +67,7 @@ def noise(width: int, height: int) -> Image.Image:
 def time_both(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of "boxes" and of "masks", and how many masks there were."""
     model, processor = load(args)
-    image = open_image(args.image).convert("RGB") if args.image else noise(640, 480)
+    image = load_image(args.image) if args.image else noise(640, 480)
     options = {"threshold": 0.0, "max_detections": args.masks}
     ways: dict[str, Callable[[], dict[str, Any]]] = {
         "boxes": lambda: detect_labels(model, processor, image, args.labels, **options)[0],
@@ -66,7 +75,7 @@ def time_both(args: argparse.Namespace) -> dict[str, Any]:
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, Any] = {}
-    for turn in tqdm(range(args.runs + 1), "turns"):
+    for turn in tqdm(range(args.repeats + 1), "turns"):
         for name, way in ways.items():
             start = time.perf_counter()
             found = way()  # its results are on the CPU, so a GPU is done as well
@@ -76,7 +85,7 @@ def time_both(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def most_memory(args: argparse.Namespace) -> dict[str, Any]:
-    """GB held at most, "total" and by then "loaded" (code and weights, before there is an image)."""
+    """Peak memory in GB: "total", and "loaded" with code and weights before there is an image."""
     model, processor = load(args)
     on_gpu = args.device != "cpu"
     loaded = held(on_gpu)
@@ -94,7 +103,7 @@ def held(on_gpu: bool) -> float:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    args = parse_args(arguments)
+    args = check_paths(parse_args(arguments))
     results = {}
     for name, measure in (("time", time_both), ("memory", most_memory)):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
@@ -104,11 +113,11 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
         f"boxes alone: {seconds['boxes']:.3f} s an image\n"
         f"boxes with {seconds['count']} masks: {seconds['masks']:.3f} s an image, "
         f"{seconds['masks'] / seconds['boxes']:.2f} times as long\n"
-        f"{memory['count']} masks of {args.large[0]} x {args.large[1]} pixels: {memory['total']:.2f} GB at most, "
+        f"{memory['count']} masks of {args.large[0]} x {args.large[1]} pixels: {memory['total']:.2f} GB at the peak, "
         f"{memory['loaded']:.2f} GB of it before the image"
     )
     return results
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

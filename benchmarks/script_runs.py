@@ -1,5 +1,6 @@
-"""Tables of many runs: each a script in a process of its own, several side by side, and none made twice."""
+"""Tables of many runs: each a script in a process of its own, several at a time, and none made twice."""
 
+import argparse
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers_glipv2.cli.arguments import positive_int
 from transformers_glipv2.data.files import write_json
 
 COMMAND_FILE = "command.json"
@@ -65,6 +67,14 @@ class ScriptRun:
         with open(self.folder / LOG_FILE, "w", encoding="utf-8") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             return subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def add_runs(parser: argparse.ArgumentParser, name: str) -> None:
+    """`--processes`, `--threads` and `--keep_weights` of a table whose runs are named so."""
+    add = parser.add_argument
+    add("--processes", type=positive_int, default=1, help=f"{name}s at a time (default: 1)")
+    add("--threads", type=positive_int, help="of each process (default: the cores, divided among them)")
+    add("--keep_weights", action="store_true", help=f"do not delete the weights of a {name}")
 
 
 def run_scripts(runs: Sequence[ScriptRun], processes: int = 1, threads: int = 1) -> Iterator[ScriptRun]:
@@ -134,8 +144,8 @@ def keep_files(folder: Path, names: Sequence[str]) -> None:
 def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """A command's own arguments, and those after `--`, which it passes on; of `sys.argv` where there are none."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    place = words.index("--") if "--" in words else len(words)
-    return words[:place], words[place + 1 :]
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
 
 
 def markdown_row(*cells: object) -> str:

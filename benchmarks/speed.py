@@ -1,7 +1,7 @@
 """
 Measures GLIPv2-tiny beside transformers' Grounding DINO tiny: seconds, peak memory and their ratios, from one run.
 
-    python benchmarks/speed.py --output benchmark.md          # two CPU threads, float32, some ten minutes
+    python benchmarks/speed.py --output benchmark.md          # two CPU threads, float32, about ten minutes
     python benchmarks/speed.py --device cuda                  # bfloat16, eager and compiled
 
 Both have random weights, which cost the same as trained ones, and see one image. Each runs in a process of its own
@@ -28,6 +28,16 @@ from tqdm import tqdm
 from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection
+from transformers_glipv2.cli.arguments import (
+    ScriptParser,
+    add_device,
+    add_output_file,
+    add_timing,
+    check_paths,
+    positive_int,
+)
+from transformers_glipv2.cli.errors import run
+from transformers_glipv2.data.files import write_text
 from transformers_glipv2.inference.detector import EncodedPrompt, detect_prompts
 from transformers_glipv2.post_processing import image_detections
 
@@ -47,14 +57,14 @@ PARTS = {
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    add("--runs", type=int, default=3, choices=range(1, 100), metavar="N", help="turns of each model (default: 3)")
-    add("--size", type=int, nargs=2, default=(800, 1066), help="height and width of the image (default: 800 1066)")
+    add_device(parser, default="cpu")
+    add_timing(parser, 3, "turns of each model")
+    add("--height", type=positive_int, default=800, help="of the image (default: 800)")
+    add("--width", type=positive_int, default=1066, help="of the image (default: 1066)")
     add("--scale", choices=("tiny", "nano"), default="tiny", help="size of GLIPv2 (default: tiny)")
-    add("--output", type=Path, help="file to write the tables to as well")
+    add_output_file(parser, "Markdown file to write the tables to as well")
     return parser.parse_args(arguments)
 
 
@@ -71,7 +81,7 @@ class Worker:
         dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
         self.model = build(kind, args.scale).eval().to(self.device, dtype)
         self.call = torch.compile(self.model) if kind == "compiled" else self.model
-        self.pixel_values = torch.randn(1, 3, *args.size, device=self.device, dtype=dtype)
+        self.pixel_values = torch.randn(1, 3, args.height, args.width, device=self.device, dtype=dtype)
         self.parts: dict[str, float] = defaultdict(float)
         for part, pattern in PARTS.items() if kind == "ours" else ():
             for name, module in self.model.named_modules():
@@ -136,7 +146,7 @@ def build(kind: str, scale: str) -> torch.nn.Module:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, when a device has done all that it was told."""
+    """Seconds, when a device has finished all its work."""
     if device.type != "cpu":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -148,14 +158,14 @@ def process_memory() -> float:
 
 
 def label_map(labels: int, tokens: int) -> torch.Tensor:
-    """`(labels, tokens)`: the tokens of a prompt, without its special ones, shared out among the labels."""
-    places = torch.arange(tokens)
-    owners = (places - 1) * labels // (tokens - 2)
-    return (owners == torch.arange(labels)[:, None]) & (places > 0) & (places < tokens - 1)
+    """`(labels, tokens)`: the tokens of a prompt, without its special ones, divided among the labels."""
+    indices = torch.arange(tokens)
+    owners = (indices - 1) * labels // (tokens - 2)
+    return (owners == torch.arange(labels)[:, None]) & (indices > 0) & (indices < tokens - 1)
 
 
 def deform_flops(x_shape, weight_shape, offset_shape, *args, out_shape=None, **kwargs) -> int:
-    """Of torchvision's operator: a 3x3 convolution at every place that has offsets."""
+    """Of torchvision's operator: a 3x3 convolution at every location that has offsets."""
     return 2 * torch.Size(weight_shape).numel() * offset_shape[0] * offset_shape[2] * offset_shape[3]
 
 
@@ -194,7 +204,7 @@ def measure(kinds: list[str], args: argparse.Namespace) -> dict:
         connections[kind].send(request)
         return connections[kind].recv()
 
-    turns, results = [(labels, kind) for labels in TOKENS for _ in range(args.runs + 1) for kind in kinds], {}
+    turns, results = [(labels, kind) for labels in TOKENS for _ in range(args.repeats + 1) for kind in kinds], {}
     for labels, kind in tqdm(turns):
         results.setdefault((kind, labels), []).append(ask(kind, "forward", labels))
     # Without the first turn, which warms up.
@@ -227,7 +237,7 @@ def report(best: dict, kinds: list[str], args: argparse.Namespace) -> str:
     cpu = args.device == "cpu"
     separate, peer = (VOCABULARIES[39][1] * best[kind, 39]["seconds"] for kind in ("ours", "peer"))
     lines = [
-        f"{machine_name(args)}; {args.size[0]}x{args.size[1]}, batch 1\n",
+        f"{machine_name(args)}; {args.height}x{args.width}, batch 1\n",
         row("labels", "tokens", *(f"{kind}: {unit}" for kind in kinds for unit in ("s", "GB")), "time", "memory"),
         row(*["---"] * (4 + 2 * len(kinds))),
     ]
@@ -247,7 +257,7 @@ def report(best: dict, kinds: list[str], args: argparse.Namespace) -> str:
     ]
     for part in [*PARTS, "post-processing"]:
         lines.append(row(part, *(f"{best['ours', labels]['parts'][part]:.3f}" for labels in TOKENS)))
-    lines.append("\nWhat bounds 80 labels:\n")
+    lines.append("\nLimits of this machine, for 80 labels:\n")
     for name, what in (("operations", "a large matrix product"), ("bytes", "a copy; traffic of eager operators")):
         amount, rate = best["bounds"][name]
         lines.append(f"- {amount / 1e9:.0f} G {name} at {rate / 1e9:.0f} G/s ({what}): {amount / rate:.3f} s")
@@ -259,12 +269,12 @@ def row(*cells: object) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_args(arguments)
+    args = check_paths(parse_args(arguments))
     kinds = ["ours", *(() if args.device == "cpu" else ("compiled",)), "peer"]
     print(text := report(measure(kinds, args), kinds, args))
     if args.output:
-        args.output.write_text(text + "\n")
+        write_text(args.output, text + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

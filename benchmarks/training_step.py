@@ -13,18 +13,28 @@ import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from speed import TOKENS, clock, label_map, machine_name, process_memory, row
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForPreTraining
+from transformers_glipv2.cli.arguments import (
+    ScriptParser,
+    add_device,
+    add_image_size,
+    add_output_file,
+    add_timing,
+    check_paths,
+    positive_int,
+)
+from transformers_glipv2.cli.errors import run
+from transformers_glipv2.data.files import write_text
 from transformers_glipv2.prompts import class_ids
 from transformers_glipv2.training import parameter_groups
 
 BOXES = 7  # of an image of COCO, on average
-HIDDEN = 0.15
+MASKED = 0.15
 
 
 @dataclass(frozen=True)
@@ -38,16 +48,15 @@ class Setting:
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    add("--scales", nargs="+", choices=("nano", "tiny"), default=["nano", "tiny"], help="default: both")
-    add("--batches", nargs="+", type=int, default=[1, 2, 4, 8], help="images of a step (default: 1 2 4 8)")
-    add("--sizes", nargs="+", type=int, default=[192, 256, 320, 384], help="shortest edges in px; the longest is 4/3")
+    add_device(parser, default="cpu")
+    add_timing(parser, 3, "steps after the first")
+    add("--scales", nargs="+", choices=("nano", "tiny"), default=["nano", "tiny"], help="(default: both)")
+    add("--batches", nargs="+", type=positive_int, default=[1, 2, 4, 8], help="images of a step (default: 1 2 4 8)")
+    add_image_size(parser, "one after the other; the longest edge is 4/3 of each", default=[192, 256, 320, 384])
     add("--labels", nargs="+", type=int, choices=list(TOKENS), default=list(TOKENS), help="of a prompt")
-    add("--runs", type=int, default=3, choices=range(1, 100), metavar="N", help="steps after the first (default: 3)")
-    add("--output", type=Path, help="file to write the table to as well")
+    add_output_file(parser, "Markdown file to write the table to as well")
     return parser.parse_args(arguments)
 
 
@@ -55,10 +64,10 @@ def settings(args: argparse.Namespace) -> list[Setting]:
     """Of each model the first of everything, then what differs from it in one thing."""
     found = []
     for scale in args.scales:
-        base = Setting(scale, args.batches[0], get_image_size(args.sizes[0]), args.labels[0])
+        base = Setting(scale, args.batches[0], get_image_size(args.image_size[0]), args.labels[0])
         found.append(base)
         found += [replace(base, batch=batch) for batch in args.batches[1:]]
-        found += [replace(base, size=get_image_size(size)) for size in args.sizes[1:]]
+        found += [replace(base, size=get_image_size(size)) for size in args.image_size[1:]]
         found += [replace(base, labels=labels) for labels in args.labels[1:]]
     return found
 
@@ -72,8 +81,8 @@ def build(scale: str) -> GLIPv2ForPreTraining:
     return GLIPv2ForPreTraining(GLIPv2Config.from_size(scale))
 
 
-def drawn_batch(setting: Setting, vocabulary: int, device: torch.device) -> dict:
-    """Random images, words and boxes; a few words are hidden."""
+def random_batch(setting: Setting, vocabulary: int, device: torch.device) -> dict:
+    """Random images, tokens and boxes; a few tokens are masked."""
     tokens = TOKENS[setting.labels]
     listed = class_ids([f"label {index}" for index in range(setting.labels)])
     input_ids = torch.randint(0, vocabulary, (setting.batch, tokens))
@@ -90,13 +99,13 @@ def drawn_batch(setting: Setting, vocabulary: int, device: torch.device) -> dict
             "prompt_map": words,
         }
         labels.append({name: value.to(device) for name, value in one.items()})
-    hidden = torch.rand(input_ids.shape) < HIDDEN
-    hidden[:, 1] = True
+    masked = torch.rand(input_ids.shape) < MASKED
+    masked[:, 1] = True
     tensors = {
         "pixel_values": torch.randn(setting.batch, 3, *setting.size),
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
-        "mlm_labels": input_ids.masked_fill(~hidden, -100),
+        "mlm_labels": input_ids.masked_fill(~masked, -100),
     }
     return {**{name: tensor.to(device) for name, tensor in tensors.items()}, "labels": labels}
 
@@ -111,9 +120,9 @@ def measure(setting: Setting, args: argparse.Namespace) -> dict[str, float]:
     imports = process_memory()
     model = build(setting.scale).to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4))
-    batch = drawn_batch(setting, model.config.text_config.vocab_size, device)
+    batch = random_batch(setting, model.config.text_config.vocab_size, device)
     seconds = []
-    for _ in range(args.runs + 1):
+    for _ in range(args.repeats + 1):
         start = clock(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
             loss = model(**batch).loss
@@ -147,7 +156,7 @@ def report(found: dict[Setting, dict[str, float]], args: argparse.Namespace) -> 
 
 
 def main(arguments: list[str] | None = None) -> dict[Setting, dict[str, float]]:
-    args = parse_args(arguments)
+    args = check_paths(parse_args(arguments))
     found = {}
     # One at a time, each in a process that has done nothing else.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
@@ -155,9 +164,9 @@ def main(arguments: list[str] | None = None) -> dict[Setting, dict[str, float]]:
             found[setting] = pool.submit(measure, setting, args).result()
     print(text := report(found, args))
     if args.output:
-        args.output.write_text(text + "\n")
+        write_text(args.output, text + "\n")
     return found
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,17 +3,19 @@ Draws how the model works into docs/figures/model.svg.
 
     python docs/draw_model.py
 
-A box is a part of the network with its symbol in the paper; the small line under it names it in the code.
+Each box is a part of the network with its symbol in the paper; the small line under it names its code.
 """
 
-import argparse
-import os
 from pathlib import Path
+
+from transformers_glipv2.cli.arguments import OutputFile, ScriptParser, check_paths
+from transformers_glipv2.cli.errors import run
+from transformers_glipv2.data.files import write_text
 
 OUTPUT = Path(__file__).parent / "figures" / "model.svg"
 WIDTH, HEIGHT = 1120, 560
 FONT = "font-family='Helvetica, Arial, sans-serif'"
-# Fill and border of images, text, fusion, tasks, losses and inputs.
+# Fill and border of image, text, fusion, task, loss and input boxes.
 COLORS = {
     "vision": ("#dbeafe", "#1d4ed8"),
     "text": ("#fef3c7", "#b45309"),
@@ -73,7 +75,7 @@ def draw_model() -> str:
         text(402, 325, "P0", 15, weight="bold"),
         # Deep fusion.
         "<rect x='440' y='28' width='240' height='374' rx='12' fill='#f0fdf4' stroke='#15803d' stroke-width='1.5'/>",
-        text(560, 52, "Enc_VL: several such layers", 13, weight="bold"),
+        text(560, 52, "Enc_VL: a stack of such layers", 13, weight="bold"),
         text(560, 69, "GLIPv2TowerLayer", 12),
         box(460, 86, 200, 62, "vision", "dynamic head", "GLIPv2DyConv"),
         box(
@@ -82,8 +84,8 @@ def draw_model() -> str:
             200,
             82,
             "fusion",
-            "locations and tokens",
-            "attention both ways",
+            "bidirectional cross-attention",
+            "image locations and text tokens",
             "GLIPv2BiAttention (fusion.py)",
         ),
         box(460, 302, 200, 62, "text", "text layer", "GLIPv2FusedTextLayer"),
@@ -96,7 +98,7 @@ def draw_model() -> str:
         text(708, 108, "O", 15, weight="bold"),
         text(708, 326, "P", 15, weight="bold"),
         # Tasks.
-        box(760, 30, 340, 72, "task", "boxes", "box and centerness of each anchor", "GLIPv2DetectionHead"),
+        box(760, 30, 340, 72, "task", "boxes", "box and centerness of each location", "GLIPv2DetectionHead"),
         box(
             760,
             122,
@@ -104,11 +106,11 @@ def draw_model() -> str:
             72,
             "task",
             "S = O P\u1d40",
-            "every location times every token: detection, grounding",
+            "each location times each token: detection, grounding",
             "GLIPv2DetectionHead",
         ),
         box(760, 214, 340, 62, "task", "masks", "pixels of a box times tokens (mask_head.py)"),
-        box(760, 296, 340, 62, "task", "answers and masked tokens", "read off the fused tokens"),
+        box(760, 296, 340, 62, "task", "answers and masked tokens", "predicted from the fused tokens"),
         box(
             760,
             378,
@@ -116,8 +118,8 @@ def draw_model() -> str:
             72,
             "task",
             "captions",
-            "token by token; the image attends to none,",
-            "so it is encoded once (caption_steps.py)",
+            "token by token; image features do not depend on",
+            "text, so they are computed once (caption_steps.py)",
         ),
         arrow((660, 117), (725, 117), (725, 66), (758, 66)),
         arrow((725, 117), (725, 150), (758, 150)),
@@ -127,11 +129,12 @@ def draw_model() -> str:
         arrow((742, 327), (758, 327)),
         arrow((742, 333), (742, 414), (758, 414)),
         # Losses.
-        box(190, 452, 190, 84, "loss", "L_inter", "before fusion: regions against", "tokens of the whole batch"),
-        box(440, 452, 240, 84, "loss", "L_loc + L_intra", "boxes, centerness, and S", "against the annotations"),
+        box(190, 452, 190, 84, "loss", "L_inter", "regions and words before fusion,", "over all images of the batch"),
+        box(440, 452, 240, 84, "loss", "L_loc + L_intra", "boxes, centerness and S", "against the annotations"),
         box(760, 474, 340, 62, "loss", "L_mlm", "masked tokens, predicted from image and text"),
-        text(20, 480, "Losses of training", 14, anchor="start", weight="bold"),
-        text(20, 500, "(losses.py)", 12, anchor="start"),
+        text(20, 480, "Training adds", 14, anchor="start", weight="bold"),
+        text(20, 500, "three tasks", 14, anchor="start", weight="bold"),
+        text(20, 520, "(losses.py)", 12, anchor="start"),
         arrow((425, 117), (425, 420), (340, 420), (340, 450), dashed=True),
         arrow((250, 378), (250, 450), dashed=True),
         "</svg>\n",
@@ -140,14 +143,11 @@ def draw_model() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: docs/figures/model.svg")
-    args = parser.parse_args(arguments)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_name(f".{args.output.name}.partial")
-    partial.write_text(draw_model(), encoding="utf-8")
-    os.replace(partial, args.output)
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--output", type=OutputFile, default=OUTPUT, help="(default: docs/figures/model.svg)")
+    args = check_paths(parser.parse_args(arguments))
+    write_text(args.output, draw_model())
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

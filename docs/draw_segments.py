@@ -4,10 +4,10 @@ Draws a sheet of twelve images with the masks that a model finds in them.
     python docs/draw_segments.py --model hub_upload/glipv2-nano --assets scene-assets --photographs \\
         --output docs/figures/segments.jpg
 
-Scenes are the first ones of the composite test, not selected: in turn one whose prompt holds its labels and 20 absent
-ones, with a mask for each object found, and one with a referring phrase and one mask. Photographs (those of
+Scenes are the first ones of the composite test, none selected: in turn one that is asked for its labels and 20 absent
+ones, with a mask for each object found, and one that is asked for a phrase, with one mask. Photographs (those of
 scikit-image that are CC0, `--photographs`) or images of a COCO-format folder (`--coco`) come first. Under each tile
-is the text of the prompt.
+stands what the model was asked for.
 """
 
 import argparse
@@ -21,7 +21,20 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from transformers_glipv2 import GLIPv2ForInstanceSegmentation, GLIPv2Processor, segment_labels
+from transformers_glipv2 import GLIPv2ForInstanceSegmentation, segment_labels
+from transformers_glipv2.cli.arguments import (
+    InputFolder,
+    InputPath,
+    ScriptParser,
+    add_drawing,
+    add_max_samples,
+    add_model,
+    add_seed,
+    add_threshold,
+    check_paths,
+)
+from transformers_glipv2.cli.checkpoints import load_checkpoint
+from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.scenes.scenes import ReferringScenes, test_scenes
 from transformers_glipv2.evaluation.referring import segment_phrases
@@ -43,17 +56,18 @@ PHOTOGRAPHS = {
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="folder or Hub id of a checkpoint with a mask head")
-    add("--assets", type=Path, help="folder that fetch_scene_assets.py wrote")
-    add("--photographs", action="store_true", help=f"begin with photographs of scikit-image: {', '.join(PHOTOGRAPHS)}")
-    add("--coco", type=Path, help="COCO-format folder; begin with its images and the labels that are in them")
+    add_model(parser, "folder or Hub id of a checkpoint with a mask head")
+    add("--assets", type=InputFolder, help="folder that fetch_scene_assets.py wrote")
+    help = f"begin with photographs of scikit-image: {', '.join(PHOTOGRAPHS)}"
+    add("--photographs", action="store_true", help=help)
+    add("--coco", type=InputPath, help="COCO-format folder; begin with images of it, asked for the objects in them")
     add("--split", default="val", help="of that folder (default: val)")
-    add("--images", type=int, default=COLUMNS * ROWS, help="of that folder at most (default: 12)")
-    add("--seed", type=int, default=0, help="of the scenes (default: 0)")
-    add("--threshold", type=float, default=0.3, help="on the scores of labels' boxes (default: 0.3)")
-    add("--output", type=Path, default=OUTPUT, help="jpg to write (default: docs/figures/segments.jpg)")
+    add_max_samples(parser, "images of that folder", default=COLUMNS * ROWS)
+    add_seed(parser, "of the scenes")
+    add_threshold(parser)
+    add_drawing(parser, OUTPUT)
     args = parser.parse_args(arguments)
     if not (args.assets or args.coco):
         parser.error("twelve images need --assets or --coco")
@@ -61,7 +75,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def images(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Each with "image" and either "labels" and "asked" (the text under the tile), or "phrase"."""
+    """Each with "image" and either "labels" and "asked", how they are written down, or "phrase"."""
     if args.photographs:
         from skimage import data
 
@@ -69,9 +83,9 @@ def images(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             image = Image.fromarray(getattr(data, name)())
             yield {"image": image, "labels": labels, "asked": ", ".join(labels)}
     if args.coco:
-        dataset = load_coco(args.coco, split=args.split)
-        for index in range(min(args.images, len(dataset))):
-            example = dataset[index]
+        examples = load_coco(args.coco, split=args.split)
+        for index in range(min(args.max_samples, len(examples))):
+            example = examples[index]
             labels = sorted(set(example["objects"]["category"]))
             if labels:
                 yield {"image": example["image"], "labels": labels, "asked": ", ".join(labels)}
@@ -88,7 +102,7 @@ def images(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def draw_tile(model: Any, processor: Any, example: dict[str, Any], threshold: float) -> Image.Image:
-    """The image with masks and names, and the text of the prompt."""
+    """The image with masks, names and what was asked for."""
     image = example["image"].convert("RGB")
     image.thumbnail(TILE)  # before drawing, so that names stay readable
     if "phrase" in example:
@@ -111,7 +125,7 @@ def drawn_objects(model, processor, image: Image.Image, labels: list[str], thres
 
 
 def drawn_phrase(model, processor, image: Image.Image, phrase: str) -> list[Drawn]:
-    """The mask of the highest-scoring box: each phrase means one object."""
+    """The mask in the highest-scoring box: each phrase refers to one object."""
     span = chunk_noun_phrases(phrase)[0]
     (found,) = segment_phrases(model, processor, image, [phrase], threshold=1.0, spans=[span])
     return [Drawn(f"{found['scores'][0]:.2f}", found["boxes"][0].tolist(), found["mask"].numpy())]
@@ -130,9 +144,8 @@ def as_jpeg(image: Image.Image) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_args(arguments)
-    processor = GLIPv2Processor.from_pretrained(args.model)
-    model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model).eval()
+    args = check_paths(parse_args(arguments))
+    model, processor = load_checkpoint(GLIPv2ForInstanceSegmentation, args.model)
     sheet = Image.new("RGB", (COLUMNS * TILE[0], ROWS * (TILE[1] + LINE)), "white")
     chosen = itertools.islice(images(args), COLUMNS * ROWS)
     for index, image in enumerate(tqdm(chosen, total=COLUMNS * ROWS, unit="image")):
@@ -146,4 +159,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

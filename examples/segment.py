@@ -29,8 +29,8 @@ from transformers_glipv2.cli.arguments import (
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.results import Found, load_image, show
-from transformers_glipv2.layers.paste_masks import encode_region
 from transformers_glipv2.data.files import write_json
+from transformers_glipv2.layers.paste_masks import encode_region
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

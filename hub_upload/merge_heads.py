@@ -1,10 +1,10 @@
 """
-Puts heads that were trained apart, over the same frozen weights, in one folder.
+Merges heads that were trained separately, over the same frozen weights, into one folder.
 
     python hub_upload/merge_heads.py --model outputs/captions --heads_of outputs/masks --output outputs/nano
 
-The folder gets the configuration, the processor and all weights of `--model`, and what else `--heads_of` holds.
-Weights that both hold must be equal.
+The folder gets the configuration, the processor and all weights of `--model`, and the further heads of `--heads_of`.
+Weights that are in both must be equal.
 """
 
 import argparse
@@ -15,32 +15,40 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from transformers_glipv2.cli.arguments import ModelSource, ScriptParser, add_output_folder, check_paths
+from transformers_glipv2.cli.errors import run
+
 WEIGHTS = "model.safetensors"
 
 
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--model", type=ModelSource, required=True, help="folder whose configuration is kept")
+    parser.add_argument("--heads_of", type=ModelSource, required=True, help="folder whose further heads are added")
+    add_output_folder(parser, "folder to write; it must not exist")
+    return parser.parse_args(arguments)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="folder whose configuration is kept")
-    parser.add_argument("--heads_of", type=Path, required=True, help="folder whose further heads are added")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist")
-    args = parser.parse_args(arguments)
+    args = check_paths(parse_args(arguments))
+    model, heads_of = Path(args.model), Path(args.heads_of)
     if args.output.exists():
-        raise SystemExit(f"error: {args.output} exists; choose a new folder.")
-    weights, others = (load_file(folder / WEIGHTS) for folder in (args.model, args.heads_of))
+        raise ValueError(f"{args.output} exists; choose a new folder.")
+    weights, others = (load_file(folder / WEIGHTS) for folder in (model, heads_of))
     differing = [name for name in weights.keys() & others.keys() if not torch.equal(weights[name], others[name])]
     if differing:
-        raise SystemExit(
-            f"error: {len(differing)} weights differ, such as {sorted(differing)[0]}; merge only heads that were "
-            "trained with all shared weights frozen."
+        raise ValueError(
+            f"{len(differing)} weights differ, such as {sorted(differing)[0]}; merge only heads that were "
+            "trained with the detector frozen."
         )
     added = {name: tensor for name, tensor in others.items() if name not in weights}
     if not added:
-        raise SystemExit(f"error: {args.heads_of} holds no head that {args.model} lacks.")
+        raise ValueError(f"{args.heads_of} holds no head that {args.model} lacks.")
 
     partial = args.output.with_name(f".{args.output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for file in args.model.iterdir():
+    for file in model.iterdir():
         if file.is_file() and file.suffix in (".json", ".txt"):
             shutil.copyfile(file, partial / file.name)
     save_file({**weights, **added}, partial / WEIGHTS, metadata={"format": "pt"})
@@ -50,4 +58,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

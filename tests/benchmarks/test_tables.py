@@ -55,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
 
 def table_arguments(folder: Path, output: str, *more: str) -> list[str]:
     given = ["--model", folder / "model", "--baseline", folder / "start", "--data", folder / "drawn"]
-    given += ["--output", folder / output, "--ways", "full", "prompt", "--num_steps", "1=1", "all=2", *more]
+    given += ["--output", folder / output, "--train", "full", "prompt", "--num_steps", "1=1", "all=2", *more]
     return [str(value) for value in given]
 
 
@@ -65,12 +65,12 @@ def test_a_cell_for_each_of_everything(folder):
     cells = fine_tuning_table.make_cells(args)
     assert len(cells) == 1 + 5 * 2 * (2 + 1)
     assert len({cell.run.folder for cell in cells}) == len(cells)
-    by_key = {(cell.way, cell.shots, cell.seed): cell.run.arguments for cell in cells}
+    by_key = {(cell.train, cell.shots, cell.seed): cell.run.arguments for cell in cells}
     finetune = scripts["finetune_detection"].parse_args
     few = finetune([*by_key["prompt", "5", 30], "--output", "x"])
-    assert (few.tune, few.shots, few.shot_seed, few.seed, few.model) == ("prompt", 5, 30, 30, str(folder / "model"))
+    assert (few.train, few.shots, few.seed, few.model) == ("prompt", 5, 30, str(folder / "model"))
     baseline = finetune([*by_key["baseline, full", "all", 3], "--output", "x"])
-    assert (baseline.tune, baseline.shots, baseline.model, baseline.num_steps) == (
+    assert (baseline.train, baseline.shots, baseline.model, baseline.num_steps) == (
         "full",
         None,
         str(folder / "start"),
@@ -84,13 +84,13 @@ def test_a_cell_for_each_of_everything(folder):
 
 
 def test_fine_tuning_table_goes_on_and_keeps_scores(folder, commands):
-    more = ("--shots", "1", "all", "--", "--batch_size", "2", "--sizes", "64")
+    more = ("--shots", "1", "all", "--", "--batch_size", "2", "--image_size", "64")
     first = fine_tuning_table.main(table_arguments(folder, "table", *more))
     assert len(commands) == len(first) == 7
     assert json.loads((folder / "table" / "table.json").read_text()) == first
-    full = [found for found in first if (found["way"], found["shots"]) == ("full", "all")]
+    full = [found for found in first if (found["train"], found["shots"]) == ("full", "all")]
     assert full[0]["steps"] == 2 and full[0]["seconds"] > 0 and "AP50" in full[0]
-    assert [found["steps"] for found in first if found["way"] == "zero-shot"] == [0]
+    assert [found["steps"] for found in first if found["train"] == "zero-shot"] == [0]
     cell = folder / "table" / "cells" / "drawn" / "full" / "all-shot" / "seed-3"
     assert sorted(path.suffix for path in cell.iterdir()) == [".json"] * 3 + [".jsonl", ".txt"]
     # What was cut off is made, what is there is not.
@@ -98,16 +98,16 @@ def test_fine_tuning_table_goes_on_and_keeps_scores(folder, commands):
     again = fine_tuning_table.main(table_arguments(folder, "table", *more))
     assert len(commands) == 8 and commands[-1][-1] == str(cell)
     assert [found["AP50"] for found in again] == [found["AP50"] for found in first]
-    with pytest.raises(ValueError, match="--sizes 64`, not "):
+    with pytest.raises(ValueError, match="--image_size 64`, not "):
         fine_tuning_table.main(table_arguments(folder, "table", *more[:-1], "96"))
 
 
 def test_means_and_what_is_missing(folder):
-    more = ("--data", "a", "b", "--shots", "1", "--seeds", "3", "30", "--ways", "full")
+    more = ("--data", "a", "b", "--shots", "1", "--seeds", "3", "30", "--train", "full")
     args = fine_tuning_table.parse_args(table_arguments(folder, "means", *more))
 
     def found(data: str, way: str, seed: int, score: float, shots: str = "1") -> dict:
-        return {"data": data, "way": way, "shots": shots, "seed": seed, "AP50": score}
+        return {"data": data, "train": way, "shots": shots, "seed": seed, "AP50": score}
 
     results = [found("a", "zero-shot", 0, 10.0, "0"), found("a", "full", 3, 20.0), found("a", "full", 30, 40.0)]
     results += [found("b", "full", 3, 50.0), found("b", "full", 30, 70.0), found("a", "baseline, full", 3, 5.0)]
@@ -125,7 +125,7 @@ def test_means_and_what_is_missing(folder):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--shots", "2"), "--num_steps says nothing of 2 shots"),
+        (("--shots", "2"), "--num_steps has no number for 2 shots"),
         (("--shots", "few"), "neither a number of shots nor all"),
         (("--num_steps", "10"), "gives no number of steps"),
         (("--learning_rates", "probe=1"), "'probe=1' names none of full"),
@@ -144,7 +144,7 @@ def test_ablation_leaves_losses_out_and_scores(folder, commands):
         "sources: [{kind: coco, path: drawn, split: train}]\nsizes: [64]\nmlm_probability: 0.5\n"
     )
     given = ["--model", folder / "start", "--data", folder / "data.yaml", "--assets", folder / "assets"]
-    given += ["--output", folder / "ablation", "--coco", folder / "drawn", "--count", "1", "--parts", "seen"]
+    given += ["--output", folder / "ablation", "--coco", folder / "drawn", "--max_samples", "1", "--parts", "seen"]
     given += ["--loss_weights", "mlm=0.25", "--", "--num_steps", "1", "--batch_size", "2", "--warmup_steps", "0"]
     arguments = [str(value) for value in given]
     rows = ablation.main(arguments)

@@ -15,7 +15,7 @@ def script():
 
 def test_one_thing_at_a_time_differs(script):
     args = script.parse_args(
-        ["--scales", "nano", "--batches", "1", "4", "--sizes", "192", "250", "--labels", "10", "80"]
+        ["--scales", "nano", "--batches", "1", "4", "--image_size", "192", "250", "--labels", "10", "80"]
     )
     rows = script.settings(args)
     assert [(row.batch, row.size, row.labels) for row in rows] == [
@@ -35,7 +35,7 @@ def test_a_step_learns_with_every_loss(script, monkeypatch):
         return model
 
     monkeypatch.setattr(script, "build", build)
-    args = script.parse_args(["--threads", str(torch.get_num_threads()), "--runs", "1"])
+    args = script.parse_args(["--threads", str(torch.get_num_threads()), "--repeats", "1"])
     setting = script.Setting("nano", 2, (64, 96), 10)
     assert script.measure(setting, args)["seconds"] > 0
     # The weights of all heads moved: nothing is left out of what is measured.
@@ -43,7 +43,7 @@ def test_a_step_learns_with_every_loss(script, monkeypatch):
     after = dict(model.named_parameters())
     for name in ("detection_head.box_predictor", "mlm_head.dense", "contrastive_head.image_projection"):
         assert not torch.equal(before[f"{name}.weight"], after[f"{name}.weight"])
-    batch = script.drawn_batch(setting, 128, torch.device("cpu"))
+    batch = script.random_batch(setting, 128, torch.device("cpu"))
     losses = model(**batch).loss_dict
     assert {"loss_box", "loss_centerness", "loss_intra", "loss_inter", "loss_mlm"} <= set(losses)
     assert all(loss > 0 for loss in losses.values())

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.scripts import load_script
 from tests.tiny import tiny_config
 from tests.tiny_training import drawn_coco
 from transformers_glipv2 import GLIPv2Config, GLIPv2ImageProcessor, GLIPv2Processor
+from transformers_glipv2.data.masks import decode_mask, encode_mask
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.flickr30k import flickr30k_annotations
 from transformers_glipv2.evaluation.odinw import ODINW_35
@@ -76,7 +78,16 @@ def test_the_documented_commands_are_ones_that_the_scripts_take():
 
 def arguments(folder: Path, output: str, *more) -> list[str]:
     given = ["--model", folder / "model", "--annotations", folder / "coco" / "val.json", "--images", folder / "coco"]
-    given += ["--output", folder / output, "--threshold", "0", "--max_detections", "10", "--images_per_file", "3"]
+    given += [
+        "--output",
+        folder / output,
+        "--pre_nms_threshold",
+        "0",
+        "--max_detections",
+        "10",
+        "--images_per_file",
+        "3",
+    ]
     return [str(value) for value in (*given, "--batch_size", "2", *more)]
 
 
@@ -135,34 +146,69 @@ def test_killed_on_one_process_it_goes_on_on_two(folder, uninterrupted):
         assert (folder / "killed" / name).read_text() == (uninterrupted / name).read_text()
 
 
-def test_limit_augmentation_and_masks(folder):
-    metrics = evaluate_detection.main(
-        arguments(folder, "augmented", "--limit", "3", "--tta", "--tta_sizes", "48", "64")
-    )
-    assert metrics["coco"]["bbox"]["AP"] >= 0
+def test_augmentation_of_some_images(folder):
+    more = ("--max_samples", "3", "--tta", "--image_size", "48", "64", "--max_detections", "300")
+    metrics = evaluate_detection.main(arguments(folder, "augmented", *more))["coco"]["bbox"]
     predictions = json.loads((folder / "augmented" / "predictions.json").read_text())
     assert {entry["image_id"] for entry in predictions} == {0, 1, 2}
+    scores = evaluate_coco(folder / "coco" / "val.json", predictions, image_ids=[0, 1, 2], progress=False)
+    assert {name: metrics[name] for name in ("AP", "AR@100")} == {name: scores[name] for name in ("AP", "AR@100")}
+    assert metrics["AR@100"] > 0
 
+
+class AnnotatedDetector:
+    """In place of the detector: the annotated boxes and masks of the images of a file, in its order."""
+
+    def __init__(self, content):
+        self.content = content
+        self.images = iter(content["images"])
+
+    def __call__(self, *args, **kwargs):
+        return self if not args or not isinstance(args[0], tuple | list) else [self.find(image) for image in args[0]]
+
+    def find(self, image):
+        entry = next(self.images)
+        labels = [category["id"] for category in self.content["categories"]]
+        own = [annotation for annotation in self.content["annotations"] if annotation["image_id"] == entry["id"]]
+        corners = [(x, y, x + width - 1, y + height - 1) for x, y, width, height in (one["bbox"] for one in own)]
+        names = [labels.index(annotation["category_id"]) for annotation in own]
+        masks = [decode_mask(one.get("segmentation"), image.height, image.width) for one in own]
+        result = {
+            # And a wrong box of a low score.
+            "scores": torch.tensor([0.9] * len(own) + [0.5]),
+            "labels": torch.tensor([*names, 0]),
+            "boxes": torch.tensor([*corners, (0, 0, 3, 3)]).float(),
+        }
+        if all(mask is not None for mask in masks):
+            result["masks"] = [encode_mask(mask) for mask in (*masks, np.eye(64, 96) > 0)]
+        return result
+
+
+def test_right_boxes_and_masks_score_100_percent(folder, monkeypatch):
     content = json.loads((folder / "coco" / "val.json").read_text())
     for entry in content["annotations"]:
         x, y, width, height = entry["bbox"]
         entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
     (folder / "coco" / "masks.json").write_text(json.dumps(content))
-    more = ("--limit", "3", "--masks", "--annotations", str(folder / "coco" / "masks.json"))
-    metrics = evaluate_detection.main(arguments(folder, "masks", *more))
-    assert set(metrics["coco"]) == {"bbox", "segm"} and metrics["coco"]["segm"]["AP"] >= 0
+    more = ("--max_samples", "3", "--masks", "--annotations", str(folder / "coco" / "masks.json"))
+    monkeypatch.setattr(evaluate_detection, "Detector", lambda *args, **kwargs: AnnotatedDetector(content))
+    metrics = evaluate_detection.main(arguments(folder, "masks", *more))["coco"]
+    assert {kind: scores["AP"] for kind, scores in metrics.items()} == {"bbox": 1.0, "segm": 1.0}
+    AcceleratorState._reset_state(True)
+    evaluate_detection.main(arguments(folder, "cut", *more, "--threshold", "0.6"))
+    assert [len(read(folder / name / "predictions.json")) for name in ("masks", "cut")] == [6, 3]
 
 
 def test_without_annotations_there_are_predictions_only(folder):
     content = json.loads((folder / "coco" / "val.json").read_text())
     del content["annotations"]
     (folder / "coco" / "test-dev.json").write_text(json.dumps(content))
-    more = ("--limit", "2", "--annotations", str(folder / "coco" / "test-dev.json"))
-    assert evaluate_detection.main(arguments(folder, "test-dev", *more)) == {"coco": {}}
+    more = ("--max_samples", "2", "--annotations", str(folder / "coco" / "test-dev.json"))
+    assert evaluate_detection.main(arguments(folder, "test-dev", *more)) == {}
     assert json.loads((folder / "test-dev" / "predictions.json").read_text())
 
 
-def test_lvis_scores_both_protocols(folder):
+def test_right_boxes_score_100_percent_by_both_protocols_of_lvis(folder, monkeypatch):
     content = json.loads((folder / "coco" / "val.json").read_text())
     for image in content["images"]:
         image |= {"neg_category_ids": [1], "not_exhaustive_category_ids": []}
@@ -170,9 +216,11 @@ def test_lvis_scores_both_protocols(folder):
     for category in content["categories"]:
         category["frequency"] = "r"
     (folder / "coco" / "lvis.json").write_text(json.dumps(content))
-    more = ("--limit", "3", "--benchmark", "lvis", "--annotations", str(folder / "coco" / "lvis.json"))
+    more = ("--max_samples", "3", "--benchmark", "lvis", "--annotations", str(folder / "coco" / "lvis.json"))
+    monkeypatch.setattr(evaluate_detection, "Detector", lambda *args, **kwargs: AnnotatedDetector(content))
     metrics = evaluate_detection.main(arguments(folder, "lvis", *more))["lvis"]
-    assert set(metrics) == {"bbox_fixed", "bbox_classic"} and metrics["bbox_fixed"]["APr"] >= 0
+    scores = {kind: scores["APr"] for kind, scores in metrics.items()}
+    assert scores == pytest.approx({"bbox_fixed": 1.0, "bbox_classic": 1.0})
 
 
 def test_odinw_averages_over_sets(folder):
@@ -186,7 +234,7 @@ def test_odinw_averages_over_sets(folder):
         annotations = [entry for entry in content["annotations"] if entry["category_id"] <= len(classes)]
         path.write_text(json.dumps({**content, "categories": categories, "annotations": annotations}))
     given = ["--model", folder / "model", "--images", folder / "odinw", "--output", folder / "odinw-out"]
-    given += ["--benchmark", "odinw", "--limit", "3", "--threshold", "0", "--sets"]
+    given += ["--benchmark", "odinw", "--max_samples", "3", "--pre_nms_threshold", "0", "--sets"]
     metrics = evaluate_detection.main([str(value) for value in (*given, "EgoHands_generic", "thermalDogsAndPeople")])
     each = [metrics[name]["bbox"]["AP"] for name in ("EgoHands_generic", "thermalDogsAndPeople")]
     assert metrics["average"] == pytest.approx(sum(each) / 2)
@@ -200,7 +248,7 @@ def test_flickr30k(folder, metrics_dir):
     sentences = flickr30k_annotations(data, progress=False)
     for entry in sentences:
         Image.new("RGB", (entry["width"] // 4, entry["height"] // 4)).save(folder / f"flickr/{entry['image_id']}.jpg")
-    given = ["--model", folder / "model", "--data", data, "--images", folder / "flickr", "--limit", "3"]
+    given = ["--model", folder / "model", "--data", data, "--images", folder / "flickr", "--max_samples", "3"]
     metrics = evaluate_flickr30k.main([str(value) for value in (*given, "--output", folder / "flickr-out")])
     chosen = list(dict.fromkeys(entry["image_id"] for entry in sentences if entry["phrases"]))[:3]
     count = sum(len(entry["phrases"]) for entry in sentences if entry["image_id"] in chosen)
@@ -215,7 +263,7 @@ def test_phrasecut(folder, metrics_dir, data_dir):
     (folder / "names.json").write_text(json.dumps({key: name for key, name in names.items() if name}))
     given = ["--model", folder / "model", "--data", data / "VGPhraseCut_v0", "--images", data_dir / "coco-mini"]
     given += ["--file_names", folder / "names.json", "--split", "miniv", "--output", folder / "phrasecut"]
-    metrics = evaluate_phrasecut.main([str(value) for value in (*given, "--limit", "2")])
+    metrics = evaluate_phrasecut.main([str(value) for value in (*given, "--max_samples", "2")])
     assert metrics["evaluated_tasks"] + len(read(folder / "phrasecut" / "failures.json")) >= 2
     assert 0 <= metrics["all"]["mean_mask_iou"] < 1
 
@@ -245,13 +293,22 @@ def test_labels_a_folder_and_lists_bad_images(folder, output_format):
 
 
 def test_labels_a_data_set(folder):
-    given = ["--model", folder / "model", "--dataset", folder / "coco" / "val", "--labels", "cat", "--limit", "2"]
+    given = [
+        "--model",
+        folder / "model",
+        "--dataset",
+        folder / "coco" / "val",
+        "--labels",
+        "cat",
+        "--max_samples",
+        "2",
+    ]
     path = predict_folder.main([str(value) for value in (*given, "--output", folder / "labelled-dataset")])
     assert [row["image"] for row in pq.read_table(path).to_pylist()] == ["train/0", "train/1"]
 
 
 @pytest.fixture(scope="module")
-def understanding(folder) -> Path:
+def heads(folder) -> Path:
     """The same processor beside models that answer and that describe."""
     for name, model_class, more in (
         ("answers", GLIPv2ForVisualQuestionAnswering, answer_config(["yes", "no", "red"])),
@@ -266,20 +323,20 @@ def understanding(folder) -> Path:
     return folder
 
 
-def test_vqa(understanding):
+def test_vqa(heads):
     questions = [{"question_id": 10 + n, "image_id": n // 2, "question": "a cat ?"} for n in range(6)]
     answers = [{"answer": "yes"}] * 7 + [{"answer": "no"}] * 3
     more = {"answers": answers, "multiple_choice_answer": "yes", "question_type": "a", "answer_type": "yes/no"}
     annotations = [{name: entry[name] for name in ("question_id", "image_id")} | more for entry in questions]
-    (understanding / "questions.json").write_text(json.dumps({"questions": questions}))
-    (understanding / "answers.json").write_text(json.dumps({"annotations": annotations}))
-    (understanding / "vqa").mkdir()
+    (heads / "questions.json").write_text(json.dumps({"questions": questions}))
+    (heads / "answers.json").write_text(json.dumps({"annotations": annotations}))
+    (heads / "vqa").mkdir()
     for index in range(2):  # the third image is missing
-        Image.new("RGB", (96, 64), "red").save(understanding / "vqa" / f"{index:012d}.jpg")
-    given = ["--model", understanding / "answers", "--questions", understanding / "questions.json"]
-    given += ["--images", understanding / "vqa", "--annotations", understanding / "answers.json"]
-    metrics = evaluate_vqa.main([str(value) for value in (*given, "--output", understanding / "vqa-out")])
-    predictions = read(understanding / "vqa-out" / "predictions.json")
+        Image.new("RGB", (96, 64), "red").save(heads / "vqa" / f"{index:012d}.jpg")
+    given = ["--model", heads / "answers", "--questions", heads / "questions.json"]
+    given += ["--images", heads / "vqa", "--annotations", heads / "answers.json"]
+    metrics = evaluate_vqa.main([str(value) for value in (*given, "--output", heads / "vqa-out")])
+    predictions = read(heads / "vqa-out" / "predictions.json")
     assert {entry["question_id"] for entry in predictions} == set(range(10, 16))
     assert [entry["answer"] for entry in predictions[4:]] == ["", ""]
     # The images are the same, and so are the answers.
@@ -288,26 +345,40 @@ def test_vqa(understanding):
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="the tokenizer of caption scores is a Java program")
-def test_captions(understanding):
+def test_captions(heads):
     images = [{"id": n, "file_name": f"{n}.png", "width": 96, "height": 64} for n in range(3)]
     annotations = [{"id": n, "image_id": n // 2, "caption": "A red dog."} for n in range(6)]
-    path = understanding / "captions.json"
+    path = heads / "captions.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    given = ["--model", understanding / "captions", "--annotations", path, "--images", understanding / "coco" / "val"]
+    given = [
+        "--model",
+        heads / "captions",
+        "--annotations",
+        path,
+        "--images",
+        heads / "coco" / "val",
+    ]
     given += ["--num_beams", "2", "--max_new_tokens", "4", "--metrics", "BLEU", "CIDEr"]
-    metrics = evaluate_captions.main([str(value) for value in (*given, "--output", understanding / "captions-out")])
-    predictions = read(understanding / "captions-out" / "predictions.json")
+    metrics = evaluate_captions.main([str(value) for value in (*given, "--output", heads / "captions-out")])
+    predictions = read(heads / "captions-out" / "predictions.json")
     assert [entry["image_id"] for entry in predictions] == [0, 1, 2]
     assert set(metrics) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr", "per_image"}
 
 
-def test_captions_of_a_folder(understanding):
-    given = ["--model", understanding / "captions", "--images", understanding / "coco" / "val", "--task", "captions"]
-    given += ["--num_beams", "1", "--max_new_tokens", "4", "--limit", "2"]
-    path = predict_folder.main([str(value) for value in (*given, "--output", understanding / "captioned")])
+def test_captions_of_a_folder(heads):
+    given = [
+        "--model",
+        heads / "captions",
+        "--images",
+        heads / "coco" / "val",
+        "--task",
+        "captions",
+    ]
+    given += ["--num_beams", "1", "--max_new_tokens", "4", "--max_samples", "2"]
+    path = predict_folder.main([str(value) for value in (*given, "--output", heads / "captioned")])
     rows = pq.read_table(path).to_pylist()
     assert [set(row) for row in rows] == [{"image", "width", "height", "caption"}] * 2
-    more = ("--output", understanding / "captioned-coco", "--format", "coco")
+    more = ("--output", heads / "captioned-coco", "--format", "coco")
     content = read(predict_folder.main([str(value) for value in (*given, *more)]))
     assert [entry["caption"] for entry in content["annotations"]] == [row["caption"] for row in rows]
     with pytest.raises(SystemExit):

@@ -49,7 +49,7 @@ def test_every_weight_finds_its_place(tmp_path, capsys):
     output = tmp_path / "nano"
     arguments = ["--output", output, "--imagenet_weights", tmp_path / "lite0.pth", "--text_encoder", tmp_path / "text"]
     arguments += ["--vocabulary", len(WORDS) - 2, "--words_of", tmp_path / "index.jsonl"]
-    make_nano.main([str(value) for value in [*arguments, "--shortest_edge", "320"]])
+    make_nano.main([str(value) for value in [*arguments, "--image_size", "320"]])
     assert "11 words" in capsys.readouterr().out
 
     processor = GLIPv2Processor.from_pretrained(output)

@@ -52,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
 def arguments(folder: Path, output: str, *more: str, model: str = "model", data: str = "data.yaml") -> list[str]:
     """Four steps of four images, a checkpoint and a line of the log at each."""
     given = ["--model", folder / model, "--data", folder / data, "--output", folder / output, "--num_steps", "4"]
-    given += ["--batch_size", "4", "--save_steps", "1", "--warmup_steps", "1", "--learning_rate", "1e-3", *more]
+    given += ["--batch_size", "4", "--eval_steps", "1", "--warmup_steps", "1", "--learning_rate", "1e-3", *more]
     return [str(value) for value in given]
 
 
@@ -103,12 +103,12 @@ def signal_in_step_2(monkeypatch):
 
 def test_a_signal_finishes_the_step_and_the_run_goes_on_exactly(folder, uninterrupted, signal_in_step_2):
     with signal_in_step_2():
-        state = pretrain.main(arguments(folder, "cut", "--resume_from_checkpoint", "latest"))
+        state = pretrain.main(arguments(folder, "cut", "--resume", "latest"))
     assert (state.step, state.stopped) == (2, "signal")
     assert not (folder / "cut" / "model.safetensors").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
-    state = pretrain.main(arguments(folder, "cut", "--resume_from_checkpoint", "latest", "--num_workers", "1"))
+    state = pretrain.main(arguments(folder, "cut", "--resume", "latest", "--num_workers", "1"))
     assert (state.step, state.stopped) == (4, "")
     for line, other in zip(read_log(folder / "cut"), uninterrupted, strict=True):
         assert {name: line[name] for name in LOSSES} == {name: other[name] for name in LOSSES}
@@ -117,7 +117,7 @@ def test_a_signal_finishes_the_step_and_the_run_goes_on_exactly(folder, uninterr
 
 
 def test_an_evaluation_that_a_signal_prevents_is_made_up_for(folder, signal_in_step_2):
-    resume = ("--resume_from_checkpoint", "latest")
+    resume = ("--resume", "latest")
     with signal_in_step_2():
         state = pretrain.main(arguments(folder, "due", *resume, data="data_eval.yaml"))
     assert (state.step, state.stopped) == (2, "signal")
@@ -128,7 +128,7 @@ def test_an_evaluation_that_a_signal_prevents_is_made_up_for(folder, signal_in_s
 def test_resuming_from_an_earlier_checkpoint_drops_later_lines(folder, uninterrupted):
     output = folder / "uninterrupted"
     checkpoint = output / "checkpoints" / "step-0000003"
-    pretrain.main(arguments(folder, "uninterrupted", "--resume_from_checkpoint", str(checkpoint)))
+    pretrain.main(arguments(folder, "uninterrupted", "--resume", str(checkpoint)))
     lines = read_log(output)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["loss"] == uninterrupted[-1]["loss"]
@@ -151,7 +151,7 @@ def test_two_processes_give_the_losses_of_one(folder):
 def test_checkpointing_changes_no_loss_and_frozen_parts_stay(folder):
     pretrain.main(arguments(folder, "plain", "--num_steps", "2", "--ema_decay", "0", model="no_dropout"))
     more = ("--num_steps", "2", "--ema_decay", "0", "--gradient_checkpointing")
-    more += ("--freeze", "text-encoder", "lower-backbone", "--trackers", "tensorboard")
+    more += ("--train", "frozen-encoders", "--trackers", "tensorboard")
     pretrain.main(arguments(folder, "saving", *more, model="no_dropout"))
     plain, saving = read_log(folder / "plain")[0], read_log(folder / "saving")[0]
     assert saving["loss"] == pytest.approx(plain["loss"], rel=1e-6)
@@ -174,7 +174,7 @@ def test_ends_without_gains_and_keeps_best_and_last(folder):
     best, last = (load_file(folder / "stopped" / name / "model.safetensors") for name in (".", "last"))
     assert not torch.equal(best["detection_head.bias"], last["detection_head.bias"])
     # It stays ended, unless there is more patience.
-    resume = ("--resume_from_checkpoint", "latest", "--patience")
+    resume = ("--resume", "latest", "--patience")
     state = pretrain.main(arguments(folder, "stopped", *resume, "1", data="data_eval.yaml"))
     assert (state.step, state.stopped) == (2, "no gain")
     state = pretrain.main(arguments(folder, "stopped", *resume, "9", data="data_eval.yaml"))

@@ -14,6 +14,7 @@ from tests.data.scene_assets_folder import make_assets
 from tests.scripts import load_script
 from tests.tiny_training import drawn_coco, read_log, tiny_checkpoint
 from transformers_glipv2 import GLIPv2ForPreTraining
+from transformers_glipv2.cli import training
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
 pytest.importorskip("pycocotools")
@@ -75,7 +76,7 @@ def test_the_mask_head_learns_and_nothing_else_changes(folder, trained):
 
 def test_masks_and_boxes_are_scored(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert metrics["train"] == "mask-head"
+    assert metrics["train"] == "head"
     for scores in (metrics["evaluation"], metrics["val"]):
         for name in ("AP", "AP50", "box_AP", "box_AP50"):
             assert 0 <= scores[name] <= 100
@@ -85,7 +86,7 @@ def test_masks_and_boxes_are_scored(trained):
 def test_everything_learns_from_a_data_file(folder, trained):
     lines = ["sources:", "  - {kind: coco, path: coco, split: train, with_masks: true}", "sizes: [64]", "max_size: 96"]
     (folder / "data.yaml").write_text("\n".join(lines))
-    arguments = ["--model", trained, "--data", folder / "data.yaml", "--output", folder / "all", "--train", "all"]
+    arguments = ["--model", trained, "--data", folder / "data.yaml", "--output", folder / "all", "--train", "full"]
     arguments += ["--num_steps", 1, "--batch_size", 2]
     load_script("examples/finetune_segmentation.py").main([str(argument) for argument in arguments])
     before, after = (load_file(path / "model.safetensors") for path in (trained, folder / "all"))
@@ -110,11 +111,11 @@ def test_without_images_to_evaluate_on_the_last_weights_stay(folder, trained, tm
         module.main([*arguments, "--eval_split", "val"])
 
 
-def test_resuming_goes_on_exactly(folder, trained):
+def test_resuming_goes_on_exactly(folder, trained, monkeypatch):
     common = ["--model", folder / "model", "--data", folder / "coco", "--output", folder / "resumed"]
     common += ["--num_steps", 4, "--batch_size", 2, "--eval_steps", 2]
     module = load_script("examples/finetune_segmentation.py")
-    real = module.train
+    real = training.train
 
     def interrupted(accelerator, model, optimizer, make_loader, plan, **options):
         def loader(step):
@@ -125,12 +126,12 @@ def test_resuming_goes_on_exactly(folder, trained):
 
         return real(accelerator, model, optimizer, loader, plan, **options)
 
-    module.train = interrupted
+    monkeypatch.setattr(training, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module.main([str(argument) for argument in common])
-    module.train = real
+    monkeypatch.setattr(training, "train", real)
     AcceleratorState._reset_state(True)
-    module.main([str(argument) for argument in [*common, "--resume_from_checkpoint", "latest"]])
+    module.main([str(argument) for argument in [*common, "--resume", "latest"]])
     # The last weights, whichever were best.
     one, other = (load_file(path / "last" / "model.safetensors") for path in (trained, folder / "resumed"))
     for name, tensor in one.items():
@@ -146,9 +147,9 @@ def test_segment_draws_instances(folder, trained, capsys):
     assert drawn.size == (96, 64)
     assert not np.array_equal(np.asarray(drawn), np.asarray(Image.open(folder / "coco/train/0.png")))
     saved = json.loads((folder / "results.json").read_text())
-    assert [entry["label"] for entry in saved] == [entry["label"] for entry in found]
+    assert [entry["label"] for entry in saved] == [entry.label for entry in found]
     assert saved[0]["mask"]["size"] == [64, 96]
-    assert f"{found[0]['score']:.3f}" in capsys.readouterr().out
+    assert f"{found[0].score:.3f}" in capsys.readouterr().out
 
 
 def test_segment_draws_a_phrase_or_says_that_there_is_nothing(folder, trained, capsys):
@@ -156,7 +157,7 @@ def test_segment_draws_a_phrase_or_says_that_there_is_nothing(folder, trained, c
     common = ["--model", trained, "--image", folder / "coco/train/0.png", "--phrase", "the red cat"]
     common += ["--output", folder / "phrase.png", "--device", "cpu"]
     (found,) = segment.main([str(argument) for argument in [*common, "--threshold", 0.0]])
-    assert found["mask"].shape == (64, 96)
+    assert found.mask.shape == (64, 96)
     assert segment.main([str(argument) for argument in [*common, "--threshold", 1.0]]) == []
     assert "try a lower --threshold" in capsys.readouterr().out
 
@@ -169,7 +170,7 @@ def test_the_head_of_a_phrase_or_all_of_it():
 
 def test_referring_phrases_are_scored(folder, trained, tmp_path):
     make_assets(tmp_path / "assets", object_crops=3)
-    arguments = ["--model", trained, "--assets", tmp_path / "assets", "--count", 3, "--device", "cpu"]
+    arguments = ["--model", trained, "--assets", tmp_path / "assets", "--max_samples", 3, "--device", "cpu"]
     arguments = [str(argument) for argument in [*arguments, "--output", tmp_path / "referring.json"]]
     evaluate = load_script("examples/evaluate_referring.py")
     results = evaluate.main(arguments)
@@ -183,7 +184,7 @@ def test_referring_phrases_are_scored(folder, trained, tmp_path):
 def test_a_sheet_of_masks_is_drawn(trained, folder, tmp_path):
     make_assets(tmp_path / "assets", object_crops=3)
     draw_segments = load_script("docs/draw_segments.py")
-    arguments = ["--model", trained, "--assets", tmp_path / "assets", "--coco", folder / "coco", "--images", 2]
+    arguments = ["--model", trained, "--assets", tmp_path / "assets", "--coco", folder / "coco", "--max_samples", 2]
     draw_segments.main([str(value) for value in [*arguments, "--output", tmp_path / "out" / "sheet.jpg"]])
     sheet = Image.open(tmp_path / "out" / "sheet.jpg")
     assert sheet.size == (3 * 384, 4 * (288 + 22))
@@ -196,7 +197,7 @@ def test_a_sheet_of_masks_is_drawn(trained, folder, tmp_path):
 
 def test_masks_are_timed_beside_boxes(trained):
     benchmark = load_script("benchmarks/masks.py")
-    arguments = ["--model", trained, "--labels", "cat", "dog", "--masks", 5, "--runs", 1, "--threads", 1]
+    arguments = ["--model", trained, "--labels", "cat", "dog", "--masks", 5, "--repeats", 1, "--threads", 1]
     args = benchmark.parse_args([str(value) for value in [*arguments, "--large", 400, 300, "--large_masks", 7]])
     threads = torch.get_num_threads()
     try:

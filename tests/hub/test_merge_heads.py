@@ -48,10 +48,10 @@ def test_refuses_other_weights_and_what_would_be_overwritten(folders):
     masks = load_file(folders / "masks" / "model.safetensors")
     masks["detection_head.bias"] += 1
     save_file(masks, folders / "masks" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SystemExit, match=r"1 weights differ, such as detection_head\.bias"):
+    with pytest.raises(ValueError, match=r"1 weights differ, such as detection_head\.bias"):
         merge_heads.main(arguments(folders))
     assert not (folders / "both").exists()
-    with pytest.raises(SystemExit, match="exists; choose a new folder"):
+    with pytest.raises(ValueError, match="exists; choose a new folder"):
         merge_heads.main(arguments(folders, "words"))
-    with pytest.raises(SystemExit, match="holds no head that"):
+    with pytest.raises(ValueError, match="holds no head that"):
         merge_heads.main([f"--model={folders / 'words'}", f"--heads_of={folders / 'words'}", f"--output={folders}/c"])

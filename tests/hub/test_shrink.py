@@ -34,10 +34,10 @@ def test_values_beyond_float16_are_refused(trained, tmp_path):
     weights = load_file(trained / "model.safetensors")
     weights["detection_head.bias"] = torch.tensor([1e6])
     save_file(weights, trained / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SystemExit, match=r"detection_head\.bias"):
+    with pytest.raises(ValueError, match=r"detection_head\.bias"):
         shrink.main([f"--model={trained}", f"--output={tmp_path / 'shipped'}"])
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"no model\.safetensors"):
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
         shrink.main([f"--model={tmp_path}", f"--output={tmp_path / 'shipped'}"])

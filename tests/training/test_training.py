@@ -216,7 +216,7 @@ def detect(model: nn.Module, processor) -> torch.Tensor:
     return model.eval()(**{**tiny_inputs(), **text}).logits
 
 
-@pytest.mark.parametrize("way", ["linear-probe", "prompt", "lora"])
+@pytest.mark.parametrize("way", ["head", "prompt", "lora"])
 def test_a_tuned_model_comes_back_from_its_folder(way, tmp_path):
     torch.manual_seed(0)
     processor = tiny_processor()
@@ -249,7 +249,8 @@ def test_ways_train_what_they_say():
     everything = {"model.backbone", "model.neck", "model.text_encoder", "model.layers"}
     head = {name for name in parts("full") if name.startswith("detection_head.")}
     assert parts("full") == parts("frozen-backbone") == everything | head
-    assert parts("linear-probe") == head
+    assert parts("frozen-text") == parts("frozen-encoders") == (everything | head) - {"model.text_encoder"}
+    assert parts("head") == head
     assert parts("prompt") == {"model.text_encoder"}
     model = prepare_tuning(GLIPv2ForObjectDetection(tiny_config()), "lora", processor)
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

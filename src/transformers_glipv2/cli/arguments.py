@@ -204,7 +204,7 @@ def check_paths(args: argparse.Namespace) -> argparse.Namespace:
     """
     for name, value in vars(args).items():
         for entry in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(entry, CheckedPath | ModelSource):
+            if isinstance(entry, CheckedPath | ModelSource | Device):
                 entry.check(f"--{name}")
     return args
 
@@ -383,13 +383,21 @@ def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> N
     parser.add_argument("--device", type=device_name, default=default, help=f"cpu or cuda (default: {default})")
 
 
-def device_name(text: str) -> str:
+class Device(str):
     """`cpu`, `cuda` or `cuda:1`."""
+
+    def check(self, flag: str) -> None:
+        """Raises ValueError where the machine has no such device."""
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available.get(self.split(":")[0], True):
+            raise ValueError(f"{flag} is {str(self)!r}, and there is none here; take cpu.")
+
+
+def device_name(text: str) -> Device:
+    """The type of `--device`."""
     if not re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no device; take cpu, cuda or cuda:1")
-    if text.startswith("cuda") and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError(f"{text!r} is not available here; take cpu")
-    return text
+    return Device(text)
 
 
 def add_timing(parser: argparse.ArgumentParser, repeats: int, help: str) -> None:

@@ -4,6 +4,7 @@ import dis
 import errno
 import json
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ _FILE_ERRORS = (
     UnicodeDecodeError,
     yaml.YAMLError,
     SafetensorError,
+    pickle.UnpicklingError,
     Image.DecompressionBombError,
 )
 _REMEDIES = {

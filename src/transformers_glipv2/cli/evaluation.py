@@ -5,15 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from PIL import Image
 
-from transformers_glipv2.evaluation.shards import (
-    PredictionShards,
-    predict_in_shards,
-    weights_id,
-    write_json,
-    write_json_list,
-)
+from transformers_glipv2.data.files import write_json, write_json_list
+from transformers_glipv2.evaluation.shards import PredictionShards, predict_in_shards, weights_id
 
 Failures = Mapping[Any, str]
 
@@ -64,9 +61,15 @@ def write_predictions(output: Path, shards: PredictionShards, consequence: str) 
 
     Returns:
         `Mapping`: image id -> what went wrong.
+
+    Raises:
+        ValueError: when no image could be read.
     """
-    write_json_list(output / "predictions.json", shards.predictions())
     failures = shards.failures()
+    if failures and len(failures) == len(shards.keys):
+        first = next(iter(failures.values()))
+        raise ValueError(f"none of the {len(failures)} images could be read; check --images. The first: {first}")
+    write_json_list(output / "predictions.json", shards.predictions())
     if failures:
         write_json(output / "failures.json", failures)
         print(f"{len(failures)} images could not be read and {consequence}; see {output / 'failures.json'}")
@@ -99,6 +102,32 @@ def score_predictions(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
+
+
+@torch.no_grad()
+def generate_captions(
+    model: Any, processor: Any, images: Sequence[Image.Image], num_beams: int, max_new_tokens: int, prefix: str = ""
+) -> list[str]:
+    """
+    Captions of a batch of images.
+
+    Args:
+        model (`GLIPv2ForConditionalGeneration`), processor (`GLIPv2Processor`).
+        images (`Sequence[PIL.Image.Image]`): RGB.
+        num_beams (`int`), max_new_tokens (`int`): of beam search.
+        prefix (`str`, *optional*): how captions begin, which is part of them.
+    """
+    inputs = processor.image_processor(list(images), return_tensors="pt").to(model.device)
+    text = processor(text=[prefix] * len(images), return_tensors="pt").to(model.device) if prefix else {}
+    tokens = model.generate(
+        pixel_values=inputs["pixel_values"],
+        pixel_mask=inputs["pixel_mask"],
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        **text,
+    )
+    return [line.strip() for line in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def write_scene_scores(args: argparse.Namespace, results: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -63,6 +63,10 @@ class PredictionShards:
                 remaining.append(block)
         return remaining
 
+    def failed(self, block: tuple[int, int]) -> list[int]:
+        """Positions of the images of a written block that could not be read."""
+        return [block[0] + index for index, entry in enumerate(self._read(block)) if entry.get("error")]
+
     def path(self, block: tuple[int, int]) -> Path:
         """Where a block's predictions are."""
         return self.folder / f"predictions-{block[0]:08d}-{block[1]:08d}.json"
@@ -173,7 +177,8 @@ def predict_in_shards(
     description: str = "predicting",
 ) -> None:
     """
-    Predict every image that has no prediction yet, over all processes; returns on all when all are done.
+    Predict every image that has no prediction yet, over all processes; returns on all when all are done. An image that
+    could not be read before, and now can, is predicted with its block.
 
     Batches are neighbours within a block, so they are the same whatever the number of processes and however often the
     run was killed, and so are the predictions.
@@ -189,7 +194,11 @@ def predict_in_shards(
         description (`str`, *optional*): for the progress bar, which shows the main process's part.
     """
     # All look before any writes, so that all divide the same list.
-    remaining = shards.remaining()
+    remaining, loaded = shards.remaining(), _Loaded(load)
+    for block in sorted(set(shards.blocks) - set(remaining)):
+        if any(loaded[position][2] is None for position in shards.failed(block)):
+            remaining.append(block)
+    remaining.sort()
     accelerator.wait_for_everyone()
     mine = remaining[accelerator.process_index :: accelerator.num_processes]
     batches = [
@@ -197,7 +206,7 @@ def predict_in_shards(
         for start, stop in mine
         for first in range(start, stop, batch_size)
     ]
-    loader = DataLoader(_Loaded(load), batch_sampler=batches, collate_fn=list, num_workers=num_workers)
+    loader = DataLoader(loaded, batch_sampler=batches, collate_fn=list, num_workers=num_workers)
     blocks = iter(mine)
     block, entries = next(blocks, None), []
     total = sum(stop - start for start, stop in mine)

@@ -36,7 +36,7 @@ from transformers_glipv2.training.optimization import (
     learning_rate_factor,
     parameter_groups,
 )
-from transformers_glipv2.training.tuning import FREEZABLE, TUNING_WAYS, freeze, load_tuned, prepare_tuning
+from transformers_glipv2.training.tuning import FREEZABLE, FROZEN_WAYS, TRAIN_WAYS, freeze, load_tuned, prepare_tuning
 from transformers_glipv2.training.vqa import (
     AnswerEvaluator,
     answers_of_sources,
@@ -47,8 +47,9 @@ from transformers_glipv2.training.vqa import (
 
 __all__ = [
     "FREEZABLE",
+    "FROZEN_WAYS",
     "SCHEDULES",
-    "TUNING_WAYS",
+    "TRAIN_WAYS",
     "AnswerCollator",
     "AnswerEvaluator",
     "CaptionCollator",

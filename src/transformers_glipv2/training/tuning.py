@@ -1,4 +1,4 @@
-"""Which parts of a model a run changes: all, some, a linear probe, a prompt, or low-rank adapters."""
+"""Which parts of a model a run changes: all, all but some, a head, a prompt, or low-rank adapters."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 from transformers_glipv2.layers.prompt_tuning import PROMPT_FILE, add_prompt_tuning, load_prompt_tuning
 
 FREEZABLE = ("text-encoder", "backbone", "lower-backbone")
-TUNING_WAYS = ("full", "frozen-backbone", "linear-probe", "prompt", "lora")
+# What is not trained. The lower half of the backbone, its stem and first stages, knows edges and textures.
+_FROZEN = {
+    "frozen-backbone": ("lower-backbone",),
+    "frozen-text": ("text-encoder",),
+    "frozen-encoders": ("text-encoder", "lower-backbone"),
+}
+FROZEN_WAYS = ("full", *_FROZEN)
+TRAIN_WAYS = (*FROZEN_WAYS, "head", "prompt", "lora")
 
 _STEM = re.compile(r"\.(embeddings|stem|conv_stem|bn1)\.")
 _STAGE = re.compile(r"\.(?:layers|stages|blocks)\.(\d+)\.")
@@ -49,17 +56,18 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def prepare_tuning(
-    model: nn.Module, way: str, processor: Any, text: str | None = None, lora_rank: int = 8
+    model: nn.Module, way: str, processor: Any = None, text: str | None = None, lora_rank: int = 8
 ) -> nn.Module:
     """
     Makes trainable what a way of fine-tuning trains, and only that.
 
     Args:
         model (`GLIPv2ForObjectDetection`): changed in place.
-        way (`str`): "full"; "frozen-backbone": all but the lower half of the backbone; "linear-probe": the detection
-            head alone; "prompt": offsets on the words of one text alone; "lora": low-rank adapters in the encoders
-            and the tower (needs `peft`), and the detection head.
-        processor (`GLIPv2Processor`): tokenizes `text`.
+        way (`str`): "full"; "frozen-backbone": all but the lower half of the backbone; "frozen-text": all but the text
+            encoder; "frozen-encoders": all but both; "head": the detection head alone (a linear probe); "prompt":
+            offsets on the tokens of one text alone; "lora": low-rank adapters in the encoders and the tower (needs
+            `peft`), and the detection head.
+        processor (`GLIPv2Processor`, *optional*): tokenizes `text`.
         text (`str`, *optional*): the prompt that "prompt" tunes.
         lora_rank (`int`, *optional*, defaults to 8).
 
@@ -69,20 +77,18 @@ def prepare_tuning(
     Raises:
         ValueError: for an unknown way, or "prompt" without a text.
     """
-    if way not in TUNING_WAYS:
-        raise ValueError(f"`way` is {way!r}; choose one of {', '.join(TUNING_WAYS)}.")
-    if way == "full":
-        return model
-    if way == "frozen-backbone":
-        freeze(model, ["lower-backbone"])
+    if way not in TRAIN_WAYS:
+        raise ValueError(f"`way` is {way!r}; choose one of {', '.join(TRAIN_WAYS)}.")
+    if way in FROZEN_WAYS:
+        freeze(model, _FROZEN.get(way, ()))
         return model
     if way == "lora":
         return _with_adapters(model, lora_rank)
     model.requires_grad_(False)
-    if way == "linear-probe":
+    if way == "head":
         model.detection_head.requires_grad_(True)
     elif text is None:
-        raise ValueError("prompt tuning needs the `text` whose words are tuned.")
+        raise ValueError("prompt tuning needs the `text` whose tokens are tuned.")
     else:
         add_prompt_tuning(model, processor.tokenizer, text)
     return model

@@ -24,7 +24,7 @@ from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswe
 
 finetune_vqa = load_script("examples/finetune_vqa.py")
 finetune_captioning = load_script("examples/finetune_captioning.py")
-evaluate_understanding = load_script("examples/evaluate_understanding.py")
+evaluate_scenes = load_script("examples/evaluate_scenes_vqa_captioning.py")
 benchmark_captions = load_script("benchmarks/captions.py")
 ablation = load_script("benchmarks/ablation.py")
 pretrain = load_script("examples/pretrain.py")
@@ -42,7 +42,7 @@ def fresh_accelerator():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("understanding")
+    folder = tmp_path_factory.mktemp("vqa_captioning")
     tiny_checkpoint(folder / "model")
     make_assets(folder / "assets")
     for kind in ("vqa", "caption"):
@@ -60,12 +60,12 @@ def arguments(folder: Path, kind: str, model: str, output: str, *more: str) -> l
 
 
 def test_a_head_learns_from_cached_questions(folder, capsys):
-    cached = ["--freeze_detector", "--cached_questions", "8", "--num_steps", "20", "--eval_steps", "20"]
+    cached = ["--train", "head", "--cached_questions", "8", "--num_steps", "20", "--eval_steps", "20"]
     finetune_vqa.main(arguments(folder, "vqa", "model", "cached", *cached))
     losses = [line["loss"] for line in read_log(folder / "cached") if "loss" in line]
     assert losses[-1] < losses[0]
     assert changed_parts(folder / "model", folder / "cached") == {"answer_head"}
-    for wrong, message in ((["--cached_questions", "8"], "--freeze_detector"), ([*cached[:2], "3"], "batch of 4")):
+    for wrong, message in ((["--cached_questions", "8"], "--train head"), ([*cached[:3], "3"], "batch of 4")):
         with pytest.raises(SystemExit):
             finetune_vqa.parse_args(arguments(folder, "vqa", "model", "wrong", *wrong))
         assert message in capsys.readouterr().err
@@ -82,10 +82,10 @@ def changed_parts(before: Path, after: Path) -> set[str]:
 def both(folder) -> Path:
     """A folder with an answer head and a caption head, trained one after the other over frozen weights."""
     AcceleratorState._reset_state(True)
-    finetune_vqa.main(arguments(folder, "vqa", "model", "answers", "--freeze_detector"))
+    finetune_vqa.main(arguments(folder, "vqa", "model", "answers", "--train", "head"))
     AcceleratorState._reset_state(True)
     finetune_captioning.main(
-        arguments(folder, "caption", "answers", "both", "--freeze_detector", "--naming", "--num_beams", "2")
+        arguments(folder, "caption", "answers", "both", "--train", "head", "--region_attention", "--num_beams", "2")
     )
     return folder / "both"
 
@@ -116,10 +116,10 @@ def test_heads_of_either_order_leave_all_others_and_the_boxes_as_they_are(folder
     shutil.copytree(folder / "model", start)
     masks = GLIPv2ForInstanceSegmentation.from_pretrained(start)
     masks.save_pretrained(start, state_dict={**load_file(start / "model.safetensors"), **masks.state_dict()})
-    captions_first = ["--freeze_detector", "--naming", "--num_beams", "1"]
+    captions_first = ["--train", "head", "--region_attention", "--num_beams", "1"]
     finetune_captioning.main(arguments(folder, "caption", "every-head", "captions", *captions_first))
     AcceleratorState._reset_state(True)
-    finetune_vqa.main(arguments(folder, "vqa", "captions", "captions-answers", "--freeze_detector"))
+    finetune_vqa.main(arguments(folder, "vqa", "captions", "captions-answers", "--train", "head"))
     output = folder / "captions-answers"
     assert changed_parts(start, output) == {"answer_head", "caption_head"}
     heads = {name.split(".")[0] for name in load_file(output / "model.safetensors")} - {"model"}
@@ -156,15 +156,17 @@ def test_training_all_learns_boxes_with_answers(folder):
 
 
 def test_training_all_for_captions_and_another_size(folder):
-    finetune_captioning.main(arguments(folder, "caption", "model", "all-captions", "--size", "48", "--num_beams", "1"))
+    finetune_captioning.main(
+        arguments(folder, "caption", "model", "all-captions", "--image_size", "48", "--num_beams", "1")
+    )
     assert {"loss", "loss_caption"} <= read_log(folder / "all-captions")[0].keys()
     size = GLIPv2Processor.from_pretrained(folder / "all-captions").image_processor.size
     assert (size["shortest_edge"], size["longest_edge"]) == (48, 72)
 
 
-def test_blind_runs_see_no_image(folder):
-    metrics = finetune_vqa.main(arguments(folder, "vqa", "model", "blind", "--freeze_detector", "--blind"))
-    assert metrics["blind"]
+def test_image_ablated_runs_see_no_image(folder):
+    metrics = finetune_vqa.main(arguments(folder, "vqa", "model", "ablated", "--train", "head", "--ablate_images"))
+    assert metrics["image_ablated"]
     vqa_collator = finetune_vqa.AnswerCollator(lambda rows: {"pixel_values": torch.ones(1, 3, 4, 4)}, ["yes"], False)
     batch = vqa_collator([{"kind": "vqa", "answers": ["yes"] * 10}])
     assert not batch["pixel_values"].any()
@@ -174,18 +176,18 @@ def test_blind_runs_see_no_image(folder):
 def test_both_heads_are_scored_beside_what_sees_no_image(folder, both, monkeypatch):
     # The official tokenizer, a Java program, is tested elsewhere and takes a second each time.
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    output = folder / "understanding.json"
-    given = ["--model", both, "--assets", folder / "assets", "--questions", 6, "--captions", 3, "--num_beams", 2]
-    given += ["--blind_answers", folder / "answers", "--blind_captions", both, "--output", output]
-    results = evaluate_understanding.main([str(value) for value in given])
+    output = folder / "scores.json"
+    given = ["--model", both, "--assets", folder / "assets", "--max_samples", 6, "--num_beams", 2]
+    given += ["--ablated_vqa", folder / "answers", "--ablated_captioning", both, "--output", output]
+    results = evaluate_scenes.main([str(value) for value in given])
     written = json.loads(output.read_text())
     assert written["results"] == results
-    assert written["settings"]["questions"] == 6
-    answers, captions = results["answers"], results["captions"]
+    assert written["settings"]["max_samples"] == 6
+    answers, captions = results["vqa"], results["captioning"]
     assert answers["questions"].pop("all") == sum(answers["questions"].values()) == 6
-    for name in ("model", "blind model", "most frequent answer"):
+    for name in ("model", "image-ablated", "most frequent answer"):
         assert answers[name].keys() == {"accuracy", *(f"accuracy_{kind}" for kind in answers["questions"])}
-    for name in ("greedy", "2 beams", "captions of other scenes", "best constant caption", "blind model"):
+    for name in ("greedy", "2 beams", "captions of other scenes", "best constant caption", "image-ablated"):
         assert {"CIDEr", "Bleu_4"} <= captions[name].keys()
     assert captions["best constant caption"]["CIDEr"] >= captions["captions of other scenes"]["CIDEr"]
     assert captions["grounded"].keys() == {"phrase_precision", "phrase_recall", "R@1"}
@@ -194,15 +196,26 @@ def test_both_heads_are_scored_beside_what_sees_no_image(folder, both, monkeypat
 def test_the_best_constant_caption_is_the_one_that_says_most_of_all_rows(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     rows = [{"text": "a dog and a ball"}, {"text": "a red cat"}, {"text": "a dog, a cat", "captions": ["a dog", "x"]}]
-    chosen = evaluate_understanding.best_constant_caption(rows)
-    scores = {row["text"]: evaluate_understanding.caption_scores(rows, [row["text"]] * 3)["CIDEr"] for row in rows}
+    chosen = evaluate_scenes.best_constant_caption(rows)
+    scores = {row["text"]: evaluate_scenes.caption_scores(rows, [row["text"]] * 3)["CIDEr"] for row in rows}
     assert scores[chosen] == max(scores.values()) > min(scores.values())
 
 
 def test_speed_of_captions(both, tmp_path, capsys):
     threads = torch.get_num_threads()
     try:
-        given = ["--model", both, "--words", 3, "--runs", 1, "--threads", threads, "--output", tmp_path / "table.md"]
+        given = [
+            "--model",
+            both,
+            "--tokens",
+            3,
+            "--repeats",
+            1,
+            "--threads",
+            threads,
+            "--output",
+            tmp_path / "table.md",
+        ]
         results = benchmark_captions.main([str(value) for value in given])
     finally:
         torch.set_num_threads(threads)
@@ -258,15 +271,15 @@ def test_pre_training_learns_answers_and_captions_beside_boxes(folder):
     kinds = "{detection: 1.0, vqa: 1.0, caption: 1.0}"
     (folder / "all.yaml").write_text(f"sources: [{{kind: scenes, path: assets, size: 64, kinds: {kinds}}}]\n")
     given = ["--model", folder / "model", "--data", folder / "all.yaml", "--num_steps", "2", "--batch_size", "8"]
-    given += ["--save_steps", "1", "--learning_rate", "1e-3"]
+    given += ["--eval_steps", "1", "--learning_rate", "1e-3"]
     boxes = [*given, "--output", folder / "boxes", "--loss_weights", "mlm=0"]
     pretrain.main([str(value) for value in boxes])
     assert "loss_mlm" not in read_log(folder / "boxes")[0]
     AcceleratorState._reset_state(True)
-    joint = [str(value) for value in (*given, "--output", folder / "joint", "--understanding")]
+    joint = [str(value) for value in (*given, "--output", folder / "joint", "--vqa_captioning")]
     pretrain.main([*joint, "--num_steps", "1"])
     AcceleratorState._reset_state(True)
-    pretrain.main([*joint, "--resume_from_checkpoint", "latest"])
+    pretrain.main([*joint, "--resume", "latest"])
     lines = read_log(folder / "joint")
     assert [line["step"] for line in lines] == [1, 2]
     assert {"loss_box", "loss_inter", "loss_mlm", "loss_answer", "loss_caption"} <= {*lines[0], *lines[1]}
@@ -276,11 +289,11 @@ def test_pre_training_learns_answers_and_captions_beside_boxes(folder):
         assert not info["unexpected_keys"]
 
 
-def test_the_row_with_understanding_differs_from_all_losses_in_that_alone():
+def test_the_row_with_answers_and_captions_differs_from_all_losses_in_that_alone():
     given = ["--model", "m", "--data", "d.yaml", "--assets", "a", "--output", "o", "--rows", "all"]
-    args = ablation.parse_args([*given, ablation.UNDERSTANDING, "--", "--num_steps", "3"])
-    assert args.rows == ["all", ablation.UNDERSTANDING]
+    args = ablation.parse_args([*given, ablation.VQA_CAPTIONING, "--", "--num_steps", "3"])
+    assert args.rows == ["all", ablation.VQA_CAPTIONING]
     alone, beside = (ablation.training_run(row, args) for row in args.rows)
-    assert beside.arguments == (*alone.arguments, "--understanding")
+    assert beside.arguments == (*alone.arguments, "--vqa_captioning")
     assert beside.folder != alone.folder
     pretrain.parse_args([*beside.arguments, "--output", "o"])
