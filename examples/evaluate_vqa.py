@@ -27,11 +27,11 @@ from transformers_glipv2.cli.arguments import (
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.evaluation import predict_images, score_predictions, write_predictions
-from transformers_glipv2.data.dataset import open_image
 from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.vqa import load_vqa
 from transformers_glipv2.evaluation.shards import evaluation_accelerator
 from transformers_glipv2.evaluation.vqa import evaluate_vqa
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
 
 

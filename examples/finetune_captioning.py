@@ -30,8 +30,8 @@ import torch
 
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
-    InputFile,
     ScriptParser,
+    add_data_file,
     add_image_size,
     add_model,
     add_num_beams,
@@ -60,6 +60,7 @@ from transformers_glipv2.training import (
     evaluation_examples,
     head_groups,
     load_other_heads,
+    require_learnable,
 )
 
 EPOCHS = 10
@@ -69,7 +70,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     add = parser.add_argument
     add_model(parser, "folder or Hub id to start from; without a caption head it gets a new one")
-    add("--data", required=True, type=InputFile, help="data file (YAML)")
+    add_data_file(parser)
     add("--region_attention", action="store_true", help="a head that attends to regions of the image for each word")
     add("--ablate_images", action="store_true", help="blank all images, for a baseline of text alone")
     add("--learning_rate", type=positive_float, default=5e-5, help="(default: 5e-5)")
@@ -91,6 +92,7 @@ def main(arguments: list[str] | None = None) -> dict:
     # Data.
     processor = GLIPv2Processor.from_pretrained(args.model)
     data, mixture, collate = language_data(args, processor, EPOCHS)
+    require_learnable(mixture.sources, ["captions"])
     collator = CaptionCollator(collate, with_images=with_images)
 
     # Model and optimizer. Captions begin and end as the tokenizer's texts do. A new head that attends to regions

@@ -51,6 +51,7 @@ from transformers_glipv2.training import (
     parameter_groups,
     prepare_tuning,
     read_data_file,
+    require_learnable,
 )
 
 LEARNING_RATES = {**dict.fromkeys(TRAIN_WAYS, 1e-4), "head": 1e-3, "prompt": 5e-2, "lora": 5e-4}
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> dict:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
     if args.shots is not None:
         dataset = few_shot(dataset, args.shots, args.seed, empty_images=args.empty_images)
+    require_learnable([dataset], ["boxes"])
     rehearsal = read_data_file(args.keep_vocabulary) if args.keep_vocabulary else None
     sources, weights = [dataset], [1.0]
     if rehearsal is not None and args.rehearsal_fraction:

@@ -22,6 +22,7 @@ from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
     InputPath,
     ScriptParser,
+    add_data_file,
     add_image_size,
     add_model,
     add_training,
@@ -48,6 +49,7 @@ from transformers_glipv2.training import (
     make_mixture,
     parameter_groups,
     read_data_file,
+    require_learnable,
 )
 
 HEAD_RATE, FULL_RATE = 1e-3, 1e-4
@@ -57,7 +59,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     add = parser.add_argument
     add_model(parser, "folder or Hub id to start from; without a mask head it gets a new one")
-    add("--data", required=True, type=InputPath, help="COCO-format folder with masks, or data file (.yaml)")
+    add_data_file(parser, InputPath, "COCO-format folder with masks, or data file (YAML)")
     add("--eval_split", help="split of a folder that chooses the best weights (default: val, if there is one)")
     add("--test_split", help="split of a folder that the best weights are scored on at the end (default: none)")
     add("--learning_rate", type=positive_float, help=f"(default: head {HEAD_RATE:g}, else {FULL_RATE:g})")
@@ -89,11 +91,16 @@ def main(arguments: list[str] | None = None) -> dict:
     accelerator = start_training(args)
 
     # Data: examples come with the masks of their objects; objects without a mask count as boxes only.
-    data = read_data_file(args.data) if args.data.is_file() else coco_folder(args.data, args.eval_split)
+    data = (
+        read_data_file(args.data, args.allow_custom_loaders)
+        if args.data.is_file()
+        else coco_folder(args.data, args.eval_split)
+    )
     data.mlm_probability = 0.0
     processor = GLIPv2Processor.from_pretrained(args.model)
     use_image_size(args, data, processor)
     mixture = make_mixture(data, args.num_steps * args.batch_size, args.seed)
+    require_learnable(mixture.sources, ["masks"])
     collator = make_collator(data, processor, mixture, args.batch_size, args.seed)
     collator.with_masks = True
 

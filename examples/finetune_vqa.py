@@ -29,6 +29,7 @@ from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
     InputFile,
     ScriptParser,
+    add_data_file,
     add_image_size,
     add_model,
     add_training,
@@ -61,6 +62,7 @@ from transformers_glipv2.training import (
     head_groups,
     load_other_heads,
     repeated,
+    require_learnable,
     step_loader,
 )
 
@@ -71,7 +73,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     add = parser.add_argument
     add_model(parser, "folder or Hub id to start from; without an answer head it gets a new one")
-    add("--data", required=True, type=InputFile, help="data file (YAML)")
+    add_data_file(parser)
     help = "JSON list of answers (default: those of the data; VQA v2: majority of 9 or more)"
     add("--answers", type=InputFile, help=help)
     add(
@@ -105,6 +107,7 @@ def main(arguments: list[str] | None = None) -> dict:
     processor = GLIPv2Processor.from_pretrained(args.model)
     data, mixture, collate = language_data(args, processor, EPOCHS, args.cached_questions)
     answers = load_answer_vocabulary(args.answers) if args.answers else answers_of_sources(mixture.sources)
+    require_learnable(mixture.sources, ["answers"], answers)
     collator = AnswerCollator(collate, answers, with_images=with_images)
 
     # Model and optimizer. A head for other answers than the checkpoint's is a new one, which starts from their tokens.

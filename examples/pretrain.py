@@ -24,8 +24,8 @@ import torch
 
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
-    InputFile,
     ScriptParser,
+    add_data_file,
     add_model,
     add_training,
     check_paths,
@@ -53,6 +53,7 @@ from transformers_glipv2.training import (
     parameter_groups,
     prepare_tuning,
     read_data_file,
+    require_learnable,
 )
 
 LOSSES = ("box", "centerness", "intra", "inter", "mlm")
@@ -70,7 +71,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     add = parser.add_argument
     add_model(parser, "folder or Hub id to start from, such as make_nano.py writes")
-    add("--data", required=True, type=InputFile, help="data file (YAML)")
+    add_data_file(parser)
     help = "parts that a process cuts its images of a step into (default: 1)"
     add("--gradient_accumulation_steps", type=positive_int, default=1, help=help)
     help = "of all but the text encoder and text layers, which get a tenth (default: 1e-4)"
@@ -102,13 +103,14 @@ def main(arguments: list[str] | None = None) -> TrainingState:
     accelerator = start_training(args)
 
     # Data: a step's number alone decides its examples and everything that is random about them.
-    data = read_data_file(args.data)
+    data = read_data_file(args.data, args.allow_custom_loaders)
     weights = dict(args.loss_weights)
     if weights.get("mlm_loss_weight") == 0:
         data = replace(data, mlm_probability=0.0)
     processor = GLIPv2Processor.from_pretrained(args.model)
     mixture = make_mixture(data, args.num_steps * args.batch_size, args.seed)
     collator = make_collator(data, processor, mixture, args.batch_size, args.seed)
+    require_learnable(mixture.sources, ("boxes", "tokens") if data.mlm_probability else ("boxes",))
     if args.vqa_captioning:
         answers = answers_of_sources(mixture.sources)
         collator = JointCollator(collator, answers)

@@ -407,6 +407,16 @@ def add_timing(parser: argparse.ArgumentParser, repeats: int, help: str) -> None
     add("--threads", type=positive_int, default=2, help="CPU threads (default: 2)")
 
 
+def add_data_file(parser: argparse.ArgumentParser, type: type = InputFile, help: str = "data file (YAML)") -> None:
+    """`--data`, which is or may be a data file, and `--allow_custom_loaders`."""
+    parser.add_argument("--data", required=True, type=type, help=help)
+    parser.add_argument(
+        "--allow_custom_loaders",
+        action="store_true",
+        help="let the data file name loaders of your own, `module:name`, which are imported and called",
+    )
+
+
 def add_training(
     parser: argparse.ArgumentParser,
     batch_size: int,

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from transformers_glipv2.data.files import replaced_file
-from transformers_glipv2.image_processing_glipv2 import open_image
+from transformers_glipv2.data.hub import image_source
+from transformers_glipv2.image_io import open_image
 
 ROWS_PER_GROUP = 1000
 
@@ -41,7 +42,7 @@ class ImageFolder:
 
     def open(self, index: int) -> Image.Image:
         """An image as RGB, upright."""
-        return open_image(self.folder / self.paths[index]).convert("RGB")
+        return open_image(self.folder / self.paths[index])
 
 
 class HubImages:
@@ -62,13 +63,12 @@ class HubImages:
         # Images are decoded when they are asked for, so that a broken one is a failure of its own.
         self.examples = datasets.load_dataset(name, split=split).select_columns([column])
         self.examples = self.examples.cast_column(column, datasets.Image(decode=False))
-        self.image = datasets.Image()
         self.column = column
         self.names = [f"{split}/{index}" for index in range(len(self.examples))]
 
     def open(self, index: int) -> Image.Image:
         """An image as RGB, upright."""
-        return open_image(self.image.decode_example(self.examples[index][self.column])).convert("RGB")
+        return open_image(image_source(self.examples[index][self.column]))
 
 
 def coco_file(examples: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:

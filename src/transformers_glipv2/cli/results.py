@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from transformers_glipv2.image_processing_glipv2 import open_image
+from transformers_glipv2.image_io import open_image
 from transformers_glipv2.inference.drawing import Drawn, draw
 
 SAMPLES = ("chelsea", "coffee", "astronaut", "rocket")
@@ -37,7 +37,7 @@ class Found:
 def load_image(path: str | Path | None, sample: str = SAMPLES[0]) -> Image.Image:
     """An image file as RGB, upright, or where there is none a photograph of scikit-image (CC0)."""
     if path is not None:
-        return open_image(path).convert("RGB")
+        return open_image(path)
     from skimage import data
 
     return Image.fromarray(getattr(data, sample)()).convert("RGB")

@@ -16,6 +16,7 @@ from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.mixture import MixtureDataset
+from transformers_glipv2.image_processing_glipv2 import set_shortest_edge
 from transformers_glipv2.training import (
     DataFile,
     StepBatches,
@@ -29,7 +30,6 @@ from transformers_glipv2.training import (
     prepare_tuning,
     push_folder,
     read_data_file,
-    set_shortest_edge,
     step_loader,
     steps_of_epochs,
     train,
@@ -40,7 +40,7 @@ MakeLoader = Callable[[int], DataLoader]
 
 def start_training(args: argparse.Namespace) -> Accelerator:
     """
-    The `Accelerator` of a run, with seeds set and the settings written to `training_args.json`.
+    The `Accelerator` of a run, with seeds set.
 
     Args:
         args (`argparse.Namespace`): flags of `arguments.add_training`, and "trackers" where there are some.
@@ -54,8 +54,6 @@ def start_training(args: argparse.Namespace) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(args.seed)
-    if accelerator.is_main_process:
-        write_json(args.output / "training_args.json", vars(args))
     if trackers:
         accelerator.init_trackers("glipv2", {name: str(value) for name, value in vars(args).items()})
     return accelerator
@@ -108,7 +106,7 @@ def language_data(
     Raises:
         ValueError: for a wrong data file, or endless data without a number of steps.
     """
-    data = read_data_file(args.data)
+    data = read_data_file(args.data, args.allow_custom_loaders)
     data.mlm_probability = 0.0
     use_image_size(args, data, processor)
     sources, weights = load_sources(data)
@@ -182,6 +180,7 @@ def fit(
         average=average,
         evaluate=evaluate,
         resume_from=args.resume,
+        settings=vars(args),
     )
 
 

@@ -34,7 +34,7 @@ MAY_CHANGE = frozenset(
     }
 )
 # What says nothing about the run.
-_NOT_COMPARED = frozenset({"allow_custom_loaders", "output", "push_to_hub", "resume", "resume_from_checkpoint"})
+_NOT_COMPARED = frozenset({"allow_custom_loaders", "output", "push_to_hub", "resume"})
 
 
 def describe_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
