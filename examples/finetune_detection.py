@@ -39,12 +39,11 @@ from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.few_shot import few_shot
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.mixture import MixtureDataset
-from transformers_glipv2.prompts import label_prompt
+from transformers_glipv2.prompts import clean_labels, label_prompt
 from transformers_glipv2.training import (
     TRAIN_WAYS,
     DetectionEvaluator,
     SamplerBySource,
-    clean_name,
     load_sources,
     load_tuned,
     make_evaluator,
@@ -109,7 +108,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
     # Model and optimizer. A pretrained text encoder learns slowly; a new head, offsets and adapters do not.
     model = GLIPv2ForObjectDetection.from_pretrained(args.model)
-    prompt = label_prompt([clean_name(name) for name in dataset.class_names]).text
+    prompt = label_prompt(clean_labels(dataset.class_names)).text
     model = prepare_tuning(model, args.train, processor, prompt)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     rate = args.learning_rate or LEARNING_RATES[args.train]
