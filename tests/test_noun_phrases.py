@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from transformers_glipv2 import noun_phrases
+from tests.tiny_training import tiny_processor
+from transformers_glipv2 import GLIPv2Processor, noun_phrases
 from transformers_glipv2.noun_phrases import chunk_kinds, chunk_noun_phrases, find_noun_phrases, kind_of_tag
 
 CAPTIONS = {
@@ -41,7 +42,7 @@ CAPTIONS = {
 def test_captions(caption):
     spans = chunk_noun_phrases(caption)
     assert [caption[start:end] for start, end in spans] == CAPTIONS[caption]
-    assert spans == sorted(set(spans)), "equal phrases have places of their own"
+    assert spans == sorted(set(spans)), "equal phrases have spans of their own"
 
 
 def test_pattern_of_the_original(reference_dir):
@@ -49,14 +50,14 @@ def test_pattern_of_the_original(reference_dir):
     cases = json.loads((reference_dir / "text" / "text.json").read_text())["run_ner_given_pos_tags"]
     assert len(cases) == 5
     for case in cases:
-        places, end = [], 0
+        spans, end = [], 0
         for word, _ in case["pos_tags"]:
             start = case["caption"].lower().index(word, end)
             end = start + len(word)
-            places.append((start, end))
+            spans.append((start, end))
         chunks = chunk_kinds("".join(kind_of_tag(tag) for _, tag in case["pos_tags"]))
-        assert [[[places[first][0], places[stop - 1][1]]] for first, stop in chunks] == case["tokens_positive"]
-        phrases = [case["caption"].lower()[places[first][0] : places[stop - 1][1]] for first, stop in chunks]
+        assert [[[spans[first][0], spans[stop - 1][1]]] for first, stop in chunks] == case["tokens_positive"]
+        phrases = [case["caption"].lower()[spans[first][0] : spans[stop - 1][1]] for first, stop in chunks]
         assert phrases == case["noun_phrases"]
 
 
@@ -67,9 +68,17 @@ def fresh_cache():
     noun_phrases._spacy_model.cache_clear()
 
 
+def test_nothing_depends_on_what_is_installed(monkeypatch, fresh_cache):
+    monkeypatch.setitem(
+        sys.modules, "spacy", SimpleNamespace(load=lambda name: pytest.fail("spaCy was not asked for"))
+    )
+    assert find_noun_phrases("a dog") == find_noun_phrases("a dog", "rules") == [(0, 5)]
+
+
 def test_without_spacy(monkeypatch, fresh_cache):
     monkeypatch.setitem(sys.modules, "spacy", None)
-    assert find_noun_phrases("a dog") == [(0, 5)]
+    with pytest.raises(ImportError, match=r'needs spaCy .* `pip install "transformers-glipv2\[phrases\]"`'):
+        find_noun_phrases("a dog", "spacy")
 
 
 def test_without_the_model_of_spacy(monkeypatch, fresh_cache):
@@ -77,7 +86,8 @@ def test_without_the_model_of_spacy(monkeypatch, fresh_cache):
         raise OSError(f"[E050] Can't find model '{name}'.")
 
     monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=load))
-    assert find_noun_phrases("a dog") == [(0, 5)]
+    with pytest.raises(ImportError, match="python -m spacy download en_core_web_sm"):
+        find_noun_phrases("a dog", "spacy")
 
 
 def test_with_spacy(monkeypatch, fresh_cache):
@@ -86,4 +96,14 @@ def test_with_spacy(monkeypatch, fresh_cache):
 
     document = SimpleNamespace(noun_chunks=[chunk(0, 3, "PRON"), chunk(9, 14, "NOUN")])
     monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: lambda sentence: document))
-    assert find_noun_phrases("she sees a dog") == [(9, 14)]
+    assert find_noun_phrases("she sees a dog", "spacy") == [(9, 14)]
+
+
+def test_an_unknown_chunker(tmp_path):
+    with pytest.raises(ValueError, match="noun phrases is 'nltk'; choose one of rules, spacy"):
+        find_noun_phrases("a dog", "nltk")
+    processor = tiny_processor()
+    with pytest.raises(ValueError, match="'nltk'"):
+        GLIPv2Processor(processor.image_processor, processor.tokenizer, phrase_chunker="nltk")
+    GLIPv2Processor(processor.image_processor, processor.tokenizer, phrase_chunker="spacy").save_pretrained(tmp_path)
+    assert GLIPv2Processor.from_pretrained(tmp_path).phrase_chunker == "spacy"

@@ -1,15 +1,17 @@
 """
-Noun phrases of a sentence, as the phrases to look for when nobody says which.
+Noun phrases of a sentence: the phrases to look for when the caller gives none.
 
-spaCy finds them where it and its English model are installed (`pip install spacy`, `python -m spacy download
-en_core_web_sm`). Otherwise rules do, which are good enough for captions:
+By default rules find them, which are good enough for captions:
 
 1. Every word gets a kind: determiner (the, her, two), adjective (red, small), noun, or other. Words of closed classes
    (prepositions, conjunctions, pronouns, auxiliaries) and frequent verbs of captions are listed below; any other word
-   is a noun unless its place or its ending says that it is a verb or an adjective.
+   is a noun unless its position or its ending says that it is a verb or an adjective.
 2. A phrase is determiner? adjective* noun+, the pattern of the original. Punctuation and a possessive 's end it.
 
 Repeated words are repeated entities: each occurrence is a phrase of its own.
+
+spaCy's parser is the other choice (`pip install "transformers-glipv2[phrases]"`, then `python -m spacy download
+en_core_web_sm`).
 """
 
 import re
@@ -18,6 +20,9 @@ from functools import lru_cache
 from typing import Any
 
 from .prompts import Span
+
+# What finds noun phrases.
+CHUNKERS = ("rules", "spacy")
 
 # A possessive 's; a word, maybe with hyphens or apostrophes inside; a punctuation mark. \u2019 is the typographic '.
 _WORD = re.compile("['\u2019]s\\b|[^\\W_]+(?:[-'\u2019](?!s\\b)[^\\W_]+)*|[^\\w\\s]|_")
@@ -60,7 +65,7 @@ _VERBS = _words(
     prepare prepares try tries pose poses smile smiles seated parked filled topped built
     """
 )
-# Listed verbs that are as often nouns; their place decides.
+# Listed verbs that are as often nouns; their position decides.
 _VERBS_OR_NOUNS = _words(
     """
     stand stands ride rides look looks run runs jump jumps throw throws catch catches hit hits kick kicks play
@@ -218,27 +223,43 @@ def chunk_noun_phrases(sentence: str) -> list[Span]:
 
 
 @lru_cache(maxsize=1)
-def _spacy_model() -> Any | None:
-    """spaCy's small English model, or `None` where spaCy (ImportError) or the model (OSError) is not installed."""
+def _spacy_model() -> Any:
+    """spaCy's small English model."""
     try:
         import spacy  # here, since it takes seconds
 
         return spacy.load("en_core_web_sm")
-    except (ImportError, OSError):
-        return None
+    except (ImportError, OSError) as error:  # spaCy, or its model, is not installed
+        raise ImportError(
+            'The chunker "spacy" needs spaCy and its English model: `pip install "transformers-glipv2[phrases]"`, '
+            'then `python -m spacy download en_core_web_sm`. Or take the chunker "rules".'
+        ) from error
 
 
-def find_noun_phrases(sentence: str) -> list[Span]:
+def check_chunker(chunker: str) -> None:
+    """Raises ValueError unless `chunker` is one of `CHUNKERS`."""
+    if chunker not in CHUNKERS:
+        raise ValueError(f"the chunker of noun phrases is {chunker!r}; choose one of {', '.join(CHUNKERS)}.")
+
+
+def find_noun_phrases(sentence: str, chunker: str = "rules") -> list[Span]:
     """
-    Noun phrases of a sentence, by spaCy where its English model is installed, else by `chunk_noun_phrases`.
+    Noun phrases of a sentence.
 
     Args:
         sentence (`str`): English.
+        chunker (`str`, *optional*, defaults to `"rules"`): `"rules"` (`chunk_noun_phrases`) or `"spacy"`. Nothing is
+            chosen by what is installed, so that a sentence has the same phrases on every machine.
 
     Returns:
-        `list[tuple[int, int]]`: characters [start, end) of each phrase, in order; pronouns are none.
+        `list[tuple[int, int]]`: characters [start, end) of each phrase, in order, without pronouns.
+
+    Raises:
+        ValueError: for another chunker.
+        ImportError: when spaCy or its English model is missing.
     """
-    model = _spacy_model()
-    if model is None:
+    check_chunker(chunker)
+    if chunker == "rules":
         return chunk_noun_phrases(sentence)
-    return [(chunk.start_char, chunk.end_char) for chunk in model(sentence).noun_chunks if chunk.root.pos_ != "PRON"]
+    chunks = _spacy_model()(sentence).noun_chunks
+    return [(chunk.start_char, chunk.end_char) for chunk in chunks if chunk.root.pos_ != "PRON"]

@@ -9,7 +9,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .boxes import denormalize_boxes
 from .image_processing_glipv2 import ImageSource, get_image_size
 from .layers.paste_masks import instance_masks, predict_mask_logits, referring_masks, strong_boxes
-from .noun_phrases import find_noun_phrases
+from .noun_phrases import check_chunker, find_noun_phrases
 from .post_processing import (
     PRE_NMS_TOP_N,
     check_limits,
@@ -57,6 +57,8 @@ class GLIPv2Processor(ProcessorMixin):
         image_processor (`GLIPv2ImageProcessor`): prepares images.
         tokenizer (`PreTrainedTokenizerFast`): a fast tokenizer; the tokens of labels are found by its offsets.
         max_text_length (`int`, *optional*, defaults to 256): tokens of a text at most, special tokens included.
+        phrase_chunker (`str`, *optional*, defaults to `"rules"`): what finds the noun phrases of a sentence whose
+            phrases are not given, `"rules"` or `"spacy"`; see [`find_noun_phrases`].
 
     Example:
         >>> inputs = processor(images=image, text=[["cat", "remote control"]])
@@ -69,15 +71,17 @@ class GLIPv2Processor(ProcessorMixin):
     text_kwargs = {"padding": True, "return_token_type_ids": False, "return_tensors": "pt"}
     images_kwargs = {"return_tensors": "pt"}
 
-    def __init__(self, image_processor, tokenizer, max_text_length=256):
+    def __init__(self, image_processor, tokenizer, max_text_length=256, phrase_chunker="rules"):
         if not getattr(tokenizer, "is_fast", False):
             raise TypeError(
                 f"`tokenizer` must be a fast one (labels are found by its offsets), got {type(tokenizer).__name__}."
             )
         if not isinstance(max_text_length, int) or max_text_length < 3:
             raise ValueError(f"`max_text_length` must be an integer of at least 3, got {max_text_length!r}.")
+        check_chunker(phrase_chunker)
         super().__init__(image_processor, tokenizer)
         self.max_text_length = max_text_length
+        self.phrase_chunker = phrase_chunker
 
     @property
     def max_tokens(self) -> int:
@@ -256,7 +260,7 @@ class GLIPv2Processor(ProcessorMixin):
             outputs (`GLIPv2ObjectDetectionOutput`): of a model that detects.
             text: the sentence that the model was given: one for each image, or one for all.
             phrases: for each image characters [start, end) of its phrases; where `text` is one sentence, those of
-                that sentence. By default the noun phrases, see [`find_noun_phrases`].
+                that sentence. By default its noun phrases, as `phrase_chunker` finds them.
             target_sizes: (height, width) of each image, to have boxes in its pixels; without it they are in pixels
                 of the resized image.
             top_k: boxes of a phrase at most; ties at the cut all stay.
@@ -286,7 +290,7 @@ class GLIPv2Processor(ProcessorMixin):
         results = []
         for index, sentence in enumerate(sentences):
             check_sentence(sentence, f"text[{index}]")
-            spans = find_noun_phrases(sentence) if phrases is None else phrases[index]
+            spans = find_noun_phrases(sentence, self.phrase_chunker) if phrases is None else phrases[index]
             named = self._phrase_map(outputs, index, sentence, spans)
             boxes = denormalize_boxes(outputs.pred_boxes[index], outputs.image_sizes[index])
             level_sizes = level_sizes_of(outputs, index)

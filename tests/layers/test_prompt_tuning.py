@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from tests.tiny import tiny_config, tiny_inputs
 from tests.tiny_training import tiny_processor
-from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model
+from transformers_glipv2 import GLIPv2ForConditionalGeneration, GLIPv2ForObjectDetection, GLIPv2Model
 from transformers_glipv2.layers.prompt_tuning import (
     PROMPT_FILE,
     add_prompt_tuning,
@@ -42,7 +42,7 @@ def with_offsets(model, tokenizer) -> torch.Tensor:
     return offsets.detach()
 
 
-def test_offsets_are_added_to_the_words_of_the_prompt_alone(model, tokenizer):
+def test_offsets_are_added_to_the_tokens_of_the_prompt_alone(model, tokenizer):
     texts = [PROMPT, OTHER, "cat. dog. cat"]
     before = text_features(model, tokenizer, texts, padding=True)
     offsets = with_offsets(model, tokenizer)
@@ -132,3 +132,26 @@ def test_refusals(model, tokenizer, tmp_path):
     add_prompt_tuning(model, tokenizer, PROMPT)
     with pytest.raises(ValueError, match=r"has a tuned prompt already: 'cat\. dog'"):
         add_prompt_tuning(model, tokenizer, OTHER)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_captions_stay_what_they_were(tokenizer, use_cache):
+    """A caption is read causally (a 4-D mask), also one that begins as the prompt does; detection gets the offsets."""
+    torch.manual_seed(0)
+    model = GLIPv2ForConditionalGeneration(tiny_config()).eval()
+    model.set_special_tokens(tokenizer)
+    images = {name: value for name, value in tiny_inputs().items() if name.startswith("pixel")}
+    text = tokenizer([PROMPT, "cat"], padding=True, return_tensors="pt", return_token_type_ids=False)
+
+    def caption() -> list[torch.Tensor]:
+        logits = model(**images, **text).logits
+        return [logits, model.generate(**images, **text, max_new_tokens=4, num_beams=2, use_cache=use_cache)]
+
+    before = caption()
+    offsets = with_offsets(model, tokenizer)
+    for one, other in zip(before, caption(), strict=True):
+        assert torch.equal(one, other)
+    asked = text_features(model.model, tokenizer, [PROMPT])
+    remove_prompt_tuning(model)
+    torch.testing.assert_close(asked - text_features(model.model, tokenizer, [PROMPT]), offsets[None])

@@ -1,8 +1,8 @@
 """
-Prompt tuning: a model learns a new task by offsets on the words of one prompt, a few kilobytes.
+Prompt tuning: a model learns a new task by offsets on the tokens of one prompt, a few kilobytes.
 
 From "Grounded Language-Image Pre-training" (Li et al., CVPR 2022), section 4 ("One model for all detection tasks"):
-everything is frozen but P0, the words' features that the text encoder gives for the task's prompt. Here the offsets on
+everything is frozen but P0, the token features that the text encoder gives for the task's prompt. Here the offsets on
 them are learned. Every other prompt gives what it gave before.
 
 >>> add_prompt_tuning(model, processor.tokenizer, "raccoon")  # then train the offsets
@@ -24,7 +24,7 @@ PROMPT_FILE = "prompt_tuning.safetensors"
 
 class GLIPv2PromptTunedTextEncoder(nn.Module):
     """
-    A text encoder whose words get learned offsets where the text is one certain prompt.
+    A text encoder whose tokens get learned offsets where the text is one certain prompt.
 
     Args:
         encoder: the text encoder.
@@ -56,10 +56,12 @@ class GLIPv2PromptTunedTextEncoder(nn.Module):
         attention_mask: torch.LongTensor | None = None,
         **kwargs: Any,
     ):
-        """As the text encoder's forward; rows of `input_ids` that are the prompt, padded or not, get the offsets."""
+        """As the text encoder's forward; texts of `input_ids` that are the prompt, padded or not, get the offsets."""
         outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if input_ids is None or input_ids.shape[1] < len(self.prompt_ids):
             return outputs
+        if attention_mask is not None and attention_mask.ndim != 2:
+            return outputs  # a caption, which is read causally, is not the prompt
         is_prompt = self._is_prompt(input_ids, attention_mask)
         added = self._padded_offsets(input_ids.shape[1]) * is_prompt[:, None, None].to(self.offsets.dtype)
         outputs.last_hidden_state = outputs.last_hidden_state + added
@@ -68,7 +70,7 @@ class GLIPv2PromptTunedTextEncoder(nn.Module):
         return outputs
 
     def _is_prompt(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """`(batch,)`: whether the attended tokens of a row are the prompt."""
+        """`(batch,)`: whether the attended tokens of a text are the prompt."""
         length = len(self.prompt_ids)
         is_prompt = (input_ids[:, :length] == self.prompt_ids).all(1)
         if attention_mask is None:
@@ -82,7 +84,7 @@ class GLIPv2PromptTunedTextEncoder(nn.Module):
 
 def add_prompt_tuning(model: nn.Module, tokenizer: Any, text: str) -> GLIPv2PromptTunedTextEncoder:
     """
-    Gives a model offsets, zero at first, on the words of one prompt.
+    Gives a model offsets, zero at first, on the tokens of one prompt.
 
     Args:
         model (`GLIPv2PreTrainedModel`): of any class; changed in place.
@@ -144,7 +146,7 @@ def load_prompt_tuning(model: nn.Module, file: str | Path) -> str:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file holds something else, or the model's words have another width.
+        ValueError: when the file holds something else, or the token features of the model have another width.
     """
     path = _prompt_path(file)
     if not path.is_file():
