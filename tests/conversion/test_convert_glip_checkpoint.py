@@ -119,7 +119,7 @@ def test_masks_are_whole_or_refused(reference_dir, text_config):
         check_fit(state, config)
     # Normalised convolutions, which the released extractor can also have.
     original["module.roi_heads.mask.feature_extractor.mask_fcn2.1.weight"] = torch.ones(64)
-    with pytest.raises(ValueError, match=r"mask_head\.extractor\.1\.1\.weight \(64,\) has no place"):
+    with pytest.raises(ValueError, match=r"mask_head\.extractor\.1\.1\.weight \(64,\) is unknown to the model"):
         check_fit(convert_state_dict(original), config)
 
 
@@ -338,7 +338,7 @@ def test_tokenizers_that_do_not_fit_are_refused(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "person", "dog"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     assert converter.load_tokenizer(tmp_path, 7)("dog")["input_ids"] == [2, 6, 3]
-    with pytest.raises(ValueError, match="has 7 words and the checkpoint's text encoder 6"):
+    with pytest.raises(ValueError, match="has 7 tokens and the checkpoint's text encoder 6"):
         converter.load_tokenizer(tmp_path, 6)
 
 

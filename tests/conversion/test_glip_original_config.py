@@ -93,7 +93,7 @@ def test_images_of_another_format(tree):
         ("MODEL.DYHEAD.USE_DYRELU", False, "MODEL.DYHEAD.USE_DYRELU is False"),
         ("MODEL.DYHEAD.SCORE_AGG", "MAX", "mean over its tokens"),
         ("MODEL.DYHEAD.FUSE_CONFIG.TYPE", "FILM", "only that fusion is known"),
-        ("MODEL.DYHEAD.FUSE_CONFIG.USE_FUSED_FEATURES_DOT_PRODUCT", False, "exactly when there is fusion"),
+        ("MODEL.DYHEAD.FUSE_CONFIG.USE_FUSED_FEATURES_DOT_PRODUCT", False, "if and only if there is fusion"),
         ("MODEL.RPN.ASPECT_RATIOS", "(0.5, 1.0)", "one square anchor"),
         ("MODEL.SWINT.VERSION", "vl", "Swin blocks that read text"),
         ("INPUT.PIXEL_MEAN", [1.0, 2.0], "must be three numbers"),
@@ -126,7 +126,7 @@ def test_switches_without_effect_are_noted(tree):
 
 
 def test_a_config_of_something_else_is_refused():
-    with pytest.raises(ValueError, match=r"describes no model.*config\.yml of the training run"):
+    with pytest.raises(ValueError, match=r"not the config of a model.*config\.yml of the training run"):
         translate_config({"DATASETS": {"TRAIN": "('coco',)"}})
 
 

@@ -4,8 +4,8 @@ Turns checkpoints of microsoft/GLIP into folders that `from_pretrained` reads.
     python -m transformers_glipv2.convert_glip_checkpoint --checkpoint glip_tiny_model_o365_goldg_cc_sbu.pth \
         --original-config glip_Swin_T_O365_GoldG.yaml --output glip-tiny
 
-Sizes are read off the tensors' shapes; a config of the original adds what shapes cannot show and must agree with them.
-Nothing may be missing, and a tensor is left out only where `glip_original_names.py` says why.
+Sizes are read from the shapes of the tensors. A config of the original adds what shapes do not show, and must agree
+with them. No tensor may be missing, and a tensor is left out only if `glip_original_names.py` gives the reason.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSe
 
 def convert_state_dict(original: StateDict) -> StateDict:
     """
-    The weights of `GLIPv2ForObjectDetection` (and of further heads, where the checkpoint has them).
+    The weights of `GLIPv2ForObjectDetection`, and of further heads if the checkpoint has them.
 
     Args:
         original: original name (with or without `module.`) -> tensor; tensors may be on the meta device.
@@ -79,7 +79,7 @@ def _listed(names: list[str], limit: int = 40) -> str:
 
 # What the released checkpoints were trained with, where it is not the default.
 _RELEASED_FIELDS = {"drop_block_prob": 0.3}
-# Fields of a config.json that say nothing of the architecture.
+# Fields of a config.json that do not describe the architecture.
 _FOREIGN_FIELDS = ("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
 
 
@@ -144,7 +144,7 @@ def bert_fields(original: StateDict) -> dict[str, Any]:
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": _count(original, r"language_backbone\.body\.model\.encoder\.layer\.(\d+)\."),
-        # Shapes do not show it; every BERT of Google's has heads of 64.
+        # Shapes do not show it; all BERT models of Google have heads of 64.
         "num_attention_heads": max(hidden_size // 64, 1),
         "intermediate_size": _shape(original, body + "encoder.layer.0.intermediate.dense.weight", 2)[0],
         "max_position_embeddings": _shape(original, body + "embeddings.position_embeddings.weight", 2)[0],
@@ -153,7 +153,7 @@ def bert_fields(original: StateDict) -> dict[str, Any]:
 
 
 def anchor_fields(original: StateDict) -> dict[str, list[int]]:
-    """Sizes and strides of the anchors from the first anchor of each level, where the checkpoint holds them."""
+    """Sizes and strides of the anchors from the first anchor of each level, if the checkpoint has them."""
     sizes, strides = [], []
     for level in range(_count(original, r"rpn\.anchor_generator\.cell_anchors\.(\d+)$")):
         anchor = original.get(f"rpn.anchor_generator.cell_anchors.{level}")
@@ -167,7 +167,7 @@ def anchor_fields(original: StateDict) -> dict[str, list[int]]:
 
 
 def mask_fields(original: StateDict) -> dict[str, Any]:
-    """Arguments of the mask head, where the checkpoint has one."""
+    """Arguments of the mask head, if the checkpoint has one."""
     extractor = r"roi_heads\.mask\.feature_extractor\."
     # They are numbered from 1.
     num_convs = _count(original, extractor + r"mask_fcn(\d+)\.") - 1
@@ -182,7 +182,7 @@ def mask_fields(original: StateDict) -> dict[str, Any]:
 
 
 def _fields_of_shapes(original: StateDict) -> dict[str, Any]:
-    """Arguments of `GLIPv2Config` that the tensors show; those of the two encoders are left to their own functions."""
+    """Arguments of `GLIPv2Config` that the tensors show, but for those of the two encoders."""
     use_fusion = any(".b_attn." in name for name in original)
     fields: dict[str, Any] = {
         "d_model": _shape(original, "rpn.head.bbox_pred.weight", 4)[1],
@@ -220,7 +220,7 @@ def config_from_state_dict(
             as its number of attention heads.
 
     Raises:
-        ValueError: when a config does not fit the weights, or the weights are not GLIP's.
+        ValueError: when a config does not fit the weights, or the weights are not those of GLIP.
     """
     original = strip_prefix(original)
     if original_config is None:
@@ -290,7 +290,7 @@ def check_fit(state: StateDict, config: GLIPv2Config) -> GLIPv2ForObjectDetectio
         The model on the meta device.
 
     Raises:
-        ValueError: with every tensor that is missing, has another shape, or has no place.
+        ValueError: with every tensor that is missing, has another shape, or is unknown to the model.
     """
     has_masks = any(name.startswith("mask_head.") for name in state)
     with torch.device("meta"):
@@ -298,12 +298,12 @@ def check_fit(state: StateDict, config: GLIPv2Config) -> GLIPv2ForObjectDetectio
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     problems = [f"{name} {shape} is missing" for name, shape in expected.items() if name not in state]
     problems += [
-        f"{name} is {tuple(state[name].shape)} where the config asks for {shape}"
+        f"{name} is {tuple(state[name].shape)} where the config expects {shape}"
         for name, shape in expected.items()
         if name in state and tuple(state[name].shape) != shape
     ]
     problems += [
-        f"{name} {tuple(state[name].shape)} has no place in the model"
+        f"{name} {tuple(state[name].shape)} is unknown to the model"
         for name in state
         if name not in expected and not name.startswith(("mlm_head.", "contrastive_head."))
     ]
@@ -323,11 +323,11 @@ def read_checkpoint(path: str | Path) -> StateDict:
 
     Args:
         path: .pth, .pt or .bin as `torch.save` wrote it, of the weights or of a mapping that holds them as `model` or
-            `state_dict`; or .safetensors. Python objects in it are not run.
+            `state_dict`; or .safetensors. Python objects in it are never unpickled.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it holds no weights, or some that are not finite.
+        ValueError: when it holds no weights, or values that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -384,11 +384,11 @@ def load_tokenizer(folder: str | Path | None, vocab_size: int) -> PreTrainedToke
     Args:
         folder: with tokenizer.json and tokenizer_config.json, or with vocab.txt; `None` takes bert-base-uncased from
             the Hub or the cache.
-        vocab_size: rows of the text encoder's embedding.
+        vocab_size: number of token embeddings of the text encoder.
 
     Raises:
         FileNotFoundError: when there is no such folder, or the Hub cannot be reached.
-        ValueError: when the folder holds no tokenizer, or one with more words than the checkpoint.
+        ValueError: when the folder holds no tokenizer, or one with more tokens than the checkpoint.
     """
     if folder is None:
         try:
@@ -407,7 +407,7 @@ def load_tokenizer(folder: str | Path | None, vocab_size: int) -> PreTrainedToke
         tokenizer = (AutoTokenizer if has_config else BertTokenizer).from_pretrained(folder)
     if len(tokenizer) > vocab_size:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} words and the checkpoint's text encoder {vocab_size}; pass the "
+            f"The tokenizer has {len(tokenizer)} tokens and the checkpoint's text encoder {vocab_size}; pass the "
             "tokenizer that the checkpoint was trained with."
         )
     return tokenizer
@@ -418,7 +418,7 @@ def make_processor(images: ImageSettings, tokenizer: PreTrainedTokenizerBase):
     from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor
     from transformers_glipv2.processing_glipv2 import GLIPv2Processor
 
-    # Ours are in the order of the network's channels.
+    # Our mean and std are in the order of the network's channels.
     mean, std = (list(values[::-1] if images.is_bgr else values) for values in (images.mean, images.std))
     image_processor = GLIPv2ImageProcessor(  # type: ignore[call-arg]  # typed as its base class
         size={"shortest_edge": images.shortest_edge, "longest_edge": images.longest_edge},
@@ -439,7 +439,7 @@ class Conversion:
     Args:
         translation: what became of each tensor.
         config: the model's configuration.
-        notes: what a reader should know of the original config.
+        notes: remarks on options of the original config.
     """
 
     translation: Translation
@@ -455,7 +455,7 @@ def convert_checkpoint(
     tokenizer: str | Path | None = None,
 ) -> Conversion:
     """
-    Writes a folder that `AutoModelForZeroShotObjectDetection` and `AutoProcessor` read.
+    Writes a folder that `AutoModelForZeroShotObjectDetection` and `AutoProcessor` load.
 
     Nothing is written unless everything fits.
 
@@ -468,7 +468,7 @@ def convert_checkpoint(
 
     Raises:
         FileNotFoundError: when a file is not there.
-        ValueError: when the files are not what they should be, or do not fit each other.
+        ValueError: when a file is not of its kind, or the files do not fit each other.
     """
     if Path(output).is_file():
         raise ValueError(f"The output {output} is a file; pass a folder.")
@@ -482,7 +482,7 @@ def convert_checkpoint(
     _refuse_unknown(translation, len(original))
     model = check_fit(translation.state, config)
     processor = make_processor(glip_config.images, load_tokenizer(tokenizer, config.get_text_config().vocab_size))
-    # The weights go through the model's own saving, which writes the names that every release of transformers reads.
+    # `save_pretrained` writes the names that every release of transformers reads.
     model.save_pretrained(output, state_dict=translation.state)
     processor.save_pretrained(output)
     return Conversion(translation, config, glip_config.notes)
@@ -492,7 +492,7 @@ def convert_checkpoint(
 
 
 def describe(conversion: Conversion) -> str:
-    """What was mapped, part by part, and what was left out, by name."""
+    """Tensors and parameters of each part, and the tensors that were left out."""
     parts: dict[str, list[int]] = {}
     for name, tensor in conversion.translation.state.items():
         parts.setdefault(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]), []).append(tensor.numel())

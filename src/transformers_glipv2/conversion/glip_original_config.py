@@ -1,10 +1,9 @@
 """
 Reads the configs of microsoft/GLIP (yacs YAML, or the same as JSON) for the checkpoint converter.
 
-A config says three kinds of things: fields that GLIPv2Config has too (`GLIPConfig.fields`), sizes that the weights
-show as well and that must agree with them (`GLIPConfig.sizes`), and switches of which the model knows only one
-position. A switch in another position is refused by name, because the converted model would silently give other
-numbers.
+A config has three kinds of options: fields that GLIPv2Config has too (`GLIPConfig.fields`), sizes that the weights
+show as well and must agree with (`GLIPConfig.sizes`), and switches of which the model supports one value. Another
+value is an error, because the converted model would silently give other numbers.
 """
 
 import ast
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-# Position of each switch that the model reproduces, and what it cannot do otherwise; read where a config gives it.
+# Values of each switch that the model supports, and the reason. Switches that a config leaves out are not checked.
 _SWITCHES: dict[str, tuple[tuple[Any, ...], str]] = {
     "MODEL.META_ARCHITECTURE": (("GeneralizedVLRCNN",), "only the vision-language detector is known"),
     "MODEL.RPN_ARCHITECTURE": (("VLDYHEAD",), "only the dynamic head with language is known"),
@@ -29,8 +28,8 @@ _SWITCHES: dict[str, tuple[tuple[Any, ...], str]] = {
     "MODEL.FPN.USE_PAN": ((False,), "the pyramid has no bottom-up path"),
     "MODEL.FPN.USE_DYHEAD": ((False,), "the pyramid has no head of its own"),
     "MODEL.LANGUAGE_BACKBONE.MODEL_TYPE": (("bert-base-uncased",), "only BERT text encoders can be converted"),
-    "MODEL.LANGUAGE_BACKBONE.MASK_SPECIAL": ((False,), "special tokens always take part"),
-    "MODEL.RPN.USE_FPN": ((True,), "anchors lie on five levels"),
+    "MODEL.LANGUAGE_BACKBONE.MASK_SPECIAL": ((False,), "special tokens are always attended to"),
+    "MODEL.RPN.USE_FPN": ((True,), "anchors are on five levels"),
     "MODEL.RPN.SCALES_PER_OCTAVE": ((1,), "there is one anchor a location"),
     "MODEL.DYHEAD.USE_GN": ((True,), "the head is normalised by groups"),
     "MODEL.DYHEAD.USE_DYRELU": ((True,), "the head's activation is the dynamic ReLU"),
@@ -42,9 +41,9 @@ _SWITCHES: dict[str, tuple[tuple[Any, ...], str]] = {
         "a label's score is the mean over its tokens; if the mean is what you want, set it to MEAN in a copy",
     ),
     "MODEL.DYHEAD.FUSE_CONFIG.SEPARATE_BIDIRECTIONAL": ((False,), "the levels attend jointly"),
-    "MODEL.DYHEAD.FUSE_CONFIG.USE_DOT_PRODUCT_TOKEN_LOSS": ((True,), "scores are dot products with words"),
-    "MODEL.DYHEAD.FUSE_CONFIG.USE_TOKEN_LOSS": ((False,), "scores are dot products with words"),
-    "MODEL.DYHEAD.FUSE_CONFIG.USE_CONTRASTIVE_ALIGN_LOSS": ((False,), "scores are dot products with words"),
+    "MODEL.DYHEAD.FUSE_CONFIG.USE_DOT_PRODUCT_TOKEN_LOSS": ((True,), "scores are dot products with tokens"),
+    "MODEL.DYHEAD.FUSE_CONFIG.USE_TOKEN_LOSS": ((False,), "scores are dot products with tokens"),
+    "MODEL.DYHEAD.FUSE_CONFIG.USE_CONTRASTIVE_ALIGN_LOSS": ((False,), "scores are dot products with tokens"),
     "MODEL.ROI_MASK_HEAD.HG_SCALE": ((1,), "hourglasses have one scale"),
     "MODEL.ROI_MASK_HEAD.DILATION": ((1,), "the mask head's convolutions are not dilated"),
     "INPUT.FIX_RES": ((False,), "images keep their aspect ratio"),
@@ -79,7 +78,7 @@ _DEFAULTS: dict[str, Any] = {
     "DATALOADER.SIZE_DIVISIBILITY": 0,
 }
 
-# Their option -> our field, where the value carries over as it is.
+# Their option -> our field, where the value is the same.
 _FIELDS: dict[str, str] = {
     "MODEL.GROUP_NORM.NUM_GROUPS": "group_norm_groups",
     "MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN": "max_text_length",
@@ -137,14 +136,14 @@ class ImageSettings:
 @dataclass
 class GLIPConfig:
     """
-    A config of microsoft/GLIP in our words.
+    A config of microsoft/GLIP, translated.
 
     Args:
         fields: arguments of `GLIPv2Config`.
         backbone_fields: arguments of its `backbone_config`.
         sizes: their option -> (our name, value) for sizes that must agree with the weights.
         images: how images are prepared.
-        notes: what a reader of the conversion should know.
+        notes: remarks to print after the conversion.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -160,7 +159,7 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no mapping, or YAML that asks for Python objects.
+        ValueError: when it is no mapping, or has YAML tags of Python objects.
     """
     path = Path(path)
     if not path.is_file():
@@ -201,7 +200,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _refusals(given: dict[str, Any]) -> list[str]:
-    """One line for each option in a position that the model does not reproduce."""
+    """One line for each option with a value that the model does not support."""
     lines = [
         f"{option} is {given[option]!r} (known: {', '.join(map(repr, known))}): {reason}"
         for option, (known, reason) in _SWITCHES.items()
@@ -218,7 +217,7 @@ def _refusals(given: dict[str, Any]) -> list[str]:
     if is_fused is not None and reads_fused is not None and bool(is_fused) != bool(reads_fused):
         lines.append(
             f"{fuse}USE_FUSED_FEATURES_DOT_PRODUCT is {reads_fused!r} with EARLY_FUSE_ON {is_fused!r}: the classifier "
-            "reads fused words exactly when there is fusion"
+            "uses the fused tokens if and only if there is fusion"
         )
     if given.get("MODEL.MASK_ON"):
         known_pooling = {"POOLER_SAMPLING_RATIO": 2, "POOLER_SCALES": [1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128]}
@@ -233,7 +232,7 @@ def _refusals(given: dict[str, Any]) -> list[str]:
 
 
 def _notes(given: dict[str, Any]) -> list[str]:
-    """Options whose other position changes numbers only beyond what float32 images reach, or not at all."""
+    """Options whose value makes no difference, or none within the range of float32 features."""
     fuse = "MODEL.DYHEAD.FUSE_CONFIG."
     notes = []
     unclamped = [name for name, value in given.items() if name.startswith(fuse + "CLAMP_") and not value]
@@ -277,22 +276,22 @@ def translate_config(tree: dict[str, Any]) -> GLIPConfig:
     """
     Args:
         tree: the content of a model config of microsoft/GLIP, as `configs/pretrain/*.yaml` or as dumped by a training
-            run. What it leaves out has the original's defaults.
+            run. Options that it leaves out have the original's defaults.
 
     Raises:
-        ValueError: when it is no such config, or with one line for each option that the model cannot reproduce.
+        ValueError: when it is no such config, or with one line for each option that the model does not support.
     """
     given = _flatten(_decode(tree))
     if "MODEL.RPN_ARCHITECTURE" not in given:
         raise ValueError(
-            "The original config has no MODEL.RPN_ARCHITECTURE, so it describes no model. Pass the model's YAML (such "
-            "as configs/pretrain/glip_Swin_T_O365_GoldG.yaml, or the config.yml of the training run), not the YAML of "
-            "a data set."
+            "The original config has no MODEL.RPN_ARCHITECTURE, so it is not the config of a model. Pass the model's "
+            "YAML (such as configs/pretrain/glip_Swin_T_O365_GoldG.yaml, or the config.yml of the training run), not "
+            "the YAML of a data set."
         )
     refusals = _refusals(given)
     if refusals:
         raise ValueError(
-            "The model cannot reproduce these options of the original config:\n  " + "\n  ".join(refusals)
+            "The model does not support these options of the original config:\n  " + "\n  ".join(refusals)
         )
     value = {**_DEFAULTS, **given}
     fields = {ours: value[theirs] for theirs, ours in _FIELDS.items()}

@@ -1,7 +1,7 @@
 """
 Renames the tensors of microsoft/GLIP for the checkpoint converter.
 
-A tensor of which no table knows the name is reported, and one is left out only where `_EXTRAS` says why.
+Tensors with unknown names are reported, and one is left out only if `_EXTRAS` gives the reason.
 """
 
 import re
@@ -17,12 +17,12 @@ TOWER = "rpn.head.dyhead_tower."
 
 
 def _shifted(template: str, shift: int) -> Replacement:
-    """A replacement that writes the first group, a number, plus `shift` into `template`; then the second group."""
+    """Writes the first group, a number, plus `shift` into `template`, and appends the second group."""
     return lambda match: template.format(int(match[1]) + shift) + match[2]
 
 
 def _block(name: str) -> Replacement:
-    """Modules of the tower are numbered singly; with fusion three make a block."""
+    """The original numbers the modules of the tower one by one; with fusion, three make a block."""
     return lambda match: f"model.layers.{int(match[1]) // 3}.{name}" + match[2]
 
 
@@ -48,7 +48,7 @@ _NAMES: list[tuple[str, Replacement]] = [
     (r"rpn\.loss_evaluator\.shallow_log_scale", "contrastive_head.log_scale"),
 ]
 
-# The same for the backbone, after `backbone.body.`; the places in braces differ between Swin and CoSwin.
+# The same for the backbone, after `backbone.body.`; the names in braces differ between Swin and CoSwin.
 _BACKBONE_NAMES: list[tuple[str, str]] = [
     (r"patch_embed\.proj\.(.+)", r"{stem}.{patches}.\1"),
     (r"patch_embed\.norm\.(.+)", r"{stem}.norm.\1"),
@@ -65,12 +65,12 @@ _BACKBONE_NAMES: list[tuple[str, str]] = [
     (r"layers\.(\d+)\.downsample\.proj\.(.+)", r"{stages}.\1.downsample.projection.\2"),
     (r"layers\.(\d+)\.(downsample\.(?:norm|reduction)\..+)", r"{stages}.\1.\2"),
 ]
-_SWIN_PLACES = {
+_SWIN_MODULES = {
     "stem": "model.backbone.swin.embeddings",
     "patches": "patch_embeddings.projection",
     "stages": "model.backbone.swin.encoder.layers",
 }
-_COSWIN_PLACES = {"stem": "model.backbone.stem", "patches": "projection", "stages": "model.backbone.stages"}
+_COSWIN_MODULES = {"stem": "model.backbone.stem", "patches": "projection", "stages": "model.backbone.stages"}
 
 # The same for the modules of the tower, after `rpn.head.dyhead_tower.{i}.`.
 _TOWER_NAMES: dict[str, str] = {
@@ -135,8 +135,8 @@ def is_coswin(original: StateDict) -> bool:
     return patches is not None and patches.shape[-1] == 7
 
 
-def _backbone_rules(places: dict[str, str]) -> list[tuple[str, Replacement]]:
-    return [(r"backbone\.body\." + theirs, ours.format(**places)) for theirs, ours in _BACKBONE_NAMES]
+def _backbone_rules(modules: dict[str, str]) -> list[tuple[str, Replacement]]:
+    return [(r"backbone\.body\." + theirs, ours.format(**modules)) for theirs, ours in _BACKBONE_NAMES]
 
 
 def _tower_rules(has_fusion: bool) -> list[tuple[str, Replacement]]:
@@ -150,12 +150,12 @@ def _tower_rules(has_fusion: bool) -> list[tuple[str, Replacement]]:
 @dataclass
 class Translation:
     """
-    What became of a checkpoint's tensors.
+    The tensors of a checkpoint, translated.
 
     Args:
         state: our name -> tensor.
-        extras: original names left out on purpose -> why.
-        unknown: original names of which nothing is known.
+        extras: original names left out on purpose -> reason.
+        unknown: unknown original names.
     """
 
     state: StateDict = field(default_factory=dict)
@@ -164,27 +164,27 @@ class Translation:
 
 
 def strip_prefix(original: StateDict) -> StateDict:
-    """Takes the `module.` off the names that training on several GPUs leaves there."""
+    """Removes the `module.` that training on several GPUs puts before names."""
     return {name.removeprefix("module."): tensor for name, tensor in original.items()}
 
 
 def translate(original: StateDict) -> Translation:
     """
-    Renames, splits and stacks the tensors of an original checkpoint, and says what is left.
+    Renames, splits and stacks the tensors of an original checkpoint.
 
     Args:
         original: original name (with or without `module.`) -> tensor; tensors may be on the meta device.
     """
     original = strip_prefix(original)
     has_fusion = any(".b_attn." in name for name in original)
-    places = _COSWIN_PLACES if is_coswin(original) else _SWIN_PLACES
-    names = _NAMES + _backbone_rules(places) + _tower_rules(has_fusion) + _MASK_NAMES
+    modules = _COSWIN_MODULES if is_coswin(original) else _SWIN_MODULES
+    names = _NAMES + _backbone_rules(modules) + _tower_rules(has_fusion) + _MASK_NAMES
     rules = [(re.compile(pattern), replacement) for pattern, replacement in names]
     extras = [(re.compile(pattern), reason) for pattern, reason in _EXTRAS]
     result, level_scales = Translation(), {}
     for name, tensor in original.items():
         if match := _QKV.fullmatch(name):
-            attention = f"{places['stages']}.{match[1]}.blocks.{match[2]}.attention"
+            attention = f"{modules['stages']}.{match[1]}.blocks.{match[2]}.attention"
             for part, projection in zip("qkv", tensor.chunk(3), strict=True):
                 result.state[f"{attention}.{part}_proj.{match[3]}"] = projection.contiguous()
         elif match := _LEVEL_SCALE.fullmatch(name):
@@ -199,20 +199,20 @@ def translate(original: StateDict) -> Translation:
                 result.unknown.append(name)
                 continue
             ours = match.expand(replacement) if isinstance(replacement, str) else replacement(match)
-            # Modules of the tower in an order that is not GLIP's would fall on each other.
+            # Modules of the tower in another order than GLIP's would overwrite each other.
             if ours in result.state:
                 result.unknown.append(name)
             else:
                 result.state[ours] = tensor
     if level_scales:
         result.state["detection_head.level_scales"] = torch.cat([level_scales[i] for i in sorted(level_scales)])
-    if places is _SWIN_PLACES:
+    if modules is _SWIN_MODULES:
         _fill_unused_norm(result.state)
     return result
 
 
 def _fill_unused_norm(state: StateDict) -> None:
-    """transformers' Swin has a last norm that backbones never apply; the original has none."""
+    """The Swin of transformers has a last norm that backbones never apply; the original has none."""
     stages = [name for name in state if name.startswith("model.backbone.hidden_states_norms.")]
     if stages:
         last = state[max(stages)]
