@@ -93,7 +93,7 @@ class DetectionEvaluator:
     Returns (when called with a prepared model in eval mode):
         `dict[str, float]`: AP, AP50, AP75, APs, APm, APl and AR@100 in percent; -1 where there is nothing to average.
             With `masks` these are of the masks, and those of the boxes are "box_AP" and so on. The same on every
-            process.
+            process. The detections are kept in `predictions`, as entries of a COCO result file.
 
     Raises:
         FileNotFoundError, ValueError: when the file is missing or not COCO format, or no object has a mask.
@@ -129,6 +129,7 @@ class DetectionEvaluator:
         self.size = size
         self.masks = masks
         self.progress = progress and accelerator.is_main_process
+        self.predictions: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -141,15 +142,14 @@ class DetectionEvaluator:
             with self.accelerator.autocast():
                 (result,) = detector([image], self.size, [(entry["height"], entry["width"])])
             results.append((index, coco_entries(entry["id"], result, self.category_ids)))
-        predictions = [entry for entries in gather_in_order(results) for entry in entries]
+        self.predictions = [entry for entries in gather_in_order(results) for entry in entries]
         if not self.masks:
-            return self._scores(predictions, "bbox")
-        boxes = {f"box_{name}": value for name, value in self._scores(predictions, "bbox").items()}
-        return self._scores(predictions, "segm") | boxes
+            return self._scores("bbox")
+        return self._scores("segm") | {f"box_{name}": value for name, value in self._scores("bbox").items()}
 
-    def _scores(self, predictions: list[dict[str, Any]], iou_type: str) -> dict[str, float]:
+    def _scores(self, iou_type: str) -> dict[str, float]:
         image_ids = [image["id"] for image in self.images]
-        scores = evaluate_coco(self.annotations, predictions, iou_type, image_ids=image_ids, progress=False)
+        scores = evaluate_coco(self.annotations, self.predictions, iou_type, image_ids=image_ids, progress=False)
         return {name: 100 * scores[name] if scores[name] >= 0 else -1.0 for name in REPORTED}
 
 
