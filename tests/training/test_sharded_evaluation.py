@@ -24,6 +24,7 @@ from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalG
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 from transformers_glipv2.training import AnswerEvaluator, CaptionEvaluator, DetectionEvaluator
 
+TASKS = ("boxes", "masks", "captions", "answers")
 # An odd number of images for two processes.
 IMAGES = 3
 
@@ -80,14 +81,14 @@ def shard(model: nn.Module) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def worker(rank: int, port: int, task: str, folder: Path) -> None:
+def worker(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
-    found = evaluate(task, accelerator, shard(make_model(task)), folder)
-    (folder / f"{task}-{rank}.json").write_text(json.dumps(found))
+    found = {task: evaluate(task, accelerator, shard(make_model(task)), folder) for task in TASKS}
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
@@ -102,25 +103,31 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", ["boxes", "masks", "captions", "answers"])
-def test_two_processes_find_with_shards_what_one_finds(task, folder):
+@pytest.fixture(scope="module")
+def found(folder) -> list[dict[str, Any]]:
+    """What two processes with a shard of each model found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=worker, args=(rank, port, task, folder)) for rank in range(2)]
+    processes = [context.Process(target=worker, args=(rank, port, folder)) for rank in range(2)]
     for process in processes:
         process.start()
+    for process in processes:
+        process.join(timeout=300)
+    waiting = [process for process in processes if process.is_alive()]
+    for process in waiting:
+        process.kill()
+    assert not waiting, "the processes wait for each other"
+    assert [process.exitcode for process in processes] == [0, 0]
+    return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_find_with_shards_what_one_finds(task, folder, found):
     AcceleratorState._reset_state(True)
     whole = evaluate(task, Accelerator(cpu=True), make_model(task), folder)
-    for process in processes:
-        process.join(timeout=240)
-    hanging = [process for process in processes if process.is_alive()]
-    for process in hanging:
-        process.kill()
-    assert not hanging, "the processes wait for each other"
-    assert [process.exitcode for process in processes] == [0, 0]
-    one, other = (json.loads((folder / f"{task}-{rank}.json").read_text()) for rank in range(2))
+    one, other = (each[task] for each in found)
     assert one == other
     if task in ("captions", "answers"):
         assert one == whole
@@ -128,7 +135,7 @@ def test_two_processes_find_with_shards_what_one_finds(task, folder):
         return
     assert one["scores"] == pytest.approx(whole["scores"], abs=1e-3)
     assert len(one["predictions"]) == len(whole["predictions"]) > IMAGES
-    for found, expected in zip(one["predictions"], whole["predictions"], strict=True):
-        assert (found["image_id"], found["category_id"]) == (expected["image_id"], expected["category_id"])
-        assert found["bbox"] == pytest.approx(expected["bbox"], abs=1e-2)
-        assert ("segmentation" in found) == (task == "masks")
+    for prediction, expected in zip(one["predictions"], whole["predictions"], strict=True):
+        assert (prediction["image_id"], prediction["category_id"]) == (expected["image_id"], expected["category_id"])
+        assert prediction["bbox"] == pytest.approx(expected["bbox"], abs=1e-2)
+        assert ("segmentation" in prediction) == (task == "masks")
