@@ -180,6 +180,17 @@ class GLIPv2Config(PreTrainedConfig):
         ),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
     }
+    # What `Trainer.evaluate` need not keep of every image: it takes far more memory than the answers.
+    keys_to_ignore_at_inference = [
+        "fused_feature_maps",
+        "fused_text",
+        "feature_maps",
+        "text_features",
+        "location_mask",
+        "hidden_states",
+        "vision_hidden_states",
+        "attentions",
+    ]
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "num_fusion_layers"}
 
     backbone_config: dict | PreTrainedConfig | None = None
