@@ -38,7 +38,8 @@ from transformers_glipv2.cli.arguments import (
 )
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.files import write_text
-from transformers_glipv2.inference.detector import EncodedPrompt, detect_prompts
+from transformers_glipv2.inference.batching import PreparedImage
+from transformers_glipv2.inference.detector import Detector, EncodedPrompt
 from transformers_glipv2.post_processing import image_detections
 
 # Labels of a prompt and their tokens, ascending, as a process remembers its highest memory only.
@@ -108,10 +109,14 @@ class Worker:
         tokens, count = VOCABULARIES[labels]
         ids, words = torch.randint(2000, 20000, (count, tokens)).tolist(), label_map(labels, tokens)
         prompts = [EncodedPrompt(ids[i], words, list(range(i * labels, (i + 1) * labels))) for i in range(count)]
+        # Without a processor: images and prompts are prepared already.
+        detector = Detector(self.model, None)
+        mask = torch.ones_like(self.pixel_values[:, 0], dtype=torch.long)
+        image = PreparedImage(self.pixel_values, mask, tuple(self.pixel_values.shape[-2:]), prompts)
         start = self.now()
-        features = self.model.get_image_features(self.pixel_values)
+        features = detector.image_features([image])
         with tqdm(total=count, desc="1,203 labels", leave=False) as bar:
-            detect_prompts(self.model, features, prompts, 0, self.pixel_values.shape[-2:], on_batch=bar.update)
+            detector.find(features, [image], detector.options, on_forward=bar.update)
         return {"seconds": self.now() - start, "memory": self.peak_memory()}
 
     def bounds(self, labels: int) -> dict:

@@ -46,7 +46,6 @@ from transformers_glipv2.data.files import read_json
 from transformers_glipv2.data.formats.coco import ImageFinder, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detector import (
-    Detector,
     coco_entries,
     detect_augmented,
     encode_sentence,
@@ -55,7 +54,7 @@ from transformers_glipv2.evaluation.detector import (
 from transformers_glipv2.evaluation.lvis import LABELS_PER_PROMPT, evaluate_lvis, evaluate_lvis_fixed
 from transformers_glipv2.evaluation.odinw import odinw_sets, odinw_table, summarize_odinw
 from transformers_glipv2.evaluation.shards import PredictionShards, evaluation_accelerator
-from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
+from transformers_glipv2.inference.detector import Detector, encode_labels, max_prompt_tokens
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from transformers_glipv2.prompts import clean_labels
 
@@ -152,8 +151,9 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
     else:
         limit = min(processor.max_tokens, max_prompt_tokens(model, processor.tokenizer))
         prompts = encode_labels(job.labels, processor.tokenizer, limit, args.labels_per_prompt)
-    options = {"max_detections": args.max_detections, "masks": args.masks}
-    detector = Detector(model, processor, prompts, args.pre_nms_threshold, **options)
+    # Votes at several scales count before the threshold does.
+    limits = {"threshold": 0.0, "pre_nms_threshold": args.pre_nms_threshold, "max_detections": args.max_detections}
+    detector = Detector(model, processor, **limits, batch_size=args.batch_size, progress=False)
     images = job.content["images"][: args.max_samples]
     find = ImageFinder(job.image_folder)
     # LVIS v1 gives addresses, whose end names the file.
@@ -169,9 +169,9 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         with accelerator.autocast():
             if args.tta:
                 sizes = [{"shortest_edge": s, "longest_edge": round(s * LONGEST_EDGE_RATIO)} for s in args.image_size]
-                results = detect_augmented(detector, images, sizes, target_sizes=target_sizes)
+                results = detect_augmented(detector, images, prompts, sizes, target_sizes=target_sizes)
             else:
-                results = detector(images, target_sizes=target_sizes)
+                results = detector.run_prompts(images, prompts, target_sizes, args.masks)
         found = zip(entries, results, strict=True)
         lists = [coco_entries(image["id"], result, job.category_ids) for image, result in found]
         return [[entry for entry in entries if entry["score"] >= args.threshold] for entries in lists]

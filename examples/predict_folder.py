@@ -39,9 +39,8 @@ from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.evaluation import generate_captions, predict_images
 from transformers_glipv2.cli.folder import HubImages, ImageFolder, coco_file, write_parquet
 from transformers_glipv2.data.files import read_text, write_json
-from transformers_glipv2.evaluation.detector import Detector
 from transformers_glipv2.evaluation.shards import evaluation_accelerator
-from transformers_glipv2.inference.detector import encode_labels, max_prompt_tokens
+from transformers_glipv2.inference.detector import Detector
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
@@ -119,24 +118,19 @@ def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
     """Images to columns "scores", "labels", "boxes" and "masks"."""
     model_class = GLIPv2ForInstanceSegmentation if args.task == "masks" else GLIPv2ForObjectDetection
     model, processor = load_checkpoint(model_class, args.model, accelerator.device)
-    limit = min(processor.max_tokens, max_prompt_tokens(model, processor.tokenizer))
-    prompts = encode_labels(args.labels, processor.tokenizer, limit)
-    # A score is the root of a product of two factors in [0, 1], so neither is below its square.
-    options = {"threshold": args.threshold**2, "max_detections": args.max_detections, "masks": args.task == "masks"}
-    detect = Detector(model, processor, prompts, **options)
+    masks = args.task == "masks"
+    options = {"threshold": args.threshold, "max_detections": args.max_detections, "batch_size": args.batch_size}
+    detect = Detector(model, processor, **options, progress=False)
 
     def columns(result: dict[str, Any]) -> dict[str, Any]:
-        kept = (result["scores"] >= args.threshold).nonzero()[:, 0].tolist()
-        found = {
-            "scores": result["scores"][kept].tolist(),
-            "labels": [args.labels[index] for index in result["labels"][kept].tolist()],
-            "boxes": result["boxes"][kept].tolist(),
-        }
-        if "masks" in result:
-            found["masks"] = [result["masks"][index]["counts"] for index in kept]
+        found = {name: result[name].tolist() for name in ("scores", "boxes")}
+        found["labels"] = result["text_labels"]
+        if masks:
+            found["masks"] = [mask["counts"] for mask in result["masks"]]
         return found
 
-    return lambda images: [columns(result) for result in detect(images)]
+    ask = detect.segment if masks else detect.stream
+    return lambda images: [columns(result) for result in ask(images, args.labels)]
 
 
 def captioner(args: argparse.Namespace, accelerator: Accelerator) -> Predict:

@@ -56,6 +56,7 @@ VALUES = {
     "mask_feature_source": ["after_fusion"],
     "caption_region_attention": [True],
     "answer_head_type": ["evidence"],
+    "score_threshold_before_nms": [0.1, 0],
     "initializer_range": [0.1],
     "tie_word_embeddings": [False],
 }
@@ -107,6 +108,7 @@ def test_fields_refuse_text(name):
         ({"fusion_num_heads": 7}, "`fusion_embed_dim`=2048 is not a multiple of `fusion_num_heads`=7"),
         ({"d_model": 200}, "`d_model`=200 is not a multiple of `group_norm_groups`=16"),
         ({"prior_prob": 1.0}, r"`prior_prob` is a probability between 0 and 1, not 1\.0"),
+        ({"score_threshold_before_nms": 1.5}, "`score_threshold_before_nms` is a score between 0 and 1"),
         ({"max_text_length": 513}, "`max_text_length`=513 is more than the text encoder's 512 positions"),
     ],
 )

@@ -18,13 +18,14 @@ from transformers_glipv2.processing_glipv2 import GLIPv2Processor
 
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 # What the original was run with beside its defaults.
-LOW = {"threshold": 0.0, "pre_nms_top_n": 100, "max_detections": 50}
+DEFAULT = {"threshold": 0.0, "pre_nms_threshold": 0.05}
+LOW = {"threshold": 0.0, "pre_nms_threshold": 0.0, "pre_nms_top_n": 100, "max_detections": 50}
 # File of tensors, file that describes it, prefix of its detections -> images and settings.
 CASES = [
-    ("forward", "forward", "det.default", 2, {}),
+    ("forward", "forward", "det.default", 2, DEFAULT),
     ("forward", "forward", "det.low", 2, LOW),
-    ("small", "forward", "det.default", 1, {}),
-    ("glip_a_forward", "glip_a", "det.default", 1, {}),
+    ("small", "forward", "det.default", 1, DEFAULT),
+    ("glip_a_forward", "glip_a", "det.default", 1, DEFAULT),
     ("glip_a_forward", "glip_a", "det.low", 1, LOW),
 ]
 IDS = [f"{tensors}-{prefix}" for tensors, _, prefix, _, _ in CASES]
@@ -103,7 +104,7 @@ def test_boxes_in_the_raw_image(processor, tensors, facts):
     golden = tensors["forward"]
     outputs = golden_outputs(golden, image_sizes(facts["forward"], "forward"), attention_mask(tensors, "forward"))
     results = processor.post_process_grounded_object_detection(
-        outputs, text_labels=facts["forward"]["label_list"], target_sizes=facts["forward"]["raw_sizes_hw"]
+        outputs, facts["forward"]["label_list"], target_sizes=facts["forward"]["raw_sizes_hw"], **DEFAULT
     )
     for index, result in enumerate(results):
         expected = golden[f"det.default.{index}.boxes_in_raw_image"]
@@ -162,7 +163,7 @@ def test_detections_from_the_raw_images(models, tokenizer, tensors, facts):
     inputs = processor(images=images, text=[labels])
     torch.testing.assert_close(inputs["pixel_values"], golden["input.pixel_values"], atol=1e-5, rtol=0)
     results = processor.post_process_grounded_object_detection(
-        models["forward"](**inputs), text_labels=labels, target_sizes=[image.shape[:2] for image in images]
+        models["forward"](**inputs), labels, target_sizes=[image.shape[:2] for image in images], **DEFAULT
     )
     for index, result in enumerate(results):
         assert result["labels"].tolist() == (golden[f"det.default.{index}.labels"] - 1).tolist()

@@ -49,8 +49,9 @@ def random_head(seed: int, anchors: int = 60, labels: int = 3):
 def test_selection(seed, settings):
     scores, centerness, boxes = random_head(seed)
     levels = [40, 15, 4, 1]
-    expected = plain_selection(scores, centerness, boxes, levels, *settings)
-    found = select_detections(scores, centerness, boxes, levels, *settings)
+    threshold, *others = settings
+    expected = plain_selection(scores, centerness, boxes, levels, threshold, *others)
+    found = select_detections(scores, centerness, boxes, levels, 0.0, *others, pre_nms_threshold=threshold)
     assert found[1].tolist() == expected[1] and len(expected[1]) > 0
     torch.testing.assert_close(found[0], torch.tensor(expected[0]), atol=1e-6, rtol=0)
     torch.testing.assert_close(found[2], torch.tensor(expected[2]), atol=1e-6, rtol=0)
@@ -60,6 +61,29 @@ def test_nothing_above_the_threshold():
     scores, centerness, boxes = random_head(0)
     found = select_detections(scores, centerness, boxes, [60], threshold=1.0)
     assert [tuple(tensor.shape) for tensor in found] == [(0,), (0,), (0, 4)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_threshold_is_on_the_score_that_is_returned(seed):
+    """Any threshold gives the boxes of threshold 0 from that score on."""
+    scores, centerness, boxes = random_head(seed)
+    whole = select_detections(scores, centerness, boxes, [60], 0.0)
+    for threshold in (0.4, 0.6, float(whole[0][4])):
+        found = select_detections(scores, centerness, boxes, [60], threshold)
+        count = int((whole[0] >= threshold).sum())
+        assert 0 < count < len(whole[0])
+        for one, other in zip(found, whole, strict=True):
+            torch.testing.assert_close(one, other[:count], atol=0, rtol=0)
+
+
+def test_suppression_across_labels():
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9.5], [40, 0, 49, 9]])
+    scores = torch.tensor([[0.9, 0.0], [0.0, 0.8], [0.0, 0.7]])
+    plain = select_detections(scores, torch.zeros(3), boxes, [3])
+    agnostic = select_detections(scores, torch.zeros(3), boxes, [3], agnostic_nms=True)
+    assert plain[1].tolist() == [0, 1, 1]
+    assert agnostic[1].tolist() == [0, 1]
+    assert agnostic[2][:, 0].tolist() == [0, 40]
 
 
 def test_no_labels_no_boxes():
@@ -86,8 +110,10 @@ def test_levels_must_add_up():
 def test_what_overflowed_is_refused():
     """Not an empty list of boxes, as comparisons with NaN would give."""
     centerness = torch.tensor([0.0, float("nan")])
-    with pytest.raises(ValueError, match=r"are not numbers.*dtype=torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"`centerness` holds NaN or infinity.*dtype=torch\.bfloat16"):
         select_detections(torch.rand(2, 3), centerness, torch.rand(2, 4), [2])
+    with pytest.raises(ValueError, match="`logits` holds NaN"):
+        select_detections(torch.full((2, 3), float("nan")), torch.zeros(2), torch.rand(2, 4), [2])
 
 
 def test_order_of_labels_and_words_says_nothing():
@@ -158,6 +184,16 @@ def test_merging_prompts_equals_one_prompt():
     merged = merge_detections(parts, [[0, 1, 2], [3, 4]], max_detections=20)
     for tensor, name in zip(whole, ("scores", "labels", "boxes"), strict=True):
         torch.testing.assert_close(merged[name], tensor, atol=0, rtol=0)
+
+
+def test_merging_with_suppression_across_labels():
+    first, second = result([0.9, 0.3], [1, 0], ["a", "b"]), result([0.8], [0], ["c", "d"])
+    for one in (first, second):
+        one["boxes"] = torch.tensor([[0.0, 0, 9, 9], [40, 0, 49, 9]])[: len(one["scores"])]
+    merged = merge_detections([first, second], [[0, 1], [2, 3]], agnostic_nms_threshold=0.6)
+    assert merged["labels"].tolist() == [1, 0]
+    assert merged["text_labels"] == ["b", "a"]
+    assert len(merge_detections([first, second], [[0, 1], [2, 3]], None)["scores"]) == 3
 
 
 def test_merging_nothing():

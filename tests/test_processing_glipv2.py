@@ -20,6 +20,8 @@ from transformers_glipv2.prompts import class_ids
 
 SIZE = {"shortest_edge": 64, "longest_edge": 128}
 LABELS = ["dog", "traffic light", "teddy bear"]
+# Everything is a candidate, and no score too low.
+ALL = {"threshold": 0.0, "pre_nms_threshold": 0.0}
 
 
 def make_image(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
@@ -296,7 +298,7 @@ def test_bad_parts(processor):
 def test_detections(processor, outputs, images):
     sizes = [(image.height, image.width) for image in images]
     results = processor.post_process_grounded_object_detection(
-        outputs, text_labels=[LABELS, LABELS], target_sizes=sizes, threshold=0.0, max_detections=20
+        outputs, text_labels=[LABELS, LABELS], target_sizes=sizes, max_detections=20, **ALL
     )
     for result, (height, width) in zip(results, sizes, strict=True):
         assert set(result) == {"scores", "labels", "text_labels", "boxes"}
@@ -307,7 +309,7 @@ def test_detections(processor, outputs, images):
         limit = torch.tensor([width, height, width, height])
         assert (result["boxes"] >= 0).all() and (result["boxes"] < limit).all()
     as_tensor = processor.post_process_grounded_object_detection(
-        outputs, text_labels=LABELS, target_sizes=torch.tensor(sizes), threshold=0.0, max_detections=20
+        outputs, text_labels=LABELS, target_sizes=torch.tensor(sizes), max_detections=20, **ALL
     )
     torch.testing.assert_close(as_tensor[1]["boxes"], results[1]["boxes"], atol=0, rtol=0)
 
@@ -323,7 +325,7 @@ def test_own_labels_of_each_image(processor, model, images):
         left = model(**processor(images=[images[0]] * 2, text=labels, padding_side="left"))
     finally:
         model.config.mask_padded_pixels = False
-    settings = {"threshold": 0.0, "max_detections": 10}
+    settings = {**ALL, "max_detections": 10}
     (_, batched) = processor.post_process_grounded_object_detection(together, text_labels=labels, **settings)
     (single,) = processor.post_process_grounded_object_detection(alone, text_labels=["cat"], **settings)
     torch.testing.assert_close(batched["scores"], single["scores"], atol=1e-5, rtol=0)
@@ -332,12 +334,13 @@ def test_own_labels_of_each_image(processor, model, images):
     assert set(padded_left["text_labels"]) == {"cat"}
 
 
-def test_equal_labels_are_two_labels(processor, model, images):
-    labels = ["dog", "dog"]
+def test_a_label_that_is_listed_twice_is_answered_under_its_first_index(processor, model, images):
+    labels = ["cat", "dog", "dog"]
     with torch.no_grad():
         outputs = model(**processor(images=images[0], text=labels))
-    (result,) = processor.post_process_grounded_object_detection(outputs, text_labels=labels, threshold=0.0)
+    (result,) = processor.post_process_grounded_object_detection(outputs, text_labels=labels, **ALL)
     assert set(result["labels"].tolist()) == {0, 1}
+    assert result["text_labels"] == [labels[label] for label in result["labels"].tolist()]
 
 
 @pytest.mark.parametrize(
@@ -372,6 +375,7 @@ def test_bad_target_sizes(processor, outputs, target_sizes, error, message):
         (["dog", "", "cat"], ValueError, r"`text_labels\[0\]\[1\]` is ''"),
         ([LABELS] * 3, ValueError, "`text_labels` has 3 entries for 2 images"),
         (["dog"], ValueError, "image 0 has 3 tokens, but the model was given 9; pass the same labels"),
+        ([*LABELS[1:], LABELS[0]], ValueError, "The text of image 0 is not the one that the model was given"),
         ("dog", TypeError, "`text_labels` must be a list with an entry for each image, got str"),
         ([LABELS, 5], TypeError, r"`text_labels\[1\]` must be a list of strings, got int"),
     ],
@@ -382,9 +386,20 @@ def test_bad_text_labels(processor, outputs, text_labels, error, message):
 
 
 def test_bad_limits(processor, outputs):
-    for name, value in (("threshold", 1.5), ("nms_threshold", -0.1), ("max_detections", 0)):
+    for name, value in (
+        ("threshold", 1.5),
+        ("threshold", float("nan")),
+        ("nms_threshold", -0.1),
+        ("pre_nms_threshold", 2),
+        ("max_detections", 0),
+    ):
         with pytest.raises(ValueError, match=f"`{name}` must be .*, got {value}"):
             processor.post_process_grounded_object_detection(outputs, text_labels=LABELS, **{name: value})
+    for name, value in (("threshold", None), ("nms_threshold", "0.5"), ("max_detections", 1.5), ("threshold", True)):
+        with pytest.raises(TypeError, match=f"`{name}` must be .*, got {type(value).__name__}"):
+            processor.post_process_grounded_object_detection(outputs, text_labels=LABELS, **{name: value})
+    with pytest.raises(TypeError, match="`top_k` must be a whole number"):
+        processor.post_process_phrase_grounding(outputs, "dog. traffic light. teddy bear", top_k=1.5)
     with pytest.raises(ValueError, match="`top_k` must be at least 1, got 0"):
         processor.post_process_phrase_grounding(outputs, "dog. traffic light. teddy bear", top_k=0)
 
@@ -433,7 +448,7 @@ def test_phrases_equal_labels(processor, outputs):
     spans = [(0, 3), (5, 18), (20, 30)]
     phrases = processor.post_process_phrase_grounding(outputs, text, phrases=spans, top_k=1000, threshold=0.0)
     results = processor.post_process_grounded_object_detection(
-        outputs, text_labels=LABELS, threshold=0.0, max_detections=10000
+        outputs, text_labels=LABELS, max_detections=10000, **ALL
     )
     for found, result in zip(phrases, results, strict=True):
         for index, phrase in enumerate(found):

@@ -161,6 +161,10 @@ class GLIPv2Config(PreTrainedConfig):
             Whether the caption head attends to the regions of the image for each token and scores the words that fit
             them, which a head needs that is trained over frozen weights. Without, it is one layer over the fused
             tokens, as in the paper.
+        score_threshold_before_nms (`float`, *optional*, defaults to 0.05):
+            Label scores (before centerness) above this make candidates at inference, as the original's
+            `MODEL.ATSS.INFERENCE_TH`. It is the default of `pre_nms_threshold`; the `threshold` of calls is on the
+            score that is returned.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of linear layers that have no rule of their own.
 
@@ -230,6 +234,7 @@ class GLIPv2Config(PreTrainedConfig):
     mask_feature_source: Literal["before_fusion", "after_fusion"] = "before_fusion"
     answer_head_type: Literal["pooled", "evidence"] = "pooled"
     caption_region_attention: bool = False
+    score_threshold_before_nms: float | int = 0.05
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
@@ -262,6 +267,10 @@ class GLIPv2Config(PreTrainedConfig):
             )
         if not 0 < self.prior_prob < 1:
             raise ValueError(f"`prior_prob` is a probability between 0 and 1, not {self.prior_prob}.")
+        if not 0 <= self.score_threshold_before_nms <= 1:
+            raise ValueError(
+                f"`score_threshold_before_nms` is a score between 0 and 1, not {self.score_threshold_before_nms}."
+            )
         positions = getattr(self.text_config, "max_position_embeddings", None)
         if positions is not None and self.max_text_length > positions:
             raise ValueError(

@@ -32,6 +32,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbones.chunked_mlp import chunk_mlps
 from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
 from .configuration_glipv2 import GLIPv2Config
+from .inference.model_checks import record_new_weights
 from .layers.dyhead import GLIPv2DyConv, init_dyconv
 from .layers.feature_maps import (
     FeatureMaps,
@@ -96,6 +97,8 @@ class GLIPv2ModelOutput(ModelOutput):
             Height and width in pixels of each un-padded (resized) image.
         attention_mask (`torch.LongTensor` of shape `(batch, tokens)`):
             1 for tokens, 0 for padding.
+        input_ids (`torch.LongTensor` of shape `(batch, tokens)`, where they were given):
+            The text, by which post-processing refuses another one.
         location_mask (`torch.BoolTensor` of shape `(batch, locations)`, with `config.mask_padded_pixels`):
             `True` at locations of the image, `False` in its padding; P3 first, row-major.
         hidden_states (`tuple` of `torch.FloatTensor` of shape `(batch, tokens, text_dim)`, with
@@ -114,6 +117,7 @@ class GLIPv2ModelOutput(ModelOutput):
     text_features: torch.FloatTensor | None = None
     image_sizes: torch.LongTensor | None = None
     attention_mask: torch.LongTensor | None = None
+    input_ids: torch.LongTensor | None = None
     location_mask: torch.BoolTensor | None = None
     hidden_states: tuple[torch.FloatTensor | None, ...] | None = None
     vision_hidden_states: tuple[FeatureMaps | None, ...] | None = None
@@ -367,6 +371,13 @@ class GLIPv2PreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [
         r"^(detection_head|mlm_head|contrastive_head|mask_head|answer_head|caption_head)\."
     ]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers; the model also remembers what the checkpoint lacked, which inference refuses to use."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        record_new_weights(model, info["missing_keys"])
+        return (model, info) if output_loading_info else model
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # Outside of transformers, modules without parameters of their own would count as loaded, and the rules below
@@ -677,6 +688,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             text_features=text_features,
             image_sizes=image_sizes,
             attention_mask=attention_mask,
+            input_ids=None if input_ids is None else input_ids.expand(len(image_sizes), -1),
             location_mask=locations,
             hidden_states=tuple(text_states) if kept else None,
             vision_hidden_states=tuple(vision_states) if kept else None,

@@ -1,15 +1,22 @@
-"""The boxes of one image from the model's outputs, shared by processors, pipelines and `detect_labels`."""
+"""The boxes of one image from the model's outputs, shared by the processor and the `Detector`."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from .boxes import batched_nms_inclusive, denormalize_boxes
 from .prompts import is_list
 
+logger = logging.get_logger(__name__)
+
+# Label scores (before centerness) above this make a candidate, as `MODEL.ATSS.INFERENCE_TH` of the original.
+PRE_NMS_THRESHOLD = 0.05
 # Pairs of a location and a label that each level keeps for suppression, as in the original.
 PRE_NMS_TOP_N = 1000
 
@@ -27,13 +34,69 @@ def check_outputs(outputs: Any) -> None:
         )
 
 
-def check_limits(threshold: float, nms_threshold: float, max_detections: int, name: str = "max_detections") -> None:
-    """Raises ValueError for thresholds outside [0, 1] and for no detections at all."""
-    for key, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{key}` must be in [0, 1], got {value}.")
-    if max_detections < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {max_detections}.")
+def check_fraction(value: Any, name: str) -> None:
+    """Raises TypeError or ValueError, naming the argument, unless `value` is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number in [0, 1], got {type(value).__name__} {value!r}.")
+    if not 0 <= value <= 1:  # which NaN is not either
+        raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+
+
+def check_count(value: Any, name: str) -> None:
+    """Raises TypeError or ValueError, naming the argument, unless `value` is a whole number of at least 1."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a whole number of at least 1, got {type(value).__name__} {value!r}.")
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def check_limits(
+    threshold: float,
+    nms_threshold: float,
+    max_detections: int | None,
+    name: str = "max_detections",
+    pre_nms_threshold: float = PRE_NMS_THRESHOLD,
+) -> None:
+    """
+    Raises TypeError or ValueError, naming the argument, for thresholds outside [0, 1] and for a limit on the number of
+    boxes that is no whole number of at least 1 (`None` is no limit).
+    """
+    for key, value in (
+        ("threshold", threshold),
+        ("pre_nms_threshold", pre_nms_threshold),
+        ("nms_threshold", nms_threshold),
+    ):
+        check_fraction(value, key)
+    if max_detections is not None:
+        check_count(max_detections, name)
+
+
+def first_indices(labels: Sequence[str], name: str) -> list[int]:
+    """
+    Where each label comes first: `[0, 1]` for `["cat", "dog", "cat"]`. A label that is listed several times is
+    answered under its first index, everywhere; a warning says so once.
+    """
+    first: dict[str, int] = {}
+    for index, label in enumerate(labels):
+        if label in first:
+            logger.warning_once(
+                f"`{name}` lists {label!r} more than once; its boxes are returned under its first index only."
+            )
+        first.setdefault(label, index)
+    return list(first.values())
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Raises ValueError, naming the tensor, when it holds NaN or infinity. On a GPU it waits for the values."""
+    if tensor.numel() and not tensor.isfinite().all():
+        raise ValueError(
+            f"The model's `{name}` holds NaN or infinity. Look for broken weights (a checkpoint that diverged); in "
+            "float16 the maps of a model can overflow: load it with dtype=torch.bfloat16 or torch.float32."
+        )
 
 
 def check_target_sizes(target_sizes: Any, image_sizes: Tensor, keeps_aspect: bool) -> list[tuple[float, float]] | None:
@@ -41,7 +104,7 @@ def check_target_sizes(target_sizes: Any, image_sizes: Tensor, keeps_aspect: boo
     Args:
         target_sizes: (height, width) of each image, as a list of pairs or a tensor `(batch, 2)`, or `None`.
         image_sizes: `(batch, 2)` height and width of the resized images.
-        keeps_aspect: whether resizing kept the aspect ratio, so that a swapped height and width can be told.
+        keeps_aspect: whether resizing kept the aspect ratio, so that a swapped height and width can be noticed.
 
     Returns:
         The sizes as a list of pairs, or `None`.
@@ -74,7 +137,7 @@ def check_target_sizes(target_sizes: Any, image_sizes: Tensor, keeps_aspect: boo
             raise ValueError(
                 f"`target_sizes[{index}]` is {list(size)}; height and width in pixels must be above 0 and finite."
             )
-        # The aspect ratio is kept up to rounding; only a difference that swapping mends is taken for a slip.
+        # The aspect ratio is kept up to rounding; only a difference that swapping removes is taken for a mistake.
         if keeps_aspect:
             ratio = math.log(resized[0] / resized[1])
             stays, swapped = (abs(ratio - turn * math.log(height / width)) for turn in (1, -1))
@@ -92,7 +155,7 @@ def check_target_sizes(target_sizes: Any, image_sizes: Tensor, keeps_aspect: boo
 
 def label_scores(logits: Tensor, label_map: Tensor) -> Tensor:
     """
-    Scores of labels from scores of words: the mean of the sigmoid over a label's tokens.
+    Scores of labels from scores of tokens: the mean of the sigmoid over a label's tokens.
 
     Args:
         logits: `(anchors, tokens)` of one image, before the sigmoid.
@@ -108,9 +171,12 @@ def label_scores(logits: Tensor, label_map: Tensor) -> Tensor:
     return probabilities @ (weights / weights.sum(1, keepdim=True)).T
 
 
-def cut_at(scores: Tensor, max_detections: int) -> Tensor:
-    """Which of `scores` `(n,)` are among the best `max_detections`, boolean `(n,)`; ties at the cut all stay."""
-    if len(scores) <= max_detections:
+def cut_at(scores: Tensor, max_detections: int | None) -> Tensor:
+    """
+    Which of `scores` `(n,)` are among the best `max_detections`, boolean `(n,)`; ties at the cut all stay. `None` is
+    no limit.
+    """
+    if max_detections is None or len(scores) <= max_detections:
         return torch.ones_like(scores, dtype=torch.bool)
     return scores >= scores.topk(max_detections).values[-1]
 
@@ -122,37 +188,38 @@ def select_detections(
     level_sizes: Sequence[int],
     threshold: float = 0.05,
     nms_threshold: float = 0.6,
-    max_detections: int = 100,
+    max_detections: int | None = 100,
     pre_nms_top_n: int = PRE_NMS_TOP_N,
+    pre_nms_threshold: float = PRE_NMS_THRESHOLD,
+    agnostic_nms: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     The boxes of one image.
 
-    Pairs of anchor and label whose score is above the threshold are ranked by score * centerness; each level keeps its
-    best; the score becomes the root of that product; of boxes of one label that overlap the best stays; over all
-    labels the best stay, with ties at the cut.
+    Pairs of anchor and label whose label score is above `pre_nms_threshold` are candidates; each level keeps the best
+    by score * centerness; the root of that product is the score that is returned. Candidates from `threshold` on stay;
+    of boxes of one label that overlap the best stays; over all labels the best stay, with ties at the cut.
 
     Args:
         scores: `(anchors, labels)` as `label_scores` gives them.
         centerness: `(anchors,)` before the sigmoid.
         boxes_xyxy: `(anchors, 4)` inclusive corners in pixels, clipped to the image.
         level_sizes: anchors of each level; their sum is `anchors`.
-        threshold: on the score before centerness; equal is dropped.
+        threshold: the lowest score that is returned.
         nms_threshold: IoU above which a box is suppressed.
-        max_detections: boxes at most, over all labels.
-        pre_nms_top_n: pairs that each level keeps.
+        max_detections: boxes at most, over all labels; `None` for no limit.
+        pre_nms_top_n: candidates that each level keeps.
+        pre_nms_threshold: on the label's score before centerness; equal is dropped.
+        agnostic_nms: suppress across labels, so that one object gets one label.
 
     Returns:
         scores `(n,)` in falling order, labels `(n,)` long, boxes_xyxy `(n, 4)`.
 
     Raises:
-        ValueError: when the levels do not add up, or the network overflowed.
+        ValueError: when the levels do not add up, or the network's results are not finite.
     """
-    if centerness.isnan().any():
-        raise ValueError(
-            "The network's results are not numbers. In float16 the maps of a model can overflow: load it with "
-            "dtype=torch.bfloat16 or torch.float32."
-        )
+    check_finite(scores, "logits")
+    check_finite(centerness, "centerness")
     if sum(level_sizes) != len(scores):
         raise ValueError(
             f"`level_sizes` {list(level_sizes)} adds up to {sum(level_sizes)}, but there are {len(scores)} anchors."
@@ -160,14 +227,18 @@ def select_detections(
     kept = []
     levels = (tensor.split(list(level_sizes)) for tensor in (scores, centerness, boxes_xyxy))
     for level_scores, level_centerness, level_boxes in zip(*levels, strict=True):
-        anchor, label = (level_scores > threshold).nonzero(as_tuple=True)
-        rank = level_scores[anchor, label] * level_centerness.float().sigmoid()[anchor]
-        if len(rank) > pre_nms_top_n:
-            rank, best = rank.topk(pre_nms_top_n)
+        anchor, label = (level_scores > pre_nms_threshold).nonzero(as_tuple=True)
+        product = level_scores[anchor, label] * level_centerness.float().sigmoid()[anchor]
+        if len(product) > pre_nms_top_n:
+            product, best = product.topk(pre_nms_top_n)
             anchor, label = anchor[best], label[best]
-        kept.append((rank.sqrt(), label, level_boxes[anchor]))
+        kept.append((product.sqrt(), label, level_boxes[anchor]))
     scores, labels, boxes = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    order = batched_nms_inclusive(boxes, scores, labels, nms_threshold)
+    # A box below the threshold can suppress none above it, so it need not take part.
+    stays = scores >= threshold
+    scores, labels, boxes = scores[stays], labels[stays], boxes[stays]
+    groups = torch.zeros_like(labels) if agnostic_nms else labels
+    order = batched_nms_inclusive(boxes, scores, groups, nms_threshold)
     order = order[cut_at(scores[order], max_detections)]
     return scores[order], labels[order], boxes[order]
 
@@ -189,19 +260,25 @@ def scale_boxes(boxes_xyxy: Tensor, size: Tensor | Sequence[float], target_size:
 
 
 def merge_detections(
-    results: Sequence[Mapping[str, Any]], indices: Sequence[Sequence[int]], max_detections: int = 100
+    results: Sequence[Mapping[str, Any]],
+    indices: Sequence[Sequence[int]],
+    max_detections: int | None = 100,
+    agnostic_nms_threshold: float | None = None,
 ) -> dict[str, Any]:
     """
     Results of several prompts over the same image as one, under the labels' own indices.
 
-    Suppression works within a label, and each label is in one prompt, so nothing more is suppressed.
+    Suppression works within a label, and each label is in one prompt, so nothing more is suppressed unless asked for.
 
     Args:
         results (`Sequence[dict]`): of each prompt as `post_process_grounded_object_detection` gives it: "scores",
             "labels", "boxes", "text_labels", and any other tensor or list with an entry a box (such as "masks").
         indices (`Sequence[Sequence[int]]`): of each prompt, the index that its labels get, as in
             `LabelPrompt.indices`.
-        max_detections (`int`, *optional*, defaults to 100): boxes at most; ties at the cut all stay.
+        max_detections (`int`, *optional*, defaults to 100): boxes at most; ties at the cut all stay; `None` for no
+            limit.
+        agnostic_nms_threshold (`float`, *optional*): IoU above which the weaker of two boxes goes, whatever their
+            labels; by default boxes of different labels stay.
 
     Returns:
         `dict`: the same entries, in falling order of score.
@@ -216,7 +293,12 @@ def merge_detections(
         )
     device = results[0]["scores"].device
     scores = torch.cat([result["scores"].to(device) for result in results])
-    order = scores.argsort(descending=True, stable=True)
+    if agnostic_nms_threshold is None or len(results) == 1:
+        order = scores.argsort(descending=True, stable=True)
+    else:
+        boxes = torch.cat([result["boxes"].to(device) for result in results])
+        one_label = torch.zeros(len(scores), dtype=torch.long, device=device)
+        order = batched_nms_inclusive(boxes, scores, one_label, agnostic_nms_threshold)
     order = order[cut_at(scores[order], max_detections)]
     merged: dict[str, Any] = {}
     for name, first in results[0].items():
@@ -230,7 +312,7 @@ def merge_detections(
             merged[name] = torch.cat([result[name].to(device) for result in results])[order]
         else:
             entries = [entry for result in results for entry in result[name]]
-            merged[name] = [entries[place] for place in order.tolist()]
+            merged[name] = [entries[index] for index in order.tolist()]
     return merged
 
 
@@ -262,27 +344,30 @@ def image_detections(
     target_size: Sequence[float] | None = None,
     threshold: float = 0.05,
     nms_threshold: float = 0.6,
-    max_detections: int = 100,
+    max_detections: int | None = 100,
     pre_nms_top_n: int = PRE_NMS_TOP_N,
+    pre_nms_threshold: float = PRE_NMS_THRESHOLD,
+    agnostic_nms: bool = False,
 ) -> dict[str, Tensor]:
     """
     The boxes of one image; see [`select_detections`].
 
     Args:
         outputs: of `GLIPv2ForObjectDetection`.
-        index: the image's place in the batch.
+        index: the image's index in the batch.
         label_map: boolean `(labels, tokens)`, the tokens of each label; it may be narrower than the padded text.
         target_size: (height, width) to measure boxes in; by default the resized image's.
-        threshold: on the label's score before centerness.
-        nms_threshold: IoU above which a box of the same label is suppressed.
-        max_detections: boxes at most, over all labels; ties at the cut all stay.
-        pre_nms_top_n: pairs of location and label that each level keeps before suppression.
+        threshold, nms_threshold, max_detections, pre_nms_top_n, pre_nms_threshold, agnostic_nms: as there.
 
     Returns:
         "scores" `(n,)` in falling order, "labels" `(n,)` long, "boxes" `(n, 4)` xyxy in pixels of `target_size`.
+
+    Raises:
+        ValueError: when the network's results are not finite.
     """
     image_size = outputs["image_sizes"][index]
     logits = outputs["logits"][index, :, : label_map.shape[1]]
+    check_box_deltas(outputs, index)
     scores, labels, boxes = select_detections(
         label_scores(logits, label_map.to(logits.device)),
         outputs["centerness"][index],
@@ -292,10 +377,19 @@ def image_detections(
         nms_threshold,
         max_detections,
         pre_nms_top_n,
+        pre_nms_threshold,
+        agnostic_nms,
     )
     if target_size is not None:
         boxes = scale_boxes(boxes, image_size, target_size)
     return {"scores": scores, "labels": labels, "boxes": boxes}
+
+
+def check_box_deltas(outputs: Mapping[str, Any], index: int) -> None:
+    """Raises ValueError when an image's box regression is not finite; clipping makes finite boxes of infinity."""
+    deltas = outputs.get("box_deltas")
+    if deltas is not None:
+        check_finite(deltas[index], "box_deltas")
 
 
 def one_label_detections(
@@ -305,6 +399,7 @@ def one_label_detections(
     keeps_aspect: bool = True,
     nms_threshold: float = 0.6,
     max_detections: int = 100,
+    pre_nms_threshold: float = PRE_NMS_THRESHOLD,
 ) -> list[dict[str, Tensor]]:
     """
     Boxes where the whole text of each image is one label between two special tokens, as transformers' own zero-shot
@@ -312,37 +407,53 @@ def one_label_detections(
 
     Args:
         outputs: of `GLIPv2ForObjectDetection`.
-        threshold: on the label's score before centerness.
+        threshold: the lowest score that is returned.
         target_sizes: (height, width) of each image to measure boxes in; by default the resized images'.
-        keeps_aspect: whether resizing kept the aspect ratio, so that swapped `target_sizes` can be told.
+        keeps_aspect: whether resizing kept the aspect ratio, so that swapped `target_sizes` can be noticed.
         nms_threshold: IoU above which a box is suppressed.
         max_detections: boxes of an image at most.
+        pre_nms_threshold: on the label's score before centerness; equal is dropped.
 
     Returns:
         For each image "scores" `(n,)` in falling order, "labels" `(n,)`, all 0, "boxes" `(n, 4)` xyxy in pixels.
 
     Raises:
-        ValueError: for a text without words or wrong `target_sizes`.
+        TypeError, ValueError: for a text without words, wrong `target_sizes`, or limits out of range.
     """
     logits, mask = outputs["logits"], outputs.get("attention_mask")
     mask = torch.ones(logits.shape[0], logits.shape[2], dtype=torch.bool) if mask is None else mask.bool()
-    check_limits(threshold, nms_threshold, max_detections)
+    check_limits(threshold, nms_threshold, max_detections, pre_nms_threshold=pre_nms_threshold)
     sizes = check_target_sizes(target_sizes, outputs["image_sizes"], keeps_aspect) or [None] * len(logits)
     results = []
     for index, size in enumerate(sizes):
-        words = mask[index].nonzero()[1:-1, 0]  # without the special tokens around the text
-        if not len(words):
+        tokens = mask[index].nonzero()[1:-1, 0]  # without the special tokens around the text
+        if not len(tokens):
             raise ValueError(f"The text of image {index} has no words; pass a label with at least one.")
         label_map = torch.zeros(1, logits.shape[2], dtype=torch.bool)
-        label_map[0, words.cpu()] = True
-        results.append(image_detections(outputs, index, label_map, size, threshold, nms_threshold, max_detections))
+        label_map[0, tokens.cpu()] = True
+        results.append(
+            image_detections(
+                outputs,
+                index,
+                label_map,
+                size,
+                threshold,
+                nms_threshold,
+                max_detections,
+                pre_nms_threshold=pre_nms_threshold,
+            )
+        )
     return results
 
 
 __all__ = [
+    "check_count",
+    "check_finite",
+    "check_fraction",
     "check_limits",
     "check_outputs",
     "check_target_sizes",
+    "first_indices",
     "image_detections",
     "label_scores",
     "merge_detections",

@@ -11,10 +11,14 @@ from .image_processing_glipv2 import ImageSource, get_image_size
 from .layers.paste_masks import instance_masks, predict_mask_logits, referring_masks, strong_boxes
 from .noun_phrases import check_chunker, find_noun_phrases
 from .post_processing import (
+    PRE_NMS_THRESHOLD,
     PRE_NMS_TOP_N,
+    check_box_deltas,
+    check_fraction,
     check_limits,
     check_outputs,
     check_target_sizes,
+    first_indices,
     image_detections,
     label_scores,
     level_sizes_of,
@@ -195,21 +199,26 @@ class GLIPv2Processor(ProcessorMixin):
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         threshold: float = 0.05,
         nms_threshold: float = 0.6,
-        max_detections: int = 100,
+        max_detections: int | None = 100,
         pre_nms_top_n: int = PRE_NMS_TOP_N,
+        pre_nms_threshold: float = PRE_NMS_THRESHOLD,
+        agnostic_nms: bool = False,
     ) -> list[dict[str, Any]]:
         """
         Boxes of labels, as the original finds them; see [`select_detections`].
 
         Args:
             outputs (`GLIPv2ObjectDetectionOutput`): of a model that detects.
-            text_labels: the labels that the model was asked for, in order: a list for each image, or one for all.
+            text_labels: the labels that the model was asked for, in order: a list for each image, or one for all. A
+                label that is listed twice is answered under its first index.
             target_sizes: (height, width) of each image, to have boxes in its pixels; without it they are in pixels
                 of the resized image.
-            threshold: on the score of a label before centerness.
+            threshold: the lowest score that is returned; scores are the root of label score x centerness.
             nms_threshold: IoU above which the weaker of two boxes of a label goes.
-            max_detections: boxes of an image at most; ties at the cut all stay.
+            max_detections: boxes of an image at most; ties at the cut all stay; `None` for no limit.
             pre_nms_top_n: pairs of location and label that each level of the pyramid keeps before suppression.
+            pre_nms_threshold: label scores (before centerness) above this make candidates, as in the original.
+            agnostic_nms: suppress across labels, so that one object gets one label.
 
         Returns:
             `list[dict]`, one for each image: "scores" `(n,)` in falling order, "labels" `(n,)` long, indices of the
@@ -219,23 +228,27 @@ class GLIPv2Processor(ProcessorMixin):
         Raises:
             TypeError: for wrong types.
             ValueError: for no or empty labels, labels that are not those of the outputs, wrong sizes, limits out of
-                range.
+                range, outputs that are not finite.
         """
         check_outputs(outputs)
-        check_limits(threshold, nms_threshold, max_detections)
+        check_limits(threshold, nms_threshold, max_detections, pre_nms_threshold=pre_nms_threshold)
         sizes = check_target_sizes(target_sizes, outputs.image_sizes, self._keeps_aspect)
         results = []
         for index, (labels, named) in enumerate(self._labels_and_maps(outputs, text_labels)):
+            first = torch.tensor(first_indices(labels, "text_labels"), device=named.device)
             found = image_detections(
                 outputs,
                 index,
-                named,
+                named[first],
                 None if sizes is None else sizes[index],
                 threshold,
                 nms_threshold,
                 max_detections,
                 pre_nms_top_n,
+                pre_nms_threshold,
+                agnostic_nms,
             )
+            found["labels"] = first.to(found["labels"].device)[found["labels"]]
             found["text_labels"] = [labels[label] for label in found["labels"].tolist()]
             results.append(found)
         return results
@@ -249,12 +262,13 @@ class GLIPv2Processor(ProcessorMixin):
         top_k: int = 10,
         threshold: float = 0.0,
         nms_threshold: float = 0.6,
+        pre_nms_threshold: float = 0.0,
     ) -> list[list[dict[str, Any]]]:
         """
         The best boxes of each phrase of a sentence.
 
-        Equal phrases at different places are different phrases, and each has a ranking of its own, so that recall at
-        k can be measured.
+        Equal phrases at different characters are different phrases, and each has a ranking of its own. By default
+        every location is a candidate and no score is too low, so that recall at k can be measured.
 
         Args:
             outputs (`GLIPv2ObjectDetectionOutput`): of a model that detects.
@@ -264,8 +278,10 @@ class GLIPv2Processor(ProcessorMixin):
             target_sizes: (height, width) of each image, to have boxes in its pixels; without it they are in pixels
                 of the resized image.
             top_k: boxes of a phrase at most; ties at the cut all stay.
-            threshold: on the score of a phrase (the mean over its tokens) before centerness.
+            threshold: the lowest score that is returned: the root of phrase score (the mean over its tokens) x
+                centerness.
             nms_threshold: IoU above which the weaker of two boxes of a phrase goes.
+            pre_nms_threshold: phrase scores (before centerness) above this make candidates.
 
         Returns:
             `list[list[dict]]`: for each image, for each phrase in the order given: "phrase" (`str`), "span",
@@ -277,7 +293,7 @@ class GLIPv2Processor(ProcessorMixin):
                 words, wrong sizes, limits out of range.
         """
         check_outputs(outputs)
-        check_limits(threshold, nms_threshold, top_k, "top_k")
+        check_limits(threshold, nms_threshold, top_k, "top_k", pre_nms_threshold)
         num_images = len(outputs.logits)
         sizes = check_target_sizes(target_sizes, outputs.image_sizes, self._keeps_aspect)
         if phrases is not None:
@@ -292,13 +308,21 @@ class GLIPv2Processor(ProcessorMixin):
             check_sentence(sentence, f"text[{index}]")
             spans = find_noun_phrases(sentence, self.phrase_chunker) if phrases is None else phrases[index]
             named = self._phrase_map(outputs, index, sentence, spans)
+            check_box_deltas(outputs, index)
             boxes = denormalize_boxes(outputs.pred_boxes[index], outputs.image_sizes[index])
             level_sizes = level_sizes_of(outputs, index)
             found = []
             scores = label_scores(outputs.logits[index], named)
             for span, own_scores in zip(spans, scores.split(1, dim=1) if spans else (), strict=True):
                 kept_scores, _, kept = select_detections(
-                    own_scores, outputs.centerness[index], boxes, level_sizes, threshold, nms_threshold, top_k
+                    own_scores,
+                    outputs.centerness[index],
+                    boxes,
+                    level_sizes,
+                    threshold,
+                    nms_threshold,
+                    top_k,
+                    pre_nms_threshold=pre_nms_threshold,
                 )
                 if sizes is not None:
                     kept = scale_boxes(kept, outputs.image_sizes[index], sizes[index])
@@ -316,17 +340,19 @@ class GLIPv2Processor(ProcessorMixin):
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         threshold: float = 0.05,
         nms_threshold: float = 0.6,
-        max_detections: int = 100,
+        max_detections: int | None = 100,
         mask_threshold: float = 0.5,
         return_rle: bool = False,
         model: Any = None,
+        pre_nms_threshold: float = PRE_NMS_THRESHOLD,
+        agnostic_nms: bool = False,
     ) -> list[dict[str, Any]]:
         """
         Boxes of labels, and a mask in each.
 
         Args:
             outputs (`GLIPv2InstanceSegmentationOutput`): of `GLIPv2ForInstanceSegmentation`.
-            text_labels, target_sizes, threshold, nms_threshold, max_detections: as in
+            text_labels, target_sizes, threshold, nms_threshold, max_detections, pre_nms_threshold, agnostic_nms: as in
                 [`post_process_grounded_object_detection`]; masks have the target size too.
             mask_threshold: on the probability of a pixel; equal is outside the mask.
             return_rle: run lengths in place of arrays; 300 masks of 4000 x 3000 pixels are 3.6 GB as arrays.
@@ -340,8 +366,16 @@ class GLIPv2Processor(ProcessorMixin):
         Raises:
             TypeError, ValueError: as there, for outputs without masks, or a threshold that is no probability.
         """
+        check_fraction(mask_threshold, "mask_threshold")
         results = self.post_process_grounded_object_detection(
-            outputs, text_labels, target_sizes, threshold, nms_threshold, max_detections
+            outputs,
+            text_labels,
+            target_sizes,
+            threshold,
+            nms_threshold,
+            max_detections,
+            pre_nms_threshold=pre_nms_threshold,
+            agnostic_nms=agnostic_nms,
         )
         positive_maps = [
             named[result["labels"].to(named.device)]
@@ -366,15 +400,17 @@ class GLIPv2Processor(ProcessorMixin):
         nms_threshold: float = 0.6,
         mask_threshold: float = 0.5,
         model: Any = None,
+        pre_nms_threshold: float = 0.0,
     ) -> list[list[dict[str, Any]]]:
         """
         One mask for each phrase: the union of all that it refers to, as PhraseCut asks for.
 
         Args:
             outputs (`GLIPv2InstanceSegmentationOutput`): of `GLIPv2ForInstanceSegmentation`.
-            text, target_sizes, nms_threshold: as in [`post_process_phrase_grounding`]; masks have the target size.
+            text, target_sizes, nms_threshold, pre_nms_threshold: as in [`post_process_phrase_grounding`]; masks have
+                the target size.
             phrases: as there, but by default the whole text is the phrase.
-            threshold: on the final score of a box, for its mask to be part of the union.
+            threshold: the lowest score of a box whose mask is part of the union.
             keep_best: always take the best box, for phrases that are known to refer to something.
             top_k: boxes of a phrase at most.
             mask_threshold: on the probability of a pixel; equal is outside the mask.
@@ -387,14 +423,21 @@ class GLIPv2Processor(ProcessorMixin):
         Raises:
             TypeError, ValueError: as there, for outputs without masks, or a threshold that is no probability.
         """
-        check_limits(threshold, nms_threshold, top_k, "top_k")
+        check_limits(threshold, nms_threshold, top_k, "top_k", pre_nms_threshold)
+        check_fraction(mask_threshold, "mask_threshold")
         sentences = per_image(text, len(outputs.logits), lambda value: isinstance(value, str), "text")
         if phrases is None:
             phrases = [[(0, len(sentence))] for sentence in sentences]
         elif isinstance(text, str):
             phrases = [phrases] * len(sentences)
         results = self.post_process_phrase_grounding(
-            outputs, sentences, phrases, target_sizes, top_k, nms_threshold=nms_threshold
+            outputs,
+            sentences,
+            phrases,
+            target_sizes,
+            top_k,
+            nms_threshold=nms_threshold,
+            pre_nms_threshold=pre_nms_threshold,
         )
         results = [[strong_boxes(phrase, threshold, keep_best) for phrase in found] for found in results]
         boxes, positive_maps = [], []
@@ -423,12 +466,15 @@ class GLIPv2Processor(ProcessorMixin):
             lambda value: is_list(value) and bool(value) and isinstance(value[0], str),
             "text_labels",
         )
-        known: dict[tuple[str, ...], tuple[list[list[int]], int]] = {}
+        known: dict[tuple[str, ...], tuple[list[list[int]], list[int]]] = {}
         pairs = []
         for index, labels in enumerate(all_labels):
             check_labels(labels, f"text_labels[{index}]")
             if tuple(labels) not in known:
-                known[tuple(labels)] = prompt_tokens(label_prompt(labels), self.tokenizer)
+                prompt = label_prompt(labels)
+                tokens, _ = prompt_tokens(prompt, self.tokenizer)
+                ids = self.tokenizer(prompt.text, truncation=False, padding=False)["input_ids"]
+                known[tuple(labels)] = tokens, ids
             pairs.append((labels, self._label_map(outputs, index, *known[tuple(labels)])))
         return pairs
 
@@ -445,19 +491,22 @@ class GLIPv2Processor(ProcessorMixin):
                     f"`phrases[{index}]` has the span {list(span)}, {sentence[span[0] : span[1]]!r}, in which the "
                     "tokenizer finds no word; drop it."
                 )
-        return self._label_map(outputs, index, tokens, len(encoded["input_ids"]))
+        return self._label_map(outputs, index, tokens, encoded["input_ids"])
 
     @staticmethod
-    def _label_map(outputs: Any, index: int, tokens: list[list[int]], num_tokens: int) -> torch.Tensor:
+    def _label_map(outputs: Any, index: int, tokens: list[list[int]], input_ids: list[int]) -> torch.Tensor:
         """Boolean `(labels, tokens)` for one image, after a check that the text is the one that the model saw."""
         logits, mask = outputs.logits, getattr(outputs, "attention_mask", None)
         mask = logits.new_ones(logits.shape[-1], dtype=torch.long) if mask is None else mask[index]
-        given = int(mask.sum())
-        if given != num_tokens:
+        seen = getattr(outputs, "input_ids", None)
+        remedy = "pass the same labels in the same order (or the same sentence) as to the processor."
+        if int(mask.sum()) != len(input_ids):
             raise ValueError(
-                f"The text of image {index} has {num_tokens} tokens, but the model was given {given}; pass the same "
-                "labels in the same order (or the same sentence) as to the processor."
+                f"The text of image {index} has {len(input_ids)} tokens, but the model was given {int(mask.sum())}; "
+                + remedy
             )
+        if seen is not None and seen[index][mask.bool()].tolist() != list(input_ids):
+            raise ValueError(f"The text of image {index} is not the one that the model was given; {remedy}")
         return label_map(tokens, mask)
 
     @staticmethod

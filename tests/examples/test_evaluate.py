@@ -60,7 +60,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     text = {**tiny_config().text_config.to_diff_dict(), "max_position_embeddings": MAX_LENGTH}
     set_seed(0)
-    model = GLIPv2ForInstanceSegmentation(tiny_config(text_config=text, max_text_length=MAX_LENGTH))
+    # An untrained head scores below the usual candidates.
+    fields = {"max_text_length": MAX_LENGTH, "score_threshold_before_nms": 0.0}
+    model = GLIPv2ForInstanceSegmentation(tiny_config(text_config=text, **fields))
     model.save_pretrained(folder / "model")
     image_processor = GLIPv2ImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     GLIPv2Processor(image_processor, tiny_tokenizer(MAX_LENGTH), MAX_LENGTH).save_pretrained(folder / "model")

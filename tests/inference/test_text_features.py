@@ -9,8 +9,9 @@ from torch import nn
 from transformers_glipv2.inference.text_features import TextFeatureCache
 
 
+@torch.no_grad()
 def test_the_entry_unused_for_longest_goes():
-    cache, encoder = TextFeatureCache(2), nn.Linear(2, 2)
+    cache, encoder = TextFeatureCache(2), nn.Linear(2, 2).eval()
     calls = []
 
     def ask(key):
@@ -24,7 +25,7 @@ def test_the_entry_unused_for_longest_goes():
 
 @torch.no_grad()
 def test_features_of_weights_that_changed_meanwhile_are_not_kept():
-    cache, encoder = TextFeatureCache(4), nn.Linear(2, 2)
+    cache, encoder = TextFeatureCache(4), nn.Linear(2, 2).eval()
 
     def encode_while_another_thread_updates():
         old = encoder.weight.clone()

@@ -90,10 +90,10 @@ def test_one_forward_pass_for_all_labels(detector):
     try:
         detector(natural_image(), candidate_labels=LABELS)
         assert len(calls) == 1
-        detector(natural_image(), candidate_labels=[*LABELS] * 10)
+        detector(natural_image(), candidate_labels=[f"{a} {b}" for a in LABELS for b in "abcdefghij"])
     finally:
         hook.remove()
-    assert 2 < len(calls) < 10  # 40 labels in as few prompts of 64 tokens as hold them
+    assert 2 < len(calls) < 20  # 40 labels in as few prompts of 64 tokens as hold them
 
 
 def test_labels_in_a_string_are_split_at_commas(detector):
@@ -241,7 +241,7 @@ def test_post_processing_of_one_label_alone(model, processor):
         post_process(empty)
 
 
-def test_other_models_run_as_in_the_stock_class():
+def test_other_models_get_the_stock_class():
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = OwlViTConfig(
@@ -256,7 +256,8 @@ def test_other_models_run_as_in_the_stock_class():
         "device": "cpu",
     }
     ours = pipeline(TASK, **parts)
-    assert type(ours) is GLIPv2ZeroShotObjectDetectionPipeline
+    assert type(ours) is ZeroShotObjectDetectionPipeline
+    assert type(GLIPv2ZeroShotObjectDetectionPipeline(**parts)) is ZeroShotObjectDetectionPipeline
     stock = pipeline(TASK, pipeline_class=ZeroShotObjectDetectionPipeline, **parts)
     options = {"candidate_labels": ["cat", "dog"], "threshold": 0.0, "top_k": 4}
     assert_same(ours(natural_image(), **options), stock(natural_image(), **options))

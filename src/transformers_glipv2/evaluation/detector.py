@@ -1,7 +1,6 @@
-"""Detection as benchmarks need it: a vocabulary or a published prompt, with masks, at several scales and mirrored."""
+"""What benchmarks need beside the `Detector`: published prompts, several scales, mirrored images, votes of boxes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,12 @@ from torchvision.ops import box_iou
 
 from transformers_glipv2.boxes import batched_nms_inclusive
 from transformers_glipv2.data.dataset import open_for_annotations
-from transformers_glipv2.inference.detector import (
-    EncodedPrompt,
-    detect_prompts,
-    features_of_image,
-    max_prompt_tokens,
-)
-from transformers_glipv2.inference.segmentation import segment_prompts
-from transformers_glipv2.layers.paste_masks import instance_masks
-from transformers_glipv2.post_processing import cut_at, merge_detections
+from transformers_glipv2.inference.detector import Detector, EncodedPrompt, max_prompt_tokens
+from transformers_glipv2.post_processing import cut_at
 from transformers_glipv2.prompts import spans_to_tokens
 
-# Boxes of the same label that overlap a kept one by so much have a say in its place.
+# Boxes of the same label that overlap a kept one by so much vote on where it is.
 VOTE_THRESHOLD = 0.66
-PER_PROMPT = 300
 
 
 def open_annotated_image(path: str | Path, size: tuple[int, int]) -> Image.Image:
@@ -41,7 +32,7 @@ def open_annotated_image(path: str | Path, size: tuple[int, int]) -> Image.Image
         ValueError: when it is of another shape.
     """
     image = open_for_annotations(path, size)
-    width, height = (own / told for own, told in zip(image.size, size, strict=True))
+    width, height = (own / annotated for own, annotated in zip(image.size, size, strict=True))
     # Rounding moves a side of a resized copy by up to a pixel.
     if abs(width / height - 1) > 1 / min(size) + 1 / min(image.size):
         raise ValueError(f"{path} is {image.size} (width, height), its annotations are for {size}.")
@@ -57,7 +48,7 @@ def encode_sentence(
     Args:
         text (`str`): the whole prompt.
         spans (`Sequence[Sequence[int]]`): characters [start, end) of each label in it.
-        indices (`Sequence[int]`): each label's place in the vocabulary.
+        indices (`Sequence[int]`): each label's index in the vocabulary.
         model, tokenizer: for their limits.
 
     Raises:
@@ -77,86 +68,10 @@ def encode_sentence(
     return EncodedPrompt(encoded["input_ids"], label_map, list(indices))
 
 
-@dataclass
-class Detector:
-    """
-    Finds the labels of encoded prompts in batches of images.
-
-    Args:
-        model: `GLIPv2ForObjectDetection`, or for masks `GLIPv2ForInstanceSegmentation`, in evaluation mode.
-        processor: `GLIPv2Processor`.
-        prompts (`Sequence[EncodedPrompt]`): of `inference.encode_labels` or `encode_sentence`.
-        threshold, nms_threshold: as of `detect_labels`.
-        max_detections (`int`, *optional*, defaults to 100): boxes of an image; `None` keeps the best 300 of each
-            prompt and cuts no more, as fixed AP wants.
-        masks (`bool`, *optional*, defaults to `False`): also a mask for each box.
-    """
-
-    model: Any
-    processor: Any
-    prompts: Sequence[EncodedPrompt]
-    threshold: float = 0.05
-    nms_threshold: float = 0.6
-    max_detections: int | None = 100
-    masks: bool = False
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        images: Sequence[Image.Image],
-        size: Mapping[str, int] | None = None,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[dict[str, Any]]:
-        """
-        Args:
-            images (`Sequence[Image.Image]`): RGB.
-            size (`Mapping`, *optional*): {"shortest_edge", "longest_edge"} in px, instead of the processor's.
-            target_sizes (`Sequence[tuple[int, int]]`, *optional*): (height, width) to measure each image's boxes and
-                masks in; by default the image's own.
-
-        Returns:
-            `list[dict]`: for each image "scores" `(n,)` in falling order, "labels" `(n,)` (indices of the
-            vocabulary), "boxes" `(n, 4)` inclusive xyxy in pixels, all on the CPU, and "masks", n COCO RLEs, where
-            asked for.
-        """
-        options = {} if size is None else {"size": dict(size)}
-        inputs = self.processor.image_processor(list(images), return_tensors="pt", **options)
-        inputs = {name: inputs[name].to(self.model.device) for name in ("pixel_values", "pixel_mask")}
-        features = self.model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
-        target_sizes = target_sizes or [(image.height, image.width) for image in images]
-        return [
-            self._detect(features_of_image(features, index), target_size)
-            for index, target_size in enumerate(target_sizes)
-        ]
-
-    def _detect(self, features: Any, size: tuple[int, int]) -> dict[str, Any]:
-        # Where all boxes of all prompts are kept, each prompt is a result of its own.
-        groups = [list(self.prompts)] if self.max_detections else [[prompt] for prompt in self.prompts]
-        detect = segment_prompts if self.masks else detect_prompts
-        found = [
-            detect(
-                self.model,
-                features,
-                group,
-                self.processor.tokenizer.pad_token_id,
-                size,
-                self.threshold,
-                self.nms_threshold,
-                self.max_detections or PER_PROMPT,
-            )
-            for group in groups
-        ]
-        count = 1 + max(max(prompt.indices) for prompt in self.prompts)
-        total = self.max_detections or max(1, sum(len(result["scores"]) for result in found))
-        result = merge_detections(found, [range(count)] * len(found), total)
-        if self.masks:
-            result["masks"] = instance_masks(result.pop("mask_logits"), result["boxes"], size, return_rle=True)
-        return result
-
-
 def detect_augmented(
     detector: Detector,
     images: Sequence[Image.Image],
+    prompts: Sequence[EncodedPrompt],
     sizes: Sequence[Mapping[str, int]],
     flip: bool = True,
     target_sizes: Sequence[tuple[int, int]] | None = None,
@@ -165,31 +80,36 @@ def detect_augmented(
     Detection at several scales, mirrored and not, with merged boxes.
 
     Args:
-        detector (`Detector`): without masks.
+        detector (`Detector`): its `nms_threshold` and `max_detections` are those of the merged boxes too.
         images (`Sequence[Image.Image]`): RGB.
+        prompts (`Sequence[EncodedPrompt]`): of the vocabulary.
         sizes (`Sequence[Mapping]`): {"shortest_edge", "longest_edge"} in px, one a scale.
         flip (`bool`, *optional*, defaults to `True`): also mirrored.
-        target_sizes (`Sequence[tuple[int, int]]`, *optional*): as of `Detector`.
+        target_sizes (`Sequence[tuple[int, int]]`, *optional*): (height, width) to measure boxes in; by default the
+            images' own.
 
     Returns:
-        `list[dict]`: as of `Detector`.
+        `list[dict]`: for each image "scores", "labels" and "boxes", as of `Detector.run_prompts`.
 
     Raises:
-        ValueError: for no sizes, or a detector with masks.
+        ValueError: for no sizes.
     """
-    if not sizes or detector.masks:
-        raise ValueError("test-time augmentation needs at least one size, and merges boxes only: switch off masks.")
+    if not sizes:
+        raise ValueError("test-time augmentation needs at least one size.")
+    images = list(images)
     target_sizes = target_sizes or [(image.height, image.width) for image in images]
-    mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images] if flip else []
+    mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
     found: list[list[dict[str, Tensor]]] = [[] for _ in images]
     for size in sizes:
-        for mine, result in zip(found, detector(images, size, target_sizes), strict=True):
-            mine.append(result)
+        options = {"target_sizes": target_sizes, "size": size, "progress": False}
+        for own, result in zip(found, detector.run_prompts(images, prompts, **options), strict=True):
+            own.append(result)
         if flip:
-            results = detector(mirrored, size, target_sizes)
-            for mine, result, (_, width) in zip(found, results, target_sizes, strict=True):
-                mine.append({**result, "boxes": mirror_boxes(result["boxes"], width)})
-    return [vote_boxes(results, detector.nms_threshold, detector.max_detections) for results in found]
+            results = detector.run_prompts(mirrored, prompts, **options)
+            for own, result, (_, width) in zip(found, results, target_sizes, strict=True):
+                own.append({**result, "boxes": mirror_boxes(result["boxes"], width)})
+    options = detector.options
+    return [vote_boxes(results, options.nms_threshold, options.max_detections) for results in found]
 
 
 def mirror_boxes(boxes_xyxy: Tensor, width: int) -> Tensor:
@@ -212,7 +132,7 @@ def vote_boxes(
         results (`Sequence[Mapping]`): "scores" `(n,)`, "labels" `(n,)`, "boxes" `(n, 4)` xyxy in pixels.
         nms_threshold (`float`, *optional*, defaults to 0.6): IoU above which a box of the same label goes.
         max_detections (`int`, *optional*, defaults to 100): boxes at most, ties at the cut all stay; `None`: all.
-        vote_threshold (`float`, *optional*, defaults to 0.66): IoU from which a box has a say.
+        vote_threshold (`float`, *optional*, defaults to 0.66): IoU from which a box votes.
 
     Returns:
         `dict`: as the results, in falling order of score; scores are those of the boxes that stay.

@@ -1,26 +1,50 @@
-"""Detection with any number of labels, and grounding of sentences, over images that are encoded once."""
+"""One object behind every way to ask a model: boxes and masks of any number of labels, boxes of phrases."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput, logging
 
-from ..image_processing_glipv2 import ImageSource, flatten_images, get_image_size
-from ..post_processing import check_limits, image_detections, merge_detections
-from ..prompts import check_labels, is_list, label_map, prompt_tokens, split_labels
+from ..image_processing_glipv2 import ImageSource
+from ..layers.paste_masks import instance_masks
+from ..post_processing import (
+    check_count,
+    check_finite,
+    cut_at,
+    first_indices,
+    image_detections,
+    merge_detections,
+    scale_boxes,
+)
+from ..prompts import check_labels, check_sentence, is_list, label_map, prompt_tokens, split_labels
+from .batching import (
+    PreparedImage,
+    Progress,
+    group_by_shape,
+    in_order,
+    one_each,
+    prepare_image,
+    select_images,
+    single_images,
+    stack_images,
+)
+from .model_checks import check_model
+from .options import LABEL_OPTIONS, MASK_OPTIONS, SHARED_OPTIONS, DetectorOptions
+from .text_features import TextFeatureCache
 
 logger = logging.get_logger(__name__)
 
-# A progress bar shows from so many forward passes of the fusion on.
-LONG = 10
+# Prompts whose text features a detector keeps, 100 MB of the largest ones.
+TEXT_CACHE_SIZE = 128
+# Boxes that each prompt keeps where the boxes of an image have no limit.
+PER_PROMPT = 300
 # Fast tokenizers keep the settings of the last call and fail when two threads change them at once.
-_TOKENIZER_LOCK = threading.Lock()
+TOKENIZER_LOCK = threading.Lock()
 
 
 # Prompts -------------------------------------------------------------------------------------------------------------
@@ -34,7 +58,7 @@ class EncodedPrompt:
     Attributes:
         input_ids (`list[int]`): special tokens included.
         label_map (`torch.BoolTensor` of shape `(labels, tokens)`): the tokens of each label.
-        indices (`list[int]`): each label's place in the vocabulary.
+        indices (`list[int]`): each label's index in the vocabulary.
     """
 
     input_ids: list[int]
@@ -58,7 +82,7 @@ def encode_labels(
         TypeError, ValueError: as [`prompts.split_labels`] and [`prompts.prompt_tokens`].
     """
     encoded = []
-    with _TOKENIZER_LOCK:
+    with TOKENIZER_LOCK:
         for prompt in split_labels(labels, tokenizer, max_tokens, labels_per_prompt):
             tokens, num_tokens = prompt_tokens(prompt, tokenizer)
             input_ids = tokenizer(prompt.text, truncation=False, padding=False)["input_ids"]
@@ -66,326 +90,548 @@ def encode_labels(
     return encoded
 
 
-def pad_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` `(prompts, tokens)`, padded on the right to the longest."""
-    length = max(len(prompt.input_ids) for prompt in prompts)
-    input_ids = torch.full((len(prompts), length), pad_token_id)
-    attention_mask = torch.zeros(len(prompts), length, dtype=torch.long)
-    for index, prompt in enumerate(prompts):
-        input_ids[index, : len(prompt.input_ids)] = torch.tensor(prompt.input_ids)
-        attention_mask[index, : len(prompt.input_ids)] = 1
-    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-
-
 def max_prompt_tokens(model: PreTrainedModel, tokenizer: Any) -> int:
     """Tokens of a prompt at most: the smaller of the model's and the tokenizer's limit."""
     return min(model.config.max_text_length, tokenizer.model_max_length)
 
 
-# One image ---------------------------------------------------------------------------------------------------------
+# The detector --------------------------------------------------------------------------------------------------------
 
 
-def detect_prompts(
-    model: PreTrainedModel,
-    image_features: ModelOutput,
-    prompts: Sequence[EncodedPrompt],
-    pad_token_id: int,
-    target_size: tuple[float, float],
-    threshold: float = 0.05,
-    nms_threshold: float = 0.6,
-    max_detections: int = 100,
-    prompts_per_batch: int = 1,
-    on_batch: Callable[[], Any] | None = None,
-) -> dict[str, Tensor]:
+class Detector:
     """
-    The boxes of one image for all its prompts.
+    A model and its processor, ready to be asked: behind the pipelines, `detect_labels`, `segment_labels`,
+    `ground_phrases`, `answer_and_ground`, `caption_and_ground`, and evaluation.
+
+    The images of a batch go through the network together, grouped by their size, and each is encoded once however many
+    prompts its labels need. Text features are kept from call to call, the last 128 prompts, and made anew when the
+    text encoder's weights, dtype, device, adapters or autocast change. Images are read as they are needed; memory is
+    bounded by `batch_size`. Safe to use from several threads.
 
     Args:
-        model: `GLIPv2ForObjectDetection` or another model with its outputs.
-        image_features: of this image alone, from `model.get_image_features`.
-        prompts: as `encode_labels` gives them.
-        pad_token_id: of the tokenizer.
-        target_size: (height, width) in pixels to measure boxes in.
-        threshold, nms_threshold, max_detections: as in [`image_detections`].
-        prompts_per_batch: prompts of one forward pass.
-        on_batch: called after each forward pass.
+        model: `GLIPv2ForObjectDetection` or another model with its outputs, in evaluation mode.
+        processor (`GLIPv2Processor`).
+        options: fields of [`DetectorOptions`], the defaults of all calls.
 
-    Returns:
-        "scores" `(n,)` in falling order, "labels" `(n,)` (indices of the vocabulary), "boxes" `(n, 4)` xyxy in pixels;
-        on the CPU.
+    Raises:
+        TypeError: for a model without boxes, or an unknown option.
+        ValueError: when a head was not in the checkpoint, weights are not finite, or an option is out of range.
+
+    Example:
+        >>> detector = Detector(model, processor, threshold=0.3, batch_size=8)
+        >>> results = detector.detect(images, ["person", "traffic light"])
     """
-    results = []
-    for start in range(0, len(prompts), prompts_per_batch):
-        batch = prompts[start : start + prompts_per_batch]
-        outputs = model(image_features=image_features, **pad_prompts(batch, pad_token_id, model.device))
-        for index, prompt in enumerate(batch):
-            found = image_detections(
-                outputs, index, prompt.label_map, target_size, threshold, nms_threshold, max_detections
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, **options: Any):
+        check_model(model)
+        self.model = model
+        self.processor = processor
+        self.options = DetectorOptions().updated(options)
+        self.text_features = TextFeatureCache(TEXT_CACHE_SIZE)
+
+    # Calls -----------------------------------------------------------------------------------------------------------
+
+    def detect(self, images: ImageSource | Iterable[ImageSource], text_labels: Any, **options: Any) -> list[dict]:
+        """
+        Boxes of any number of labels in any number of images.
+
+        Args:
+            images: one image or several (also from a generator): PIL images, arrays, tensors, paths or addresses.
+                Files are turned upright, the pixels of image objects are taken as they are.
+            text_labels: labels to look for in all images, or a list of labels for each image. Labels that do not fit
+                one prompt go to further ones. A label that is listed twice is answered under its first index.
+            options: of [`DetectorOptions`], for this call.
+
+        Returns:
+            For each image {"scores" `(n,)` in falling order, "labels" `(n,)` (indices of its `text_labels`),
+            "text_labels" (a list of n names), "boxes" `(n, 4)` xyxy in pixels of the image}, on the CPU.
+
+        Raises:
+            TypeError, ValueError: for no labels, an empty one, one that is longer than a prompt, another number of
+                lists of labels than images, a bad image or option, or a network whose results are not finite.
+        """
+        return list(self.stream(images, text_labels, **options))
+
+    def stream(
+        self, images: ImageSource | Iterable[ImageSource], text_labels: Any, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """As [`Detector.detect`], one result at a time; the arguments are checked at the call."""
+        return self._find(images, text_labels, self.options.updated(options, LABEL_OPTIONS, "detection"), masks=False)
+
+    def segment(
+        self, images: ImageSource | Iterable[ImageSource], text_labels: Any, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """
+        As [`Detector.stream`], each result with "masks": n run lengths (see `return_rle`), or boolean `(n, height,
+        width)`, in the size of the image.
+
+        Raises:
+            TypeError, ValueError: also for a model without a mask head, at the call.
+        """
+        check_model(self.model, "mask_head")
+        return self._find(images, text_labels, self.options.updated(options, MASK_OPTIONS, "segmentation"), masks=True)
+
+    def run_prompts(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        prompts: Sequence[EncodedPrompt],
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        masks: bool = False,
+        **options: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """
+        As [`Detector.stream`], of prompts that are encoded already.
+
+        Args:
+            images: as there.
+            prompts: of all images; of `encode_labels`, or with words around the labels.
+            target_sizes: (height, width) to measure each image's boxes and masks in; by default the image's own.
+            masks: also "masks", as in [`Detector.segment`].
+            options: as there.
+
+        Yields:
+            As there, without "text_labels".
+        """
+        check_model(self.model, "mask_head" if masks else "detection_head")
+        settings = self.options.updated(options, MASK_OPTIONS if masks else LABEL_OPTIONS, "detection")
+        images = single_images(images)
+        sizes = (lambda index: None) if target_sizes is None else one_each(target_sizes, images, "target_sizes")
+        total = len(images) * len(prompts) if isinstance(images, list) else None
+        return self._stream_detections(images, lambda index: list(prompts), sizes, None, settings, masks, total)
+
+    def ground(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        sentences: str | Sequence[str],
+        phrases: Sequence[Any] | None = None,
+        top_k: int = 10,
+        **options: Any,
+    ) -> list[list[dict[str, Any]]]:
+        """
+        Finds what the phrases of sentences name.
+
+        Args:
+            images: as in [`Detector.detect`].
+            sentences: one for all images, or one for each image.
+            phrases: for each image characters [start, end) of its phrases; where `sentences` is one string, those of
+                that string. By default the noun phrases.
+            top_k: boxes of a phrase at most; ties at the cut all stay.
+            options: of [`DetectorOptions`], for this call.
+
+        Returns:
+            For each image a list of {"phrase", "span", "scores" `(n,)` in falling order, "boxes" `(n, 4)` xyxy in
+            pixels of the image}.
+
+        Raises:
+            TypeError, ValueError: for an empty or too long sentence, or another number of sentences or phrases than
+                images.
+        """
+        settings = self.options.updated(options, SHARED_OPTIONS, "grounding")
+        limits = self.phrase_limits(settings, top_k)
+        images = single_images(images)
+        sentence_of = sentences_for(images, sentences, "sentences")
+        if phrases is None:
+            spans_of = None
+        elif isinstance(sentences, str):
+            spans_of = lambda index: phrases  # noqa: E731
+        else:
+            spans_of = one_each(phrases, images, "phrases")
+
+        def respond(features: ModelOutput, batch: list[PreparedImage]) -> list[Any]:
+            texts, spans = zip(*(image.asked for image in batch), strict=True)
+            outputs = self.model(image_features=features, **self.text_inputs(list(texts)))
+            return self.phrases(outputs, list(texts), [one.target_size for one in batch], limits, spans)
+
+        def asked(index: int) -> tuple[str, Any]:
+            return sentence_of(index), None if spans_of is None else spans_of(index)
+
+        return list(self.results(images, asked, settings, respond))
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def encode(self, text_labels: Sequence[str], labels_per_prompt: int | None = None) -> list[EncodedPrompt]:
+        """The labels in as few prompts as hold them, each once, under their first indices."""
+        max_tokens = min(self.processor.max_tokens, max_prompt_tokens(self.model, self.processor.tokenizer))
+        first = first_indices(text_labels, "text_labels")
+        encoded = encode_labels(
+            [text_labels[index] for index in first], self.processor.tokenizer, max_tokens, labels_per_prompt
+        )
+        return [
+            EncodedPrompt(prompt.input_ids, prompt.label_map, [first[index] for index in prompt.indices])
+            for prompt in encoded
+        ]
+
+    @torch.no_grad()
+    def results(
+        self,
+        images: Iterable[ImageSource],
+        asked: Callable[[int], Any],
+        options: DetectorOptions,
+        respond: Callable[[ModelOutput, list[PreparedImage]], list[Any]],
+        target_size: Callable[[int], tuple[int, int] | None] = lambda index: None,
+    ) -> Iterator[Any]:
+        """
+        What `respond` makes of batches of images of one size and their features, in the order of the images.
+
+        Args:
+            images: read as needed.
+            asked: what is asked of the image at an index.
+            options: `batch_size`, `size` and `progress` are read.
+            respond: from `model.get_image_features` and the prepared images to a result for each.
+            target_size: (height, width) to measure the image at an index in, or `None`.
+        """
+        self._warn_in_training()
+        # The image processor says which files and URLs may be opened.
+        flat = (single for image in images for single in self.processor.image_processor.fetch_images(image))
+        prepared = (
+            prepare_image(self.processor, image, options.size, target_size(index), asked(index))
+            for index, image in enumerate(flat)
+        )
+        yield from in_order(
+            (indices, respond(self.image_features(batch), batch))
+            for indices, batch in group_by_shape(prepared, options.batch_size)
+        )
+
+    @torch.no_grad()
+    def respond_all(
+        self, prepared: Sequence[PreparedImage], respond: Callable[[ModelOutput, list[PreparedImage]], list[Any]]
+    ) -> list[Any]:
+        """As [`Detector.results`], for images that are prepared: all of them at once, by size."""
+        return list(
+            in_order(
+                (indices, respond(self.image_features(batch), batch))
+                for indices, batch in group_by_shape(prepared, max(len(prepared), 1))
             )
-            results.append({name: value.cpu() for name, value in found.items()})
-        if on_batch is not None:
-            on_batch()
-    return merge_detections(results, [prompt.indices for prompt in prompts], max_detections)
+        )
+
+    def image_features(self, batch: list[PreparedImage]) -> ModelOutput:
+        """Features of images of one size."""
+        return self.model.get_image_features(*stack_images(batch, self.model.device))
+
+    def text_inputs(self, sentences: list[str]) -> dict[str, Tensor]:
+        """The model's inputs of sentences, padded to the longest."""
+        with TOKENIZER_LOCK:
+            return dict(self.processor(text=sentences, return_tensors="pt").to(self.model.device))
+
+    def phrase_limits(self, options: DetectorOptions, top_k: int) -> dict[str, Any]:
+        """Arguments of `processor.post_process_phrase_grounding`."""
+        check_count(top_k, "top_k")
+        return {
+            "top_k": top_k,
+            "threshold": options.threshold,
+            "nms_threshold": options.nms_threshold,
+            "pre_nms_threshold": self.pre_nms_threshold(options),
+        }
+
+    def pre_nms_threshold(self, options: DetectorOptions) -> float:
+        """Of the options, or where they say none of the model's configuration."""
+        if options.pre_nms_threshold is None:
+            return self.model.config.score_threshold_before_nms
+        return options.pre_nms_threshold
+
+    def phrases(
+        self,
+        outputs: ModelOutput,
+        sentences: list[str],
+        target_sizes: list[tuple[int, int]],
+        limits: dict[str, Any],
+        spans: Sequence[Any] | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The boxes of the sentences' phrases: of the given spans, or of their noun phrases."""
+        given = None if spans is None or spans[0] is None else list(spans)
+        with TOKENIZER_LOCK:
+            return self.processor.post_process_phrase_grounding(
+                outputs, text=sentences, phrases=given, target_sizes=target_sizes, **limits
+            )
+
+    def find(
+        self,
+        features: ModelOutput,
+        batch: list[PreparedImage],
+        options: DetectorOptions,
+        masks: bool = False,
+        on_forward: Callable[[int], Any] = lambda count: None,
+    ) -> list[dict[str, Any]]:
+        """
+        The boxes of a batch of images for all prompts of each.
+
+        Args:
+            features: of the batch.
+            batch: images of one size, whose `asked` are lists of [`EncodedPrompt`].
+            options: as of the call.
+            masks: also "mask_logits".
+            on_forward: called after each forward pass with the number of its prompts.
+
+        Returns:
+            For each image "scores" `(n,)` in falling order, "labels" `(n,)` (indices of the vocabulary), "boxes"
+            `(n, 4)` xyxy in pixels of its target size, and with `masks` "mask_logits" `(n, side, side)`; on the CPU.
+        """
+        at_once = options.prompts_per_batch or (1 if self.model.device.type == "cpu" else 8)
+        found: list[list[dict[str, Tensor]]] = [[] for _ in batch]
+        for start in range(0, max(len(image.asked) for image in batch), at_once):
+            pairs = [
+                (index, prompt) for index, image in enumerate(batch) for prompt in image.asked[start : start + at_once]
+            ]
+            outputs = self._forward(features, pairs, len(batch))
+            results = self._boxes(outputs, pairs, options)
+            if masks:
+                self._add_masks(outputs, pairs, results, found, options)
+            for (index, _), result in zip(pairs, results, strict=True):
+                size = features.image_sizes[index]
+                result["boxes"] = scale_boxes(result["boxes"], size, batch[index].target_size)
+                found[index].append({name: value.cpu() for name, value in result.items()})
+            on_forward(len(pairs))
+        suppress = options.nms_threshold if options.agnostic_nms else None
+        return [
+            merge_detections(results, [prompt.indices for prompt in image.asked], options.max_detections, suppress)
+            for image, results in zip(batch, found, strict=True)
+        ]
+
+    # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _find(self, images: Any, text_labels: Any, options: DetectorOptions, masks: bool) -> Iterator[dict[str, Any]]:
+        images = single_images(images)
+        labels_of, lists = labels_for(images, text_labels)
+        # Wrong labels fail here, before the first image is read.
+        encoded = {labels: self.encode(labels, options.labels_per_prompt) for labels in dict.fromkeys(lists)}
+        total = None
+        if isinstance(images, list):
+            total = sum(len(encoded[labels_of(index)]) for index in range(len(images)))
+
+        def prompts_of(index: int) -> list[EncodedPrompt]:
+            return encoded[labels_of(index)]
+
+        return self._stream_detections(images, prompts_of, lambda index: None, labels_of, options, masks, total)
+
+    def _stream_detections(
+        self,
+        images: Any,
+        prompts_of: Callable[[int], list[EncodedPrompt]],
+        target_size: Callable[[int], tuple[int, int] | None],
+        labels_of: Callable[[int], Sequence[str]] | None,
+        options: DetectorOptions,
+        masks: bool,
+        total: int | None,
+    ) -> Iterator[dict[str, Any]]:
+        with Progress(options.progress, total, "prompt") as bar:
+
+            def respond(features: ModelOutput, batch: list[PreparedImage]) -> list[dict[str, Any]]:
+                results = self.find(features, batch, options, masks, bar.update)
+                if masks:
+                    for image, result in zip(batch, results, strict=True):
+                        result["masks"] = instance_masks(
+                            result.pop("mask_logits"),
+                            result["boxes"],
+                            image.target_size,
+                            options.mask_threshold,
+                            options.return_rle,
+                        )
+                return results
+
+            for index, result in enumerate(self.results(images, prompts_of, options, respond, target_size)):
+                if labels_of is not None:
+                    labels = labels_of(index)
+                    result["text_labels"] = [labels[label] for label in result["labels"].tolist()]
+                yield result
+
+    def _forward(self, features: ModelOutput, pairs: list[tuple[int, EncodedPrompt]], num_images: int) -> ModelOutput:
+        """The model on pairs of an image of the batch and a prompt."""
+        indices, prompts = [index for index, _ in pairs], [prompt for _, prompt in pairs]
+        if indices == list(range(num_images)) and all(prompt is prompts[0] for prompt in prompts):
+            prompts = prompts[:1]  # the model expands either side
+        elif num_images > 1:
+            features = select_images(features, indices)
+        return self.model(image_features=features, **self._prompt_inputs(prompts))
+
+    def _prompt_inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+        """Text features of prompts, padded on the right to the longest, kept from call to call."""
+        device = self.model.device
+
+        def encode(ids: tuple[int, ...]) -> Tensor:
+            input_ids = torch.tensor([ids], device=device)
+            features = self.model.get_text_features(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+            return features if isinstance(features, Tensor) else features[0]
+
+        keys = [tuple(prompt.input_ids) for prompt in prompts]
+        kept = self.text_features.get_or_encode_all(keys, self._text_encoder, encode)
+        length = max(len(key) for key in keys)
+        features = kept[0].new_zeros(len(keys), length, kept[0].shape[-1])
+        attention_mask = torch.zeros(len(keys), length, dtype=torch.long)
+        for row, (key, own) in enumerate(zip(keys, kept, strict=True)):
+            features[row, : len(key)] = own[0]
+            attention_mask[row, : len(key)] = 1
+        return {"text_features": features, "attention_mask": attention_mask.to(device)}
+
+    @property
+    def _text_encoder(self) -> torch.nn.Module:
+        # Wrappers (of adapters, of compilation) put the model below further modules.
+        return next(part.text_encoder for part in self.model.modules() if "text_encoder" in part._modules)
+
+    def _boxes(
+        self, outputs: ModelOutput, pairs: list[tuple[int, EncodedPrompt]], options: DetectorOptions
+    ) -> list[dict[str, Tensor]]:
+        """Boxes of each pair, in pixels of the resized image."""
+        return [
+            image_detections(
+                outputs,
+                row,
+                prompt.label_map,
+                None,
+                options.threshold,
+                options.nms_threshold,
+                options.max_detections or PER_PROMPT,
+                pre_nms_threshold=self.pre_nms_threshold(options),
+                agnostic_nms=options.agnostic_nms,
+            )
+            for row, (_, prompt) in enumerate(pairs)
+        ]
+
+    def _add_masks(
+        self,
+        outputs: ModelOutput,
+        pairs: list[tuple[int, EncodedPrompt]],
+        results: list[dict[str, Tensor]],
+        found: list[list[dict[str, Tensor]]],
+        options: DetectorOptions,
+    ) -> None:
+        """Adds "mask_logits" to the results of each pair, and drops boxes that cannot stay in the image's result."""
+        words = []
+        scores = [torch.cat([torch.zeros(0), *(result["scores"] for result in own)]) for own in found]
+        for row, (index, prompt) in enumerate(pairs):
+            # Masks cost more than boxes, so only what may stay among the best of all prompts gets one.
+            scores[index] = torch.cat([scores[index], results[row]["scores"].cpu()])
+            earlier = len(scores[index]) - len(results[row]["scores"])
+            stays = cut_at(scores[index], options.max_detections)[earlier:]
+            results[row] = {name: value[stays.to(value.device)] for name, value in results[row].items()}
+            named = torch.zeros(len(results[row]["labels"]), outputs.logits.shape[2], dtype=torch.bool)
+            named[:, : prompt.label_map.shape[1]] = prompt.label_map[results[row]["labels"].cpu()]
+            words.append(named)
+        logits = self.model.predict_masks(outputs, [result["boxes"] for result in results], words)
+        for result, own in zip(results, logits, strict=True):
+            check_finite(own, "mask_logits")
+            result["mask_logits"] = own
+
+    def _warn_in_training(self) -> None:
+        if self.model.training:
+            logger.warning_once("The model is in training mode, so boxes are random; call `model.eval()` first.")
 
 
-def features_of_image(image_features: ModelOutput, index: int) -> ModelOutput:
-    """One image's part of what `model.get_image_features` gives for a batch; nothing is copied."""
-    return type(image_features)(
-        feature_maps=tuple(level[index : index + 1] for level in image_features.feature_maps),
-        image_sizes=image_features.image_sizes[index : index + 1],
-    )
+# Arguments -----------------------------------------------------------------------------------------------------------
 
 
-# Many images -------------------------------------------------------------------------------------------------------
+def labels_for(
+    images: list[Any] | Iterable[Any], text_labels: Any
+) -> tuple[Callable[[int], tuple[str, ...]], list[tuple[str, ...]]]:
+    """
+    The labels of the image at an index, and all lists of labels.
+
+    Raises:
+        TypeError, ValueError: for wrong labels, or another number of lists of labels than images.
+    """
+    if not (is_list(text_labels) and text_labels and all(is_list(labels) for labels in text_labels)):
+        check_labels(text_labels, "text_labels")
+        shared = tuple(text_labels)
+        return lambda index: shared, [shared]
+    for index, labels in enumerate(text_labels):
+        check_labels(labels, f"text_labels[{index}]")
+    lists = [tuple(labels) for labels in text_labels]
+    return one_each(lists, images, "text_labels"), lists
 
 
-@torch.no_grad()
+def sentences_for(
+    images: list[Any] | Iterable[Any], sentences: Any, name: str, empty: bool = False
+) -> Callable[[int], str]:
+    """
+    The sentence of the image at an index.
+
+    Args:
+        images: as `single_images` gives them.
+        sentences: one for all images, or one for each.
+        name: of the argument, for errors.
+        empty: whether a sentence may be empty.
+
+    Raises:
+        TypeError, ValueError: for something else than a string or a list of them, an empty one, or another number.
+    """
+    if not isinstance(sentences, str) and not is_list(sentences):
+        raise TypeError(
+            f"`{name}` must be a string, or a list with one for each image, got {type(sentences).__name__} "
+            f"{sentences!r}."
+        )
+    single = isinstance(sentences, str)
+    for index, sentence in enumerate([sentences] if single else sentences):
+        if not (empty and sentence == ""):
+            check_sentence(sentence, name if single else f"{name}[{index}]")
+    if single:
+        return lambda index: sentences
+    return one_each(list(sentences), images, name)
+
+
+# Functions -----------------------------------------------------------------------------------------------------------
+
+
 def detect_labels(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: ImageSource | Iterable[ImageSource],
     text_labels: Sequence[str] | Sequence[Sequence[str]],
     threshold: float = 0.05,
-    nms_threshold: float = 0.6,
-    max_detections: int = 100,
-    labels_per_prompt: int | None = None,
-    prompts_per_batch: int | None = None,
-    batch_size: int = 1,
-    size: Mapping[str, int] | None = None,
-    progress: bool | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """
-    Detects any number of labels in any number of images.
-
-    Labels that do not fit one prompt go to further prompts over the same features of the image, which the backbone
-    makes once; results merge under the labels' own indices. The model's text cache (`config.text_cache_size` batches
-    of prompts) keeps the words' features from image to image. Memory is bounded by `batch_size` images and
-    `prompts_per_batch` prompts; images are read as they are needed. Safe to call from several threads.
+    Detects any number of labels in any number of images: [`Detector.detect`] for one call.
 
     Args:
         model: `GLIPv2ForObjectDetection` or another model with its outputs, in evaluation mode.
         processor: `GLIPv2Processor`.
         images: one image or several (also from a generator): PIL images, arrays, tensors, paths or addresses.
-            Files are turned upright, the pixels of image objects taken as they lie.
         text_labels: labels to look for in all images, or a list of labels for each image.
-        threshold: on the label's score before centerness; equal is dropped.
-        nms_threshold: IoU above which a box of the same label is suppressed.
-        max_detections: boxes of an image at most, over all labels; ties at the cut all stay.
-        labels_per_prompt: labels of a prompt at most; by default as many as fit `max_text_length`.
-        prompts_per_batch: prompts of one forward pass; by default 1 on a CPU, where more only cost memory, else 8.
-        batch_size: images that the backbone encodes together. Unless `config.mask_padded_pixels`, the padding of
-            images of different size takes part as in the original, so that results depend a little on the batch.
-        size: of the resized images, in place of the image processor's own.
-        progress: show a progress bar; by default from 10 forward passes on.
+        threshold: the lowest score that is returned.
+        options: further ones of [`DetectorOptions`]: `pre_nms_threshold`, `nms_threshold`, `agnostic_nms`,
+            `max_detections`, `labels_per_prompt`, `prompts_per_batch`, `batch_size`, `size`, `progress`.
 
     Returns:
         For each image {"scores" `(n,)` in falling order, "labels" `(n,)` (indices of its `text_labels`),
         "text_labels" (a list of n names), "boxes" `(n, 4)` xyxy in pixels of the given image}, on the CPU.
 
     Raises:
-        TypeError, ValueError: for no labels, an empty one, one that is longer than a prompt, another number of lists
-            of labels than images, or a bad image.
+        TypeError, ValueError: as [`Detector.detect`].
 
     Example:
         >>> results = detect_labels(model, processor, images=["street.jpg"], text_labels=lvis_names)
     """
-    check_limits(threshold, nms_threshold, max_detections)
-    for name, value in (("batch_size", batch_size), ("prompts_per_batch", prompts_per_batch)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if prompts_per_batch is None:
-        prompts_per_batch = 1 if model.device.type == "cpu" else 8
-    _warn_in_training(model)
-    images = _single_images(images)
-    labels_of = _labels_per_image(text_labels, len(images) if isinstance(images, list) else None)
-    max_tokens = min(processor.max_tokens, max_prompt_tokens(model, processor.tokenizer))
-    encode = _once_per_value(lambda labels: encode_labels(labels, processor.tokenizer, max_tokens, labels_per_prompt))
-    results: list[dict[str, Any]] = []
-    with _Progress(progress, _count_batches(images, labels_of, encode, prompts_per_batch)) as bar:
-        for group in _batches(images, batch_size):
-            group = flatten_images(group)
-            all_labels = [labels_of(len(results) + offset) for offset in range(len(group))]
-            prompts = [encode(tuple(labels)) for labels in all_labels]  # wrong labels fail before the backbone runs
-            features = _encode_images(model, processor, group, size)
-            for index, (image, labels) in enumerate(zip(group, all_labels, strict=True)):
-                found = detect_prompts(
-                    model,
-                    features_of_image(features, index),
-                    prompts[index],
-                    processor.tokenizer.pad_token_id,
-                    get_image_size(image),
-                    threshold,
-                    nms_threshold,
-                    max_detections,
-                    prompts_per_batch,
-                    bar.update,
-                )
-                found["text_labels"] = [labels[label] for label in found["labels"].tolist()]
-                results.append(found)
-    return results
+    return Detector(model, processor).detect(images, text_labels, threshold=threshold, **options)
 
 
-@torch.no_grad()
 def ground_phrases(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: ImageSource | Iterable[ImageSource],
     sentences: str | Sequence[str],
     phrases: Sequence[Any] | None = None,
-    batch_size: int = 1,
-    size: Mapping[str, int] | None = None,
-    progress: bool | None = None,
-    **post_processing: Any,
+    top_k: int = 10,
+    threshold: float = 0.05,
+    **options: Any,
 ) -> list[list[dict[str, Any]]]:
     """
-    Finds what the phrases of sentences name. Safe to call from several threads.
+    Finds what the phrases of sentences name: [`Detector.ground`] for one call.
 
     Args:
-        model: `GLIPv2ForObjectDetection` or another model with its outputs, in evaluation mode.
-        processor: `GLIPv2Processor`.
-        images: as in [`detect_labels`].
+        model, processor, images: as in [`detect_labels`].
         sentences: one for all images, or one for each image.
         phrases: for each image characters [start, end) of its phrases; where `sentences` is one string, those of
             that string. By default the noun phrases.
-        batch_size, size, progress: as in [`detect_labels`].
-        post_processing: further arguments of `processor.post_process_phrase_grounding`, such as `top_k`.
+        top_k: boxes of a phrase at most.
+        threshold: the lowest score that is returned. With 0, and `pre_nms_threshold=0`, every phrase gets `top_k`.
+        options: `pre_nms_threshold`, `nms_threshold`, `batch_size`, `size`, `progress` of [`DetectorOptions`].
 
     Returns:
         For each image a list of {"phrase", "span", "scores", "boxes"}, boxes xyxy in pixels of the given image.
 
     Raises:
-        TypeError, ValueError: for an empty or too long sentence, or another number of sentences or phrases than
-            images.
+        TypeError, ValueError: as [`Detector.ground`].
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    _warn_in_training(model)
-    images = list(_single_images(images))
-    if isinstance(sentences, str):
-        sentences = [sentences] * len(images)
-        phrases = None if phrases is None else [phrases] * len(images)
-    for name, values in (("sentences", sentences), ("phrases", phrases)):
-        if values is not None and len(values) != len(images):
-            raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} images; pass one for each.")
-    results: list[list[dict[str, Any]]] = []
-    with _Progress(progress, -(-len(images) // batch_size)) as bar:
-        for group in _batches(images, batch_size):
-            group, part = flatten_images(group), slice(len(results), len(results) + len(group))
-            with _TOKENIZER_LOCK:
-                texts = processor(text=sentences[part], return_tensors="pt").to(model.device)
-            features = _encode_images(model, processor, group, size)
-            outputs = model(image_features=features, **texts)
-            with _TOKENIZER_LOCK:
-                results += processor.post_process_phrase_grounding(
-                    outputs,
-                    text=sentences[part],
-                    phrases=None if phrases is None else phrases[part],
-                    target_sizes=[get_image_size(image) for image in group],
-                    **post_processing,
-                )
-            bar.update()
-    return results
+    return Detector(model, processor).ground(images, sentences, phrases, top_k, threshold=threshold, **options)
 
 
-# Helpers -------------------------------------------------------------------------------------------------------------
-
-
-class _Progress:
-    """A tqdm bar that shows itself only where the work is long; `total` is `None` where it is unknown."""
-
-    def __init__(self, progress: bool | None, total: int | None):
-        show = (total is None or total >= LONG) if progress is None else progress
-        self.bar = tqdm(total=total, desc="detecting", unit="forward", disable=not show)
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.close()
-
-    def update(self) -> None:
-        self.bar.update()
-
-
-def _encode_images(
-    model: PreTrainedModel, processor: ProcessorMixin, images: list[ImageSource], size: Mapping[str, int] | None
-) -> ModelOutput:
-    options = {} if size is None else {"size": dict(size)}
-    inputs: BatchFeature = processor.image_processor(images, return_tensors="pt", **options)
-    return model.get_image_features(inputs["pixel_values"].to(model.device), inputs["pixel_mask"].to(model.device))
-
-
-def _single_images(images: Any) -> list[ImageSource] | Iterable[ImageSource]:
-    """One image each; files stay unread. Iterables other than lists are left to be consumed."""
-    if isinstance(images, list | tuple):
-        if not images:
-            raise ValueError("`images` is empty; pass at least one image.")
-        return list(images)
-    if isinstance(images, str) or not isinstance(images, Iterable) or hasattr(images, "ndim"):
-        # One image, or an array of several.
-        return [images] if isinstance(images, str) else flatten_images(images)
-    return images
-
-
-def _labels_per_image(text_labels: Any, num_images: int | None) -> Callable[[int], Sequence[str]]:
-    """The labels of the image at an index."""
-    if not (is_list(text_labels) and text_labels and all(is_list(labels) for labels in text_labels)):
-        check_labels(text_labels, "text_labels")
-        return lambda index: text_labels
-    if num_images is not None and num_images != len(text_labels):
-        raise ValueError(
-            f"`text_labels` has {len(text_labels)} lists of labels for {num_images} images; pass one list for "
-            "each, or one flat list for all."
-        )
-    for index, labels in enumerate(text_labels):
-        check_labels(labels, f"text_labels[{index}]")
-
-    def labels_of(index: int) -> Sequence[str]:
-        if index >= len(text_labels):
-            raise ValueError(f"`text_labels` has {len(text_labels)} lists of labels, but there are more images.")
-        return text_labels[index]
-
-    return labels_of
-
-
-def _once_per_value(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Remembers the last result, so that a vocabulary shared by all images is split once."""
-    last: list[Any] = [None, None]
-
-    def remembered(value: Any) -> Any:
-        if last[0] != value:
-            last[:] = [value, function(value)]
-        return last[1]
-
-    return remembered
-
-
-def _count_batches(
-    images: list[ImageSource] | Iterable[ImageSource],
-    labels_of: Callable[[int], Sequence[str]],
-    encode: Callable[[Any], list[EncodedPrompt]],
-    prompts_per_batch: int,
-) -> int | None:
-    """Forward passes of all images; `None` where their number is unknown."""
-    if not isinstance(images, list):
-        return None
-    return sum(-(-len(encode(tuple(labels_of(index)))) // prompts_per_batch) for index in range(len(images)))
-
-
-def _batches(images: Iterable[ImageSource], batch_size: int) -> Iterator[list[ImageSource]]:
-    batch: list[ImageSource] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _warn_in_training(model: PreTrainedModel) -> None:
-    if model.training:
-        logger.warning_once("The model is in training mode, so boxes are random; call `model.eval()` first.")
-
-
-__all__ = ["EncodedPrompt", "detect_labels", "detect_prompts", "encode_labels", "ground_phrases"]
+__all__ = ["Detector", "EncodedPrompt", "detect_labels", "encode_labels", "ground_phrases", "max_prompt_tokens"]

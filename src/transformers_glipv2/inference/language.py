@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
-from ..image_processing_glipv2 import ImageSource, flatten_images, get_image_size
-from .detector import _TOKENIZER_LOCK, _batches, _encode_images, _Progress, _single_images, _warn_in_training
+from ..image_processing_glipv2 import ImageSource
+from ..post_processing import check_count, check_finite
+from .batching import PreparedImage, Progress, select_images, single_images
+from .detector import TOKENIZER_LOCK, Detector, sentences_for
+from .model_checks import check_model
+from .options import SHARED_OPTIONS
 
 
 def top_answers(answer_logits: Tensor, id2label: Mapping[int, str], top_k: int = 5) -> list[list[dict[str, Any]]]:
@@ -28,30 +28,58 @@ def top_answers(answer_logits: Tensor, id2label: Mapping[int, str], top_k: int =
         For each question {"score" in [0, 1], "answer"}, in falling order.
 
     Raises:
-        ValueError: when `top_k` is below 1.
+        TypeError, ValueError: when `top_k` is no whole number of at least 1, or `answer_logits` are not finite.
     """
-    if top_k < 1:
-        raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+    check_count(top_k, "top_k")
+    check_finite(answer_logits, "answer_logits")
     scores, indices = answer_logits.float().sigmoid().topk(min(top_k, answer_logits.shape[1]))
     return [
-        [{"score": score, "answer": id2label[index]} for score, index in zip(*row, strict=True)]
-        for row in zip(scores.tolist(), indices.tolist(), strict=True)
+        [{"score": score, "answer": id2label[index]} for score, index in zip(*pair, strict=True)]
+        for pair in zip(scores.tolist(), indices.tolist(), strict=True)
     ]
 
 
-@torch.no_grad()
+# Answers -------------------------------------------------------------------------------------------------------------
+
+
+def answer_batch(
+    detector: Detector,
+    features: ModelOutput,
+    batch: list[PreparedImage],
+    top_k: int,
+    limits: dict[str, Any] | None,
+) -> list[dict[str, Any]]:
+    """
+    Answers for images of one size, whose `asked` are questions.
+
+    Args:
+        detector: of `GLIPv2ForVisualQuestionAnswering`.
+        features: of the batch, from `model.get_image_features`.
+        batch: the images.
+        top_k: answers of a question at most.
+        limits: of `Detector.phrase_limits`; `None` leaves phrases out.
+
+    Returns:
+        For each image {"answers", and with `limits` "phrases"}, from one forward pass.
+    """
+    questions = [image.asked for image in batch]
+    outputs = detector.model(image_features=features, **detector.text_inputs(questions))
+    answers = top_answers(outputs.answer_logits, detector.model.config.id2label, top_k)
+    if limits is None:
+        return [{"answers": own} for own in answers]
+    phrases = detector.phrases(outputs, questions, [image.target_size for image in batch], limits)
+    return [{"answers": own, "phrases": found} for own, found in zip(answers, phrases, strict=True)]
+
+
 def answer_and_ground(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: ImageSource | Iterable[ImageSource],
     questions: str | Sequence[str],
     top_k: int = 5,
-    batch_size: int = 1,
-    size: Mapping[str, int] | None = None,
-    progress: bool | None = None,
     boxes_per_phrase: int = 1,
     threshold: float = 0.05,
-    nms_threshold: float = 0.6,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """
     Answers questions about images and finds what the questions name, in the same forward pass.
@@ -59,40 +87,40 @@ def answer_and_ground(
     Args:
         model: `GLIPv2ForVisualQuestionAnswering`, in evaluation mode.
         processor: `GLIPv2Processor`.
-        images: one image or several: PIL images, arrays, tensors, paths or addresses.
+        images: one image or several (also from a generator): PIL images, arrays, tensors, paths or addresses.
         questions: one for all images, or one for each image.
         top_k: answers of a question at most.
-        batch_size, size, progress: as in [`detect_labels`].
-        boxes_per_phrase, threshold, nms_threshold: `top_k` and the others of
-            `processor.post_process_phrase_grounding`.
+        boxes_per_phrase: boxes of a phrase at most.
+        threshold: the lowest score of a box that is returned.
+        options: `pre_nms_threshold`, `nms_threshold`, `batch_size`, `size`, `progress` of [`DetectorOptions`].
 
     Returns:
         For each image {"answers": as [`top_answers`], "phrases": as `processor.post_process_phrase_grounding`};
         boxes are xyxy in pixels of the given image.
 
     Raises:
-        TypeError, ValueError: for an empty or too long question, or another number of questions than images.
+        TypeError, ValueError: for an empty or too long question, another number of questions than images, an option
+            out of range, or a model without an answer head.
     """
-    options = {"top_k": boxes_per_phrase, "threshold": threshold, "nms_threshold": nms_threshold}
-    _warn_in_training(model)
-    images = list(_single_images(images))
-    questions = _one_each(questions, len(images), "questions")
-    results: list[dict[str, Any]] = []
-    with _Progress(progress, -(-len(images) // batch_size)) as bar:
-        for group in _batches(images, batch_size):
-            group, part = flatten_images(group), questions[len(results) : len(results) + len(group)]
-            with _TOKENIZER_LOCK:
-                texts = processor(text=part, return_tensors="pt").to(model.device)
-            features = _encode_images(model, processor, group, size)
-            outputs = model(image_features=features, **texts)
-            answers = top_answers(outputs.answer_logits, model.config.id2label, top_k)
-            phrases = _phrases(processor, outputs, part, [get_image_size(one) for one in group], options)
-            results += [
-                {"answers": own_answers, "phrases": own_phrases}
-                for own_answers, own_phrases in zip(answers, phrases, strict=True)
-            ]
-            bar.update()
-    return results
+    check_model(model, "answer_head")
+    check_count(top_k, "top_k")
+    check_count(boxes_per_phrase, "boxes_per_phrase")
+    detector = Detector(model, processor)
+    settings = detector.options.updated({"threshold": threshold, **options}, SHARED_OPTIONS, "answer_and_ground")
+    limits = detector.phrase_limits(settings, boxes_per_phrase)
+    images = single_images(images)
+    question_of = sentences_for(images, questions, "questions")
+    with Progress(settings.progress, len(images) if isinstance(images, list) else None) as bar:
+
+        def respond(features: ModelOutput, batch: list[PreparedImage]) -> list[dict[str, Any]]:
+            answers = answer_batch(detector, features, batch, top_k, limits)
+            bar.update(len(batch))
+            return answers
+
+        return list(detector.results(images, question_of, settings, respond))
+
+
+# Captions ------------------------------------------------------------------------------------------------------------
 
 
 def decode_captions(tokens: Tensor, tokenizer: Any) -> list[str]:
@@ -118,19 +146,82 @@ def fitting_part(text: str, processor: ProcessorMixin) -> str:
     return text[: max(end for _, end in tokens["offset_mapping"])]
 
 
-@torch.no_grad()
+def caption_batch(
+    detector: Detector,
+    features: ModelOutput,
+    batch: list[PreparedImage],
+    generate_kwargs: Mapping[str, Any],
+    limits: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """
+    Captions of images of one size, whose `asked` are how captions begin.
+
+    Args:
+        detector: of `GLIPv2ForConditionalGeneration`.
+        features: of the batch, from `model.get_image_features`.
+        batch: the images.
+        generate_kwargs: arguments of `model.generate`.
+        limits: of `Detector.phrase_limits`.
+
+    Returns:
+        For each image {"caption", "phrases"}.
+    """
+    tokenizer = detector.processor.tokenizer
+    with TOKENIZER_LOCK:
+        # Not the processor, which refuses empty texts.
+        beginnings = tokenizer(
+            [image.asked for image in batch], padding=True, return_tensors="pt", return_token_type_ids=False
+        ).to(detector.model.device)
+    tokens = detector.model.generate(image_features=features, **beginnings, **generate_kwargs)
+    if len(tokens) != len(batch):
+        raise ValueError("Captions are grounded one an image; leave `num_return_sequences` at 1.")
+    with TOKENIZER_LOCK:
+        captions = decode_captions(tokens, tokenizer)
+    return ground_captions(detector, features, captions, [image.target_size for image in batch], limits)
+
+
+def ground_captions(
+    detector: Detector,
+    image_features: ModelOutput,
+    captions: list[str],
+    target_sizes: list[tuple[int, int]],
+    limits: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """
+    The boxes of the noun phrases of captions; an empty one has no phrases.
+
+    Args:
+        detector: of `GLIPv2ForConditionalGeneration`.
+        image_features: of the images, from `model.get_image_features`.
+        captions: one an image.
+        target_sizes: (height, width) of each image.
+        limits: of `Detector.phrase_limits`.
+
+    Returns:
+        For each image {"caption", "phrases"}.
+    """
+    results: list[dict[str, Any]] = [{"caption": caption, "phrases": []} for caption in captions]
+    described = [index for index, caption in enumerate(captions) if caption]
+    if described:
+        with TOKENIZER_LOCK:
+            sentences = [fitting_part(captions[index], detector.processor) for index in described]
+        features = select_images(image_features, described)
+        outputs = detector.model.ground(image_features=features, **detector.text_inputs(sentences))
+        phrases = detector.phrases(outputs, sentences, [target_sizes[index] for index in described], limits)
+        for index, own in zip(described, phrases, strict=True):
+            results[index]["phrases"] = own
+    return results
+
+
 def caption_and_ground(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: ImageSource | Iterable[ImageSource],
     text: str | Sequence[str] = "",
     generate_kwargs: Mapping[str, Any] | None = None,
-    batch_size: int = 1,
-    size: Mapping[str, int] | None = None,
-    progress: bool | None = None,
     boxes_per_phrase: int = 1,
     threshold: float = 0.05,
-    nms_threshold: float = 0.6,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """
     Describes images and finds what the noun phrases of the descriptions name.
@@ -140,100 +231,35 @@ def caption_and_ground(
     Args:
         model: `GLIPv2ForConditionalGeneration`, in evaluation mode.
         processor: `GLIPv2Processor`.
-        images: one image or several: PIL images, arrays, tensors, paths or addresses.
+        images: one image or several (also from a generator): PIL images, arrays, tensors, paths or addresses.
         text: how captions begin: for all images, or for each one; empty for no beginning.
-        generate_kwargs: arguments of `model.generate`; by default beam search with 5 beams and 40 words at most.
-        batch_size, size, progress: as in [`detect_labels`].
-        boxes_per_phrase, threshold, nms_threshold: as in [`answer_and_ground`].
+        generate_kwargs: arguments of `model.generate`; by default beam search with 5 beams and 40 new tokens at most.
+        boxes_per_phrase, threshold, options: as in [`answer_and_ground`].
 
     Returns:
         For each image {"caption": str, "phrases": a list of {"phrase", "span", "scores", "boxes"}}; spans are
         characters [start, end) of the caption, boxes xyxy in pixels of the given image.
 
     Raises:
-        TypeError, ValueError: for another number of beginnings than images, or one that fills the whole text.
+        TypeError, ValueError: for another number of beginnings than images, one that fills the whole text, an option
+            out of range, or a model without a caption head.
     """
-    _warn_in_training(model)
-    images = list(_single_images(images))
-    beginnings = _one_each(text, len(images), "text")
-    options = {"top_k": boxes_per_phrase, "threshold": threshold, "nms_threshold": nms_threshold}
+    check_model(model, "caption_head")
+    check_count(boxes_per_phrase, "boxes_per_phrase")
+    detector = Detector(model, processor)
+    settings = detector.options.updated({"threshold": threshold, **options}, SHARED_OPTIONS, "caption_and_ground")
+    limits = detector.phrase_limits(settings, boxes_per_phrase)
+    images = single_images(images)
+    beginning_of = sentences_for(images, text, "text", empty=True)
     generate_kwargs = {"num_beams": 5, "max_new_tokens": 40} if generate_kwargs is None else generate_kwargs
-    results: list[dict[str, Any]] = []
-    with _Progress(progress, -(-len(images) // batch_size)) as bar:
-        for group in _batches(images, batch_size):
-            group, part = flatten_images(group), beginnings[len(results) : len(results) + len(group)]
-            features = _encode_images(model, processor, group, size)
-            with _TOKENIZER_LOCK:
-                # Not the processor, which refuses empty texts.
-                prefix = processor.tokenizer(part, padding=True, return_tensors="pt", return_token_type_ids=False).to(
-                    model.device
-                )
-            tokens = model.generate(image_features=features, **prefix, **generate_kwargs)
-            sizes = [get_image_size(image) for image in group]
-            with _TOKENIZER_LOCK:
-                captions = decode_captions(tokens, processor.tokenizer)
-            results += ground_captions(model, processor, features, captions, sizes, options)
-            bar.update()
-    return results
+    with Progress(settings.progress, len(images) if isinstance(images, list) else None) as bar:
 
+        def respond(features: ModelOutput, batch: list[PreparedImage]) -> list[dict[str, Any]]:
+            captions = caption_batch(detector, features, batch, generate_kwargs, limits)
+            bar.update(len(batch))
+            return captions
 
-def ground_captions(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    image_features: ModelOutput,
-    captions: list[str],
-    target_sizes: list[tuple[int, int]],
-    options: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """
-    The second half of [`caption_and_ground`], for captions that are there; an empty one has no phrases.
-
-    Args:
-        model, processor: as there.
-        image_features: of the images, from `model.get_image_features`.
-        captions: one an image.
-        target_sizes: (height, width) of each image.
-        options: arguments of `processor.post_process_phrase_grounding`.
-    """
-    results: list[dict[str, Any]] = [{"caption": caption, "phrases": []} for caption in captions]
-    told = [index for index, caption in enumerate(captions) if caption]
-    if told:
-        with _TOKENIZER_LOCK:
-            sentences = [fitting_part(captions[index], processor) for index in told]
-        features = type(image_features)(
-            feature_maps=tuple(level[told] for level in image_features.feature_maps),
-            image_sizes=image_features.image_sizes[told],
-        )
-        with _TOKENIZER_LOCK:
-            texts = processor(text=sentences, return_tensors="pt").to(model.device)
-        outputs = model.ground(image_features=features, **texts)
-        phrases = _phrases(processor, outputs, sentences, [target_sizes[index] for index in told], options)
-        for index, own in zip(told, phrases, strict=True):
-            results[index]["phrases"] = own
-    return results
-
-
-def _phrases(
-    processor: ProcessorMixin,
-    outputs: ModelOutput,
-    sentences: Sequence[str],
-    target_sizes: Sequence[tuple[int, int]],
-    options: Mapping[str, Any],
-) -> list[list[dict[str, Any]]]:
-    with _TOKENIZER_LOCK:
-        return processor.post_process_phrase_grounding(
-            outputs,
-            text=list(sentences),
-            target_sizes=target_sizes,
-            **options,
-        )
-
-
-def _one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
-    texts = [texts] * count if isinstance(texts, str) else list(texts)
-    if len(texts) != count:
-        raise ValueError(f"`{name}` has {len(texts)} entries for {count} images; pass one for each.")
-    return texts
+        return list(detector.results(images, beginning_of, settings, respond))
 
 
 def plain_phrases(phrases: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -261,4 +287,12 @@ def plain_phrases(phrases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-__all__ = ["answer_and_ground", "caption_and_ground", "decode_captions", "ground_captions", "top_answers"]
+__all__ = [
+    "answer_and_ground",
+    "answer_batch",
+    "caption_and_ground",
+    "decode_captions",
+    "ground_captions",
+    "plain_phrases",
+    "top_answers",
+]

@@ -1,37 +1,71 @@
-"""A bounded cache of text features that notices changed weights."""
+"""A bounded cache of text features that never gives features of another state of the model."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+# Values of each parameter that a fingerprint holds, spread evenly over it.
+SAMPLES = 16
+# What PEFT's layers hold beside parameters: which adapters are on, merged, and how strong they are.
+_ADAPTER_STATE = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
 
-def weights_fingerprint(module: nn.Module) -> Hashable:
-    """
-    A value that changes whenever the module's parameters do.
 
-    In-place updates (an optimizer step, `load_state_dict`) raise a tensor's version counter; moving or replacing a
-    parameter changes its storage.
+def sample_values(tensor: torch.Tensor) -> torch.Tensor:
+    """At most `SAMPLES` values of a tensor, spread evenly over it; a shard's own values where it is sharded."""
+    local = getattr(tensor, "to_local", None)
+    flat = (tensor if local is None else local()).detach().flatten()
+    return flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES]
+
+
+def weights_fingerprint(module: nn.Module) -> Hashable | None:
     """
-    return tuple(
-        # Parameters made in inference mode have no counter; they cannot be updated in place outside of it either.
-        (parameter.data_ptr(), -1 if parameter.is_inference() else parameter._version)
-        for parameter in module.parameters()
+    A value that changes whenever what a module computes may have changed.
+
+    In-place updates (an optimizer step, `load_state_dict`) raise a tensor's version counter; moving, casting or
+    replacing a parameter changes its storage or dtype; writing through `.data`, which has no counter, changes sampled
+    values. Adapters that are switched, merged or scaled, training mode, and autocast are part of it.
+
+    Returns:
+        A hashable value; `None` where the weights cannot be read (on the meta device, as of offloaded models), so that
+        nothing may be kept.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        return None
+    parts = list(module.modules())
+    states = tuple((id(part), part.training) for part in parts)
+    adapters = tuple(repr(part.__dict__[name]) for part in parts for name in _ADAPTER_STATE if name in part.__dict__)
+    storages = tuple(
+        # Tensors made in inference mode have no counter; they cannot be updated in place outside of it either.
+        (tensor.data_ptr(), tensor.dtype, tensor.device, -1 if tensor.is_inference() else tensor._version)
+        for tensor in tensors
     )
+    alike: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.device, tensor.dtype), []).append(sample_values(tensor))
+    values = tuple(torch.cat(samples).double().cpu().numpy().tobytes() for samples in alike.values())
+    return states, adapters, storages, values, tuple(autocast_state(device.type) for device, _ in alike)
+
+
+def autocast_state(device_type: str) -> tuple[str, bool, torch.dtype]:
+    """Whether autocast is on for a type of device, and to which dtype."""
+    return device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
 
 
 class TextFeatureCache:
     """
-    The last `max_entries` results of a text encoder, by token ids; emptied when the encoder's weights change.
+    The last `max_entries` results of a text encoder, by token ids; emptied when what the encoder computes changes.
 
     Safe to use from several threads. Only for inference: results carry no gradients.
     """
 
     def __init__(self, max_entries: int):
         self.max_entries = max_entries
-        self._entries: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Any] = OrderedDict()
         self._fingerprint: Hashable = None
         self._lock = threading.Lock()
 
@@ -53,32 +87,42 @@ class TextFeatureCache:
         with self._lock:
             self._entries.clear()
 
-    def get_or_encode(self, key: Hashable, encoder: nn.Module, encode: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def get_or_encode(self, key: Hashable, encoder: nn.Module, encode: Callable[[], Any]) -> Any:
+        """`get_or_encode_all` for one key."""
+        return self.get_or_encode_all([key], encoder, lambda _: encode())[0]
+
+    def get_or_encode_all(
+        self, keys: Sequence[Hashable], encoder: nn.Module, encode: Callable[[Hashable], Any]
+    ) -> list[Any]:
         """
-        The features kept under `key`, or those that `encode` gives, which are kept from then on.
+        For each key the features kept under it, or those that `encode` gives, which are kept from then on.
 
         Args:
-            key: what the features depend on beside the weights.
-            encoder: the module whose weights they depend on.
-            encode: makes them; called outside of the lock, so that threads encode side by side.
+            keys: what the features depend on beside the encoder: token ids and attention mask as Python ints.
+            encoder: the module that they depend on; what it computes is looked at once for all keys.
+            encode: makes those of a key; called outside of the lock, so that threads encode side by side.
         """
         fingerprint = weights_fingerprint(encoder)
+        if fingerprint is None or encoder.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return [encode(key) for key in keys]
+        found: dict[Hashable, Any] = {}
         with self._lock:
             if fingerprint != self._fingerprint:
                 self._entries.clear()
                 self._fingerprint = fingerprint
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-        features = encode()
-        with self._lock:
-            # Another thread may have seen other weights meanwhile.
-            if fingerprint == self._fingerprint:
-                self._entries[key] = features
-                self._entries.move_to_end(key)
-                while len(self._entries) > self.max_entries:
-                    self._entries.popitem(last=False)
-        return features
+            for key in keys:
+                if key in self._entries:
+                    self._entries.move_to_end(key)
+                    found[key] = self._entries[key]
+        new = {key: encode(key) for key in dict.fromkeys(keys) if key not in found}
+        # Another thread may have changed the weights meanwhile.
+        if new and weights_fingerprint(encoder) == fingerprint:
+            with self._lock:
+                if fingerprint == self._fingerprint:
+                    self._entries |= new
+                    while len(self._entries) > self.max_entries:
+                        self._entries.popitem(last=False)
+        return [found[key] if key in found else new[key] for key in keys]
 
 
 __all__ = ["TextFeatureCache", "weights_fingerprint"]

@@ -7,7 +7,6 @@ from PIL import Image
 from transformers import AutoModelForInstanceSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..inference.segmentation import segment_prompts
 from ..layers.paste_masks import encode_region, paste_regions
 from .zero_shot_object_detection import GLIPv2ZeroShotObjectDetectionPipeline
 
@@ -32,33 +31,12 @@ class GLIPv2ZeroShotInstanceSegmentationPipeline(GLIPv2ZeroShotObjectDetectionPi
         [{'score': 0.83, 'label': 'person', 'box': {...}, 'mask': <PIL.Image.Image image mode=L size=640x480>}, ...]
     """
 
-    def check_model_type(self, supported_models: list[str] | dict) -> None:
-        """Raises `TypeError` for models without masks."""
-        if not hasattr(self.model, "predict_masks"):
-            raise TypeError(
-                f"{type(self.model).__name__} predicts no masks; load the model with "
-                "`GLIPv2ForInstanceSegmentation.from_pretrained`."
-            )
+    head = "mask_head"
+    postprocess_keywords = ("top_k", "mask_threshold", "return_rle")
 
-    def _sanitize_parameters(self, **kwargs):
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        postprocess |= {name: kwargs[name] for name in ("mask_threshold", "return_rle") if name in kwargs}
-        return preprocess, forward, postprocess
-
-    def _detect(self, item: dict[str, Any], threshold: float, nms_threshold: float, max_detections: int) -> list[Any]:
-        (image,), (prompts,), (target_size,) = item["images"], item["prompts"], item["target_sizes"]
-        features = self.model.get_image_features(image["pixel_values"], image["pixel_mask"])
-        found = segment_prompts(
-            self.model,
-            features,
-            prompts,
-            self.tokenizer.pad_token_id,
-            target_size,
-            threshold,
-            nms_threshold,
-            max_detections,
-        )
-        return [{**found, "size": target_size}]
+    def __new__(cls, *args: Any, **kwargs: Any):
+        # No stock class has this task.
+        return object.__new__(cls)
 
     def postprocess(
         self,

@@ -6,9 +6,11 @@ from typing import Any
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ..inference.detector import detect_prompts, encode_labels, max_prompt_tokens
-from ..post_processing import check_limits
+from ..inference.batching import PreparedImage, prepare_image
+from ..inference.options import DetectorOptions
+from ..post_processing import check_count
 from ..prompts import check_labels
+from .pipeline_parts import check_keywords, is_glipv2, picked, pipeline_detector, prepared_items, with_progress
 
 TASK = "zero-shot-object-detection"
 
@@ -59,15 +61,16 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     """
     Transformers' zero-shot object detection, with the same calls and results, but GLIPv2 reads all labels of an image
     in one prompt (or as few as hold them) instead of one a label. Scores are those of the labels side by side, as
-    [`detect_labels`] gives them. Other models run as in the stock class.
+    [`detect_labels`] gives them. With another model than a GLIPv2 this makes an instance of the stock class.
 
     Arguments of the call beside those of the stock class:
-        nms_threshold (`float`, *optional*, defaults to 0.6): IoU above which a box of the same label is suppressed.
-        max_detections (`int`, *optional*, defaults to 100): boxes of an image at most; `top_k` cuts further.
-        labels_per_prompt (`int`, *optional*): labels of a prompt at most.
+        pre_nms_threshold, nms_threshold, agnostic_nms, max_detections, labels_per_prompt, prompts_per_batch, size: see
+            [`DetectorOptions`].
+        batch_size (`int`, *optional*, defaults to 1): images of one size go through the network together.
+        progress (`bool`, *optional*): show a bar over the images of a list.
 
-    `threshold` (0.1 by default) is on the label's score before centerness, as in the original. Files and image
-    objects are turned upright (EXIF), as the stock class does.
+    `threshold` (0.1 by default) is the lowest score that is returned; `top_k` cuts further. Files and image objects
+    are turned upright (EXIF), as the stock class does. A keyword that is not known is refused.
 
     Example:
         >>> detector = pipeline("zero-shot-object-detection", model=folder)
@@ -75,98 +78,93 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         [{'score': 0.83, 'label': 'person', 'box': {'xmin': 10, 'ymin': 20, 'xmax': 90, 'ymax': 310}}, ...]
     """
 
-    @property
-    def is_glipv2(self) -> bool:
-        return self.model.config.model_type == "glipv2"
+    head = "detection_head"
+    # Keywords that choose boxes, where the model runs: scores of thousands of labels are too many to carry about.
+    find_keywords = (
+        "threshold",
+        "pre_nms_threshold",
+        "nms_threshold",
+        "agnostic_nms",
+        "max_detections",
+        "prompts_per_batch",
+    )
+    preprocess_keywords = ("timeout", "labels_per_prompt", "size")
+    postprocess_keywords: tuple[str, ...] = ("top_k",)
+
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any):
+        if model is not None and not is_glipv2(model):
+            return ZeroShotObjectDetectionPipeline(*args, model=model, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.detector = pipeline_detector(self, self.head)
 
     def check_model_type(self, supported_models: list[str] | dict) -> None:
         """Models registered from outside transformers are not in its list of names."""
-        if not self.is_glipv2:
-            super().check_model_type(supported_models)
 
-    def __call__(self, image: Any, candidate_labels: Any = None, **kwargs: Any) -> list[Any]:
+    def __call__(self, image: Any, candidate_labels: Any = None, progress: bool | None = None, **kwargs: Any) -> Any:
         """As the stock class; a list of images may also hold paths and addresses."""
-        if self.is_glipv2 and candidate_labels is not None and isinstance(image, list | tuple):
+        if "text_queries" in kwargs:
+            candidate_labels = kwargs.pop("text_queries")
+        if candidate_labels is not None and isinstance(image, list | tuple):
             image, candidate_labels = pair_labels(image, candidate_labels), None
-        return super().__call__(image, candidate_labels, **kwargs)
+        call = super().__call__
+        return with_progress(lambda inputs: call(inputs, candidate_labels, **kwargs), image, progress)
 
     def _sanitize_parameters(self, **kwargs):
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        if not self.is_glipv2:
-            return preprocess, forward, postprocess
-        if "labels_per_prompt" in kwargs:
-            preprocess["labels_per_prompt"] = kwargs["labels_per_prompt"]
-        # Boxes are chosen where the model runs: scores of thousands of labels are too many to carry about.
-        forward |= {name: kwargs[name] for name in ("nms_threshold", "max_detections") if name in kwargs}
-        if "threshold" in postprocess:
-            forward["threshold"] = postprocess.pop("threshold")
-        return preprocess, forward, postprocess
+        known = (*self.find_keywords, *self.preprocess_keywords, *self.postprocess_keywords)
+        check_keywords(self, kwargs, known)
+        forward = picked(kwargs, self.find_keywords)
+        options = picked(kwargs, (*self.find_keywords, "labels_per_prompt", "size", "mask_threshold", "return_rle"))
+        DetectorOptions().updated(options)
+        if kwargs.get("top_k") is not None:
+            check_count(kwargs["top_k"], "top_k")
+        return picked(kwargs, self.preprocess_keywords), forward, picked(kwargs, self.postprocess_keywords)
 
     def preprocess(
-        self, inputs: Mapping[str, Any], timeout: float | None = None, labels_per_prompt: int | None = None
+        self,
+        inputs: Mapping[str, Any],
+        timeout: float | None = None,
+        labels_per_prompt: int | None = None,
+        size: Mapping[str, int] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        if not self.is_glipv2:
-            yield from super().preprocess(inputs, timeout=timeout)
-            return
         if not isinstance(inputs, Mapping) or not {"image", "candidate_labels"} <= inputs.keys():
             got = f"a dict of {sorted(inputs)}" if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ValueError(
                 "Pass an image and `candidate_labels=[...]`, or for each image a dict with "
                 f'"image" and "candidate_labels"; got {got}.'
             )
-        image = self.image_processor.open_image(inputs["image"], timeout)
         labels = split_candidate_labels(inputs["candidate_labels"])
-        max_tokens = max_prompt_tokens(self.model, self.tokenizer)
+        prompts = self.detector.encode(labels, labels_per_prompt)
+        image = self.image_processor.open_image(inputs["image"], timeout)
+        prepared = prepare_image(self.detector.processor, image, size)
         # Lists, so that images of different sizes can travel in one batch of the data loader.
         yield {
-            "images": [dict(self.image_processor(image, return_tensors="pt"))],
-            "prompts": [encode_labels(labels, self.tokenizer, max_tokens, labels_per_prompt)],
+            "images": [{"pixel_values": prepared.pixel_values, "pixel_mask": prepared.pixel_mask}],
+            "target_sizes": [prepared.target_size],
+            "prompts": [prompts],
             "labels": [labels],
-            "target_sizes": [(image.height, image.width)],
             "is_last": True,
         }
 
-    def _forward(
-        self,
-        model_inputs: dict[str, Any],
-        threshold: float = 0.1,
-        nms_threshold: float = 0.6,
-        max_detections: int = 100,
-    ) -> dict[str, Any]:
-        if not self.is_glipv2:
-            return super()._forward(model_inputs)
-        check_limits(threshold, nms_threshold, max_detections)
-        is_last = model_inputs["is_last"]
-        if not isinstance(is_last, list):
-            found = self._detect(model_inputs, threshold, nms_threshold, max_detections)
-            return {"labels": model_inputs["labels"], "detections": found, "is_last": is_last}
-        # A batch of the data loader. Images are not padded to each other, so an image's boxes do not depend on it.
-        items = [{name: values[index] for name, values in model_inputs.items()} for index in range(len(is_last))]
-        found = [self._detect(item, threshold, nms_threshold, max_detections) for item in items]
-        return {"labels": model_inputs["labels"], "detections": found, "is_last": is_last}
+    def _forward(self, model_inputs: dict[str, Any], threshold: float = 0.1, **options: Any) -> dict[str, Any]:
+        settings = self.detector.options.updated({"threshold": threshold, **options})
+        masks = self.head == "mask_head"
+        prepared = prepared_items(model_inputs, "prompts")
 
-    def _detect(self, item: dict[str, Any], threshold: float, nms_threshold: float, max_detections: int) -> list[Any]:
-        """One image, encoded once, with all its prompts."""
-        (image,), (prompts,), (target_size,) = item["images"], item["prompts"], item["target_sizes"]
-        features = self.model.get_image_features(image["pixel_values"], image["pixel_mask"])
-        return [
-            detect_prompts(
-                self.model,
-                features,
-                prompts,
-                self.tokenizer.pad_token_id,
-                target_size,
-                threshold,
-                nms_threshold,
-                max_detections,
-            )
+        def respond(features: Any, batch: list[PreparedImage]) -> list[dict[str, Any]]:
+            return self.detector.find(features, batch, settings, masks)
+
+        found = [
+            {**result, "size": image.target_size}
+            for image, result in zip(prepared, self.detector.respond_all(prepared, respond), strict=True)
         ]
+        is_last = model_inputs["is_last"]
+        detections = [[result] for result in found] if isinstance(is_last, list) else found
+        return {"labels": model_inputs["labels"], "detections": detections, "is_last": is_last}
 
-    def postprocess(
-        self, model_outputs: Sequence[dict[str, Any]], top_k: int | None = None, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        if not self.is_glipv2:
-            return super().postprocess(model_outputs, top_k=top_k, **kwargs)
+    def postprocess(self, model_outputs: Sequence[dict[str, Any]], top_k: int | None = None) -> list[dict[str, Any]]:
         results = []
         for output in model_outputs:
             (labels,), (found,) = output["labels"], output["detections"]
@@ -174,11 +172,11 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
                 found["scores"].tolist(), found["labels"].tolist(), found["boxes"], strict=True
             ):
                 results.append({"score": score, "label": labels[label], "box": self._get_bounding_box(box)})
-        return results[:top_k] if top_k else results
+        return results[:top_k]
 
 
 def register() -> None:
-    """Makes `pipeline("zero-shot-object-detection")` build our class, which runs other models as the stock class."""
+    """Makes `pipeline("zero-shot-object-detection")` build our class for GLIPv2, and the stock class for others."""
     # `register_pipeline` would warn of the overwriting, and forget the task's default model.
     task = PIPELINE_REGISTRY.supported_tasks[TASK]
     PIPELINE_REGISTRY.supported_tasks[TASK] = {**task, "impl": GLIPv2ZeroShotObjectDetectionPipeline}

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from transformers_glipv2.data.formats.coco import ImageFinder, find_annotation_file, used_categories
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detections import read_annotations
-from transformers_glipv2.evaluation.detector import Detector, coco_entries, open_annotated_image
-from transformers_glipv2.inference.detector import encode_labels
+from transformers_glipv2.evaluation.detector import coco_entries, open_annotated_image
+from transformers_glipv2.inference.detector import Detector, encode_labels
 from transformers_glipv2.prompts import clean_labels
 from transformers_glipv2.training.data_file import DataFile, load_sources
 
@@ -133,14 +133,15 @@ class DetectionEvaluator:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        methods = ("get_image_features", "predict_masks") if self.masks else ("get_image_features",)
+        methods = ("get_image_features", "get_text_features", *(("predict_masks",) if self.masks else ()))
         model = with_forward_methods(self.accelerator, model, *methods)
-        detector = Detector(model, self.processor, self.prompts, masks=self.masks)
+        detector = Detector(model, self.processor, threshold=0.0, size=self.size, progress=False)
         results = []
         for index, entry in own_examples(self.accelerator, self.images, self.progress):
             image = open_annotated_image(self.find(entry["file_name"]), (entry["width"], entry["height"]))
             with self.accelerator.autocast():
-                (result,) = detector([image], self.size, [(entry["height"], entry["width"])])
+                size = (entry["height"], entry["width"])
+                (result,) = detector.run_prompts([image], self.prompts, [size], masks=self.masks)
             results.append((index, coco_entries(entry["id"], result, self.category_ids)))
         self.predictions = [entry for entries in gather_in_order(results) for entry in entries]
         if not self.masks:

@@ -1,0 +1,179 @@
+"""Images in batches of equal size, from any iterable, in bounded memory and with results in the images' order."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import ProcessorMixin
+from transformers.utils import ModelOutput
+
+from ..image_processing_glipv2 import ImageSource, flatten_images, get_image_size
+
+# Images wait for others of their size until this many batches were read since.
+WINDOW = 4
+# A progress bar shows by default from so much work on.
+LONG = 10
+
+
+@dataclass
+class PreparedImage:
+    """
+    One image as the model takes it, and what is asked of it.
+
+    Attributes:
+        pixel_values (`torch.FloatTensor` of shape `(1, 3, height, width)`): resized and padded by itself.
+        pixel_mask (`torch.LongTensor` of shape `(1, height, width)`): 1 for the image, 0 for padding.
+        target_size (`tuple[int, int]`): (height, width) in pixels to measure boxes and masks in.
+        asked: the prompts of its labels, or its sentence.
+    """
+
+    pixel_values: Tensor
+    pixel_mask: Tensor
+    target_size: tuple[int, int]
+    asked: Any = None
+
+
+def prepare_image(
+    processor: ProcessorMixin,
+    image: Any,
+    size: Mapping[str, int] | None = None,
+    target_size: tuple[int, int] | None = None,
+    asked: Any = None,
+) -> PreparedImage:
+    """An image through the image processor of `processor`; `target_size` is by default the image's own."""
+    options = {} if size is None else {"size": dict(size)}
+    inputs = processor.image_processor(image, return_tensors="pt", **options)
+    return PreparedImage(inputs["pixel_values"], inputs["pixel_mask"], target_size or get_image_size(image), asked)
+
+
+def group_by_shape(
+    prepared: Iterable[PreparedImage], batch_size: int
+) -> Iterator[tuple[list[int], list[PreparedImage]]]:
+    """
+    Batches of images whose padded sizes are equal.
+
+    An image alone is padded like this too, so its results are the same as in any of these batches. At most `WINDOW`
+    batches of images wait at a time.
+
+    Args:
+        prepared: read as needed.
+        batch_size: images of a batch at most.
+
+    Yields:
+        The images' indices and the images.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, PreparedImage]]] = {}
+    for index, image in enumerate(prepared):
+        shape = tuple(image.pixel_values.shape)
+        group = waiting.setdefault(shape, [])
+        group.append((index, image))
+        if len(group) == batch_size:
+            yield _batch(waiting.pop(shape))
+        # Groups are in the order of their first image, so the first one waits longest.
+        if waiting:
+            oldest = next(iter(waiting))
+            if index - waiting[oldest][0][0] + 1 >= WINDOW * batch_size:
+                yield _batch(waiting.pop(oldest))
+    for group in waiting.values():
+        yield _batch(group)
+
+
+def _batch(group: list[tuple[int, PreparedImage]]) -> tuple[list[int], list[PreparedImage]]:
+    indices, images = zip(*group, strict=True)
+    return list(indices), list(images)
+
+
+def in_order(batches: Iterable[tuple[list[int], list[Any]]]) -> Iterator[Any]:
+    """Results of batches, with their indices, one by one in the order of their indices."""
+    ready: dict[int, Any] = {}
+    following = 0
+    for indices, results in batches:
+        ready.update(zip(indices, results, strict=True))
+        while following in ready:
+            yield ready.pop(following)
+            following += 1
+
+
+def stack_images(images: list[PreparedImage], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`pixel_values` and `pixel_mask` of images of one size."""
+    pixel_values = torch.cat([image.pixel_values for image in images]).to(device)
+    return pixel_values, torch.cat([image.pixel_mask for image in images]).to(device)
+
+
+def select_images(image_features: ModelOutput, indices: list[int]) -> ModelOutput:
+    """Some images' part of what `model.get_image_features` gives for a batch."""
+    return type(image_features)(
+        feature_maps=tuple(level[indices] for level in image_features.feature_maps),
+        image_sizes=image_features.image_sizes[indices],
+    )
+
+
+# Arguments -----------------------------------------------------------------------------------------------------------
+
+
+def single_images(images: Any) -> list[ImageSource] | Iterable[ImageSource]:
+    """
+    One image each; files stay unread. Iterables other than lists are left to be consumed.
+
+    Raises:
+        TypeError, ValueError: for no images, or something that is none.
+    """
+    if isinstance(images, list | tuple):
+        if not images:
+            raise ValueError("`images` is empty; pass at least one image.")
+        return list(images)
+    if isinstance(images, str | os.PathLike | bytes):
+        return [images]
+    if not isinstance(images, Iterable) or hasattr(images, "ndim"):
+        return flatten_images(images)  # one image, or an array of several
+    return images
+
+
+def one_each(
+    values: list[Any] | tuple[Any, ...], images: list[Any] | Iterable[Any], name: str
+) -> Callable[[int], Any]:
+    """
+    The value of the image at an index, of values for each.
+
+    Raises:
+        ValueError: for another number of values than images; where the number of images is unknown, the function that
+            is returned raises it.
+    """
+
+    def wrong(count: int | str) -> ValueError:
+        return ValueError(f"`{name}` has {len(values)} entries for {count} images; pass one for each.")
+
+    if isinstance(images, list) and len(images) != len(values):
+        raise wrong(len(images))
+
+    def value_of(index: int) -> Any:
+        if index >= len(values):
+            raise wrong("more")
+        return values[index]
+
+    return value_of
+
+
+class Progress:
+    """A tqdm bar that shows itself only where the work is long; `total` is `None` where it is unknown."""
+
+    def __init__(self, progress: bool | None, total: int | None, unit: str = "image"):
+        show = (total is None or total >= LONG) if progress is None else progress
+        self.bar = tqdm(total=total, desc="inference", unit=unit, disable=not show)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+
+    def update(self, count: int = 1) -> None:
+        """Counts work as done."""
+        self.bar.update(count)
+
+
+__all__ = ["PreparedImage", "group_by_shape", "in_order", "one_each", "prepare_image", "single_images", "stack_images"]
