@@ -165,8 +165,8 @@ class AnnotatedDetector:
         self.content = content
         self.images = iter(content["images"])
 
-    def __call__(self, *args, **kwargs):
-        return self if not args or not isinstance(args[0], tuple | list) else [self.find(image) for image in args[0]]
+    def run_prompts(self, images, prompts, target_sizes, masks):
+        return [self.find(image) for image in images]
 
     def find(self, image):
         entry = next(self.images)
