@@ -43,7 +43,9 @@ from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.evaluation import predict_images, score_predictions, write_predictions
 from transformers_glipv2.cli.training import set_image_size
 from transformers_glipv2.data.files import read_json
-from transformers_glipv2.data.formats.coco import ImageFinder, used_categories
+from transformers_glipv2.data.formats.coco_json import used_categories
+from transformers_glipv2.data.image_files import ImageFinder
+from transformers_glipv2.data.schema import BoxReport
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detector import (
     coco_entries,
@@ -161,7 +163,9 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
 
     def load(index: int):
         image = images[index]
-        return image, open_annotated_image(find(names[index]), (image["width"], image["height"]))
+        # A name that leads out of the folder is one more image that fails.
+        path = find(names[index], BoxReport("refuse"), f"image {image['id']!r}")
+        return image, open_annotated_image(path, (image["width"], image["height"]))
 
     def detect(items):
         entries, images = zip(*items, strict=True)

@@ -17,7 +17,7 @@ from transformers_glipv2.data.augment import (
     mask_box,
     swap_sides,
 )
-from transformers_glipv2.data.schema import check_row
+from transformers_glipv2.data.schema import check_example
 
 
 def detection_row(color=(10, 20, 30), labels=("cup", "left shoe"), boxes=((2, 3, 10, 6),), categories=("cup",)):
@@ -69,7 +69,7 @@ def test_flip_everything():
     assert mask_box(flipped["objects"]["segmentation"][0]) == [28, 3, 10, 6]
     assert flipped["objects"]["segmentation"][1] == [[39, 1, 35, 1, 35, 4]]
     assert flipped["labels"] == ["cup", "right shoe"] and flipped["objects"]["category"] == ["cup", "right shoe"]
-    check_row(flipped)
+    check_example(flipped)
     assert row["labels"] == before["labels"] and row["objects"]["bbox"] == before["objects"]["bbox"]
     again = flip_row(flipped)
     assert again["objects"]["bbox"] == before["objects"]["bbox"] and again["labels"] == before["labels"]
@@ -106,7 +106,7 @@ def test_copy_paste():
     pasted_once = 0
     for seed in range(30):
         out = CopyPaste([donor], probability=1.0)(row, random.Random(seed))
-        check_row(out)
+        check_example(out)
         assert set(out["objects"]["category"]) == {"cup"}, "bottles are not looked for in this image"
         pasted = out["objects"]["segmentation"][-1]
         assert (np.asarray(out["image"])[pasted][:, 0] > 120).all()

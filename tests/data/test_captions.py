@@ -5,7 +5,7 @@ from PIL import Image
 
 from transformers_glipv2.data.captions import load_coco_captions, load_karpathy_captions
 from transformers_glipv2.data.collate import GroundingCollator
-from transformers_glipv2.data.schema import check_row
+from transformers_glipv2.data.schema import check_example
 
 from .stub_processor import StubProcessor
 
@@ -35,7 +35,7 @@ def test_one_row_a_caption_or_a_image(tmp_path):
     images = load_coco_captions(tmp_path / "captions.json", per_image=True)
     assert [row["captions"] for row in images] == [["a dog", "the dog on the left"], ["a cat \n"]]
     for row in [*dataset, *images]:
-        check_row(row)
+        check_example(row)
     batch = GroundingCollator(StubProcessor(), mlm_probability=0.5)(list(dataset))
     assert batch["labels"] == [None] * 3 and batch["input_ids"].shape[0] == 3
 

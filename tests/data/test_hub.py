@@ -14,7 +14,7 @@ from transformers_glipv2.data.hub import from_hf_dataset, load_hub
 from transformers_glipv2.data.hub_export import to_hf_dataset
 from transformers_glipv2.data.masks import decode_mask
 from transformers_glipv2.data.mixture import IndexedStream, MixtureDataset
-from transformers_glipv2.data.schema import check_row
+from transformers_glipv2.data.schema import check_example
 
 datasets = pytest.importorskip("datasets")
 
@@ -59,7 +59,7 @@ def test_the_usual_schema(size):
     dataset = from_hf_dataset(usual([GOOD, EMPTY], size=size))
     assert dataset.class_names == ["cup", "dog"] and len(dataset) == 2 and dataset.report.counts == {}
     row = dataset[0]
-    check_row(row)
+    check_example(row)
     assert row["image_id"] == 100 and row["labels"] == ["cup", "dog"] and row["image"].size == (40, 30)
     assert row["objects"] == {"bbox": GOOD["bbox"], "category": ["dog", "cup"]}
     assert dataset[1]["image"].getpixel((0, 0)) == (1, 0, 0) and dataset[1]["objects"]["bbox"] == []
@@ -101,7 +101,7 @@ def test_class_names():
     ("problem", "objects"),
     [
         ("degenerate", {"bbox": [[1, 2, 0, 4]], "category": [0]}),
-        ("out_of_image", {"bbox": [[1, 2, 50, 4]], "category": [0]}),
+        ("mostly_outside", {"bbox": [[1, 2, 5000, 4]], "category": [0]}),
         ("not_a_number", {"bbox": [[1, 2, 5]], "category": [0]}),
         ("not_a_number", {"bbox": [[1, 2, float("nan"), 4]], "category": [0]}),
         ("not_a_number", {"bbox": [None], "category": [0]}),
@@ -210,7 +210,7 @@ def test_rows_of_other_kinds_come_back(tmp_path):
     assert again.report.counts == {} and len(rows) == 5
     for before, after in zip(dataset, rows, strict=True):
         assert after == {**before, "image_id": str(before["image_id"])}
-        check_row(after)
+        check_example(after)
     with pytest.raises(ValueError, match="'extra' holds a set"):
         to_hf_dataset(ImageDataset([{**records[1], "extra": {1}}]))
     kinds = to_hf_dataset(dataset).map(lambda row: {"kind": "speech" if row["kind"] == "vqa" else row["kind"]})

@@ -6,7 +6,7 @@ from PIL import Image
 
 from transformers_glipv2.data.masks import stack_masks
 from transformers_glipv2.data.phrasecut import load_phrasecut
-from transformers_glipv2.data.schema import check_row
+from transformers_glipv2.data.schema import check_example
 
 SQUARE = [[[1, 2], [11, 2], [11, 14], [1, 14]]]
 GOOD = {
@@ -27,7 +27,7 @@ def write(folder, *tasks):
 
 def test_rows(tmp_path):
     row = load_phrasecut(*write(tmp_path, GOOD))[0]
-    check_row(row)
+    check_example(row)
     assert row["text"] == "red cups" and row["task_id"] == "7__1_2" and row["kind"] == "grounding"
     assert row["objects"]["tokens_positive"] == [[[0, 8]]] * 2 and row["objects"]["bbox"] == GOOD["instance_boxes"]
     assert row["objects"]["segmentation"][0] == [[1, 2, 11, 2, 11, 14, 1, 14]]
@@ -46,7 +46,7 @@ def test_rows(tmp_path):
         ("bad_entry", {**GOOD, "task_id": "b", "Polygons": None}, 0),
         ("empty_text", {**GOOD, "task_id": "b", "phrase": " "}, 0),
         ("degenerate", {**GOOD, "task_id": "b", "instance_boxes": [[1, 2, 0, 12], [20, 5, 10, 20]]}, 1),
-        ("out_of_image", {**GOOD, "task_id": "b", "instance_boxes": [[1, 2, 10, 12], [20, 5, 30, 20]]}, 1),
+        ("mostly_outside", {**GOOD, "task_id": "b", "instance_boxes": [[1, 2, 10, 12], [39, 5, 30, 20]]}, 1),
         ("bad_mask", {**GOOD, "task_id": "b", "Polygons": [SQUARE, [[[20, 5], [30, 5]]]]}, 2),
         ("bad_mask", {**GOOD, "task_id": "b", "Polygons": [SQUARE, [[1, 2, 3]]]}, 2),
         ("bad_mask", {**GOOD, "task_id": "b", "Polygons": [SQUARE, []]}, 2),

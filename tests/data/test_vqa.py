@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from transformers_glipv2.data.augment import flip_row
-from transformers_glipv2.data.schema import check_row
+from transformers_glipv2.data.schema import check_example
 from transformers_glipv2.data.vqa import load_vqa
 
 QUESTION = {"question_id": 42000, "image_id": 42, "question": "Is the cup left of the dog?"}
@@ -34,7 +34,7 @@ def write(folder, questions=(QUESTION,), answers=(ANSWER,), image="val2014/COCO_
 def test_rows(tmp_path, image):
     dataset = load_vqa(*write(tmp_path, image=image))
     row = dataset[0]
-    check_row(row)
+    check_example(row)
     assert row["question"] == QUESTION["question"] and row["answers"] == ["yes"] * 9 + ["no"]
     assert row["question_id"] == 42000 and row["image_id"] == 42 and row["answer"] == "yes"
     assert row["question_type"] == "is the" and row["answer_type"] == "yes/no"

@@ -1,13 +1,16 @@
 """COCO scores against pycocotools' own, and what it gets wrong or fails on."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.evaluation.helpers import read
+from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.masks import encode_mask
-from transformers_glipv2.evaluation.coco import STATISTICS, evaluate_coco
+from transformers_glipv2.evaluation.coco import STATISTICS, evaluate_coco, truth_entries
 
 TOLERANCE = 1e-6
 
@@ -176,3 +179,77 @@ def test_refuses_masks_of_another_size_and_boxes_without_masks():
         score(annotations, found((0, 0, 20, 20)), iou_type="segm")
     with pytest.raises(ValueError, match="no `segmentation`"):
         score(truth((0, 0, 20, 20)), [], iou_type="segm")
+
+
+def test_objects_without_a_mask_are_left_out_of_mask_scores():
+    annotations, prediction = with_masks()
+    annotations["annotations"].append({**annotations["annotations"][0], "id": 9, "bbox": [60, 60, 9, 9]})
+    del annotations["annotations"][1]["segmentation"]
+    assert score(annotations, [prediction], iou_type="segm")["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [("iscrowd", None), ("iscrowd", False), ("area", None), ("image_id", 7.0), ("category_id", 3.0), ("bbox", None)],
+)
+def test_harmless_forms_are_those_that_load_coco_accepts(change, value):
+    annotations, prediction = with_masks()
+    annotations["annotations"][0][change] = value
+    annotations["images"][0] |= {"width": 100.0, "height": "100"}
+    for iou_type in ("bbox", "segm"):
+        entry = {**prediction, "bbox": [10, 10, 30, 30]}
+        assert score(annotations, [entry], iou_type=iou_type)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "named"),
+    [
+        ("annotations", None, r"annotations\[0\]"),
+        ("annotations", {"iscrowd": "yes"}, "iscrowd 'yes'"),
+        ("annotations", {"area": "large"}, "area 'large'"),
+        ("annotations", {"bbox": "1 2 3 4"}, r"annotations\[0\].*1 2 3 4"),
+        ("annotations", {"bbox": None}, r"annotations\[0\]"),
+        ("images", {"id": None}, r"images\[0\]"),
+        ("images", "a.jpg", r"images\[0\]"),
+    ],
+)
+def test_entries_of_a_wrong_kind_are_named(tmp_path, part, entry, named):
+    annotations = truth((10, 10, 30, 30))
+    annotations[part][0] = {**annotations[part][0], **entry} if isinstance(entry, dict) else entry
+    (tmp_path / "truth.json").write_text(json.dumps(annotations))
+    with pytest.raises(ValueError, match=rf"truth\.json.*{named}"):
+        score(tmp_path / "truth.json", [])
+
+
+@pytest.mark.parametrize("counts", ["", "garbage", [], [-1, 10_001], [5000.5, 4999.5], [2**40]])
+def test_predicted_run_lengths_are_checked(counts):
+    annotations, prediction = with_masks()
+    prediction["segmentation"] = {"size": [100, 100], "counts": counts}
+    with pytest.raises(ValueError, match=r"predictions\[0\].*run length"):
+        score(annotations, [prediction], iou_type="segm")
+
+
+def test_truth_of_accepted_examples(tmp_path):
+    """Scores of a file through `load_coco` are those of the file itself."""
+    mask = np.zeros((30, 40), dtype=bool)
+    mask[2:14, 1:11] = True
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    categories = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
+    segmentations = [[[1, 2, 11, 2, 11, 14, 1, 14]], encode_mask(mask), None]
+    annotations = [
+        {"id": i, "image_id": 5, "category_id": 3, "bbox": [1, 2, 10, 12], "segmentation": s, "iscrowd": int(i == 1)}
+        for i, s in enumerate(segmentations)
+    ]
+    images = [{"id": 5, "file_name": "a.png", "width": 40, "height": 30}]
+    (tmp_path / "a.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    dataset = load_coco(tmp_path / "a.json", policy={"crowd": "keep"}, with_masks=True)
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    image, entries = truth_entries(dataset[0], ids)
+    assert image == {"id": 5, "width": 40, "height": 30}
+    assert [entry["iscrowd"] for entry in entries] == [0, 1, 0] and "segmentation" not in entries[2]
+    assert [entry["area"] for entry in entries] == [120.0] * 3 and {entry["category_id"] for entry in entries} == {3}
+    content = {"images": [image], "annotations": entries, "categories": categories}
+    predictions = [{"image_id": 5, "category_id": 3, "bbox": [1, 2, 10, 12], "score": 0.5}]
+    assert score(content, predictions) == score(tmp_path / "a.json", predictions)

@@ -127,7 +127,7 @@ def test_few_images_are_trained_on_and_scored_at_the_size_that_is_saved(folder, 
 
     class Evaluator(finetune.DetectionEvaluator):
         def __call__(self, model):
-            seen["scored"] = {image["id"] for image in self.images}
+            seen["scored"] = {record["image_id"] for record in self.dataset.records}
             seen["size"] = self.processor.image_processor.size["shortest_edge"]
             return super().__call__(model)
 

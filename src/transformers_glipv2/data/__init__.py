@@ -42,7 +42,7 @@ _MODULES = {
     "phrasecut": ("load_phrasecut",),
     "pseudo_boxes": ("load_pseudo_boxes", "pseudo_box_entry"),
     "sampling": ("DetectionSampler",),
-    "schema": ("BoxReport", "check_row"),
+    "schema": ("BoxReport", "check_example"),
     "vqa": ("load_vqa",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

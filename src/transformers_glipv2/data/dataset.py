@@ -1,13 +1,14 @@
 """
-Rows of the schema whose images are opened when they are asked for.
+Examples of the schema whose images are opened when they are asked for.
 
-No loader holds images in memory, only their annotations, packed: about 200 bytes a row, 60 a box, and polygons. The
-formats that are one json file (COCO, LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since
+No loader holds images in memory, only their annotations, packed: about 200 bytes an example, 60 a box, and polygons.
+The formats that are one json file (COCO, LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since
 Python parses it whole, and 15 seconds a million boxes. Line-wise files, folders and the Hub can be streamed
 (`streaming=True`) in constant memory; a large json file can be made into such a data set once, by
 `to_hf_dataset(load_coco(...)).to_parquet(...)` or `.push_to_hub(...)`.
 """
 
+import io
 import pickle
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,23 +19,24 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
+from transformers_glipv2.data.orientation import fits_stored_pixels, turn_objects
 from transformers_glipv2.data.schema import BoxReport
-from transformers_glipv2.image_io import ImageFile, open_image
+from transformers_glipv2.image_io import ImageFile, open_image, orientation_of
 
 
 class ImageDataset(Dataset):
     """
-    A map-style data set over records: rows of the schema with an `image_path` in the place of the `image`.
+    A map-style data set over records: examples of the schema with an `image_path` instead of the `image`.
 
     Args:
-        records (`Sequence[Mapping]`): rows without `image`; `width` and `height`, where present, are checked against
-            the image.
-        class_names (`list[str]`, *optional*): detection: every class of the data set; rows that have no `labels` of
+        records (`Sequence[Mapping]`): examples without `image`; `width` and `height`, where present, are checked
+            against the image.
+        class_names (`list[str]`, *optional*): detection: every class of the data set; examples without `labels` of
             their own get it.
         report (`BoxReport`, *optional*): where unreadable images are counted; skipped by default.
 
-    An unreadable image under the policy "skip" is replaced by the next readable row, counted and told once; under
-    "refuse" it raises. Rows carry their own `image_id`, so nothing is mistaken for something else.
+    An unreadable image under the policy "skip" is replaced by the next readable example, counted and logged once;
+    under "refuse" it raises. Examples carry their own `image_id`, so they stay identifiable.
     """
 
     # What loaders of COCO and LVIS files add: ids and frequencies of the classes, in the order of `class_names`.
@@ -57,39 +59,40 @@ class ImageDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         length = len(self)
         if not -length <= index < length:
-            raise IndexError(f"row {index} of a data set of {length} rows")
+            raise IndexError(f"example {index} of a data set of {length} examples")
         for step in range(length):
-            row = self._read((index + step) % length)
-            if row is not None:
-                return row
+            example = self.read((index + step) % length)
+            if example is not None:
+                return example
         raise ValueError(f"none of the {length} images can be read; the first failure: {self.report.summary()}")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows in order, each readable one once."""
+        """Examples in order, each readable one once."""
         for index in range(len(self)):
-            row = self._read(index)
-            if row is not None:
-                yield row
+            example = self.read(index)
+            if example is not None:
+                yield example
+
+    def read(self, index: int) -> dict[str, Any] | None:
+        """The example at an index, or `None` where its image is left out; the report counts why."""
+        return read_example(self.records[index], self.class_names, self.report)
 
     def select(self, indices: Sequence[int]) -> "ImageDataset":
-        """The rows at these indices, in this order; an index may come several times."""
+        """The examples at these indices, in this order; an index may come several times."""
         return ImageDataset(_Selection(self.records, indices), self.class_names, self.report)
 
     def filter(self, keep: Callable[[Mapping[str, Any]], bool]) -> "ImageDataset":
-        """The rows whose record (no image is opened) passes."""
+        """The examples whose record passes; no image is opened."""
         return self.select([index for index, record in enumerate(self.records) if keep(record)])
 
     def stream(self) -> "ImageStream":
-        """The same rows as an iterable that data loader workers share."""
+        """The same examples as an iterable that data loader workers share."""
         return ImageStream(_Repeat(self.records), self.class_names, self.report)
-
-    def _read(self, index: int) -> dict[str, Any] | None:
-        return read_row(self.records[index], self.class_names, self.report)
 
 
 class ImageStream(IterableDataset):
     """
-    Rows in the order of their source, read while they are asked for.
+    Examples in the order of their source, read while they are asked for.
 
     Args:
         read_records (`Callable[[BoxReport], Iterable[Mapping]]`): starts a pass over the records of `ImageDataset`,
@@ -97,9 +100,9 @@ class ImageStream(IterableDataset):
         class_names (`list[str]`, *optional*), report (`BoxReport`, *optional*): as in `ImageDataset`. The report's
             counts are those of the pass that was started last.
 
-    Unreadable images are left out, counted and told once. Data loader workers share the rows between them: each
-    reads every annotation, but opens its own images only. Streams of the Hub are shared by `datasets` instead, file
-    by file.
+    Unreadable images are left out, counted and logged once. Data loader workers share the examples between them:
+    each reads every annotation, but opens its own images only. Streams of the Hub are shared by `datasets` instead,
+    file by file.
     """
 
     def __init__(
@@ -114,24 +117,24 @@ class ImageStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        if worker is None or self._is_shared_by_source:
-            return self._rows(0, 1)
-        return self._rows(worker.id, worker.num_workers)
+        if worker is None or self._source_shares_among_workers:
+            return self._examples(0, 1)
+        return self._examples(worker.id, worker.num_workers)
 
-    def all_rows(self) -> Iterator[dict[str, Any]]:
+    def all_examples(self) -> Iterator[dict[str, Any]]:
         """
-        Every row, also in a data loader worker: what `IndexedStream` numbers.
+        Every example, also in a data loader worker: what `IndexedStream` numbers.
 
         Raises:
             ValueError: for a stream of the Hub in one of several workers, where `datasets` gives each a part.
         """
         worker = get_worker_info()
-        if self._is_shared_by_source and worker is not None and worker.num_workers > 1:
+        if self._source_shares_among_workers and worker is not None and worker.num_workers > 1:
             raise ValueError(
-                f"`datasets` shares a stream between the {worker.num_workers} workers of a data loader, so its rows "
-                "cannot be numbered; use one worker, or load the data set with `streaming=False`."
+                f"`datasets` shares a stream between the {worker.num_workers} workers of a data loader, so its "
+                "examples cannot be numbered; use one worker, or load the data set with `streaming=False`."
             )
-        return self._rows(0, 1)
+        return self._examples(0, 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle the next pass anew, where the source is a `datasets` stream that shuffles."""
@@ -139,15 +142,16 @@ class ImageStream(IterableDataset):
             self.read_records.set_epoch(epoch)
 
     @property
-    def _is_shared_by_source(self) -> bool:
+    def _source_shares_among_workers(self) -> bool:
         return getattr(self.read_records, "shares_among_workers", False)
 
-    def _rows(self, place: int, count: int) -> Iterator[dict[str, Any]]:
+    def _examples(self, worker_id: int, num_workers: int) -> Iterator[dict[str, Any]]:
         self.report.counts.clear()
         for index, record in enumerate(self.read_records(self.report)):
-            row = read_row(record, self.class_names, self.report) if index % count == place else None
-            if row is not None:
-                yield row
+            is_own = index % num_workers == worker_id
+            example = read_example(record, self.class_names, self.report) if is_own else None
+            if example is not None:
+                yield example
         self.report.warn_once()
 
 
@@ -166,7 +170,7 @@ class PackedRecords(Sequence):
         self._bytes = bytearray()
         self._ends = array("q", [0])
         # Shown only where it takes longer than a few seconds.
-        for record in tqdm(records, desc="reading annotations", unit=" rows", delay=5, leave=False):
+        for record in tqdm(records, desc="reading annotations", unit=" examples", delay=5, leave=False):
             self._bytes += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
             self._ends.append(len(self._bytes))
 
@@ -175,11 +179,11 @@ class PackedRecords(Sequence):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
             raise IndexError(f"record {index} of {len(self)} records")
-        return pickle.loads(memoryview(self._bytes)[self._ends[place] : self._ends[place + 1]])
+        return pickle.loads(memoryview(self._bytes)[self._ends[position] : self._ends[position + 1]])
 
 
 def make_dataset(
@@ -188,7 +192,7 @@ def make_dataset(
     class_names: list[str] | None = None,
     streaming: bool = False,
 ) -> "ImageDataset | ImageStream":
-    """What every loader returns: all records packed, or a stream of them; problems are told once all were read."""
+    """What every loader returns: all records packed, or a stream of them; problems are logged once all were read."""
     if streaming:
         return ImageStream(read_records, class_names, report)
     records = PackedRecords(read_records(report))
@@ -196,38 +200,53 @@ def make_dataset(
     return ImageDataset(records, class_names, report)
 
 
-def read_row(record: Mapping[str, Any], class_names: list[str] | None, report: BoxReport) -> dict[str, Any] | None:
+def read_example(record: Mapping[str, Any], class_names: list[str] | None, report: BoxReport) -> dict[str, Any] | None:
     """
-    The row of a record, its image opened.
+    The example of a record, its image opened and upright.
 
     Args:
-        record (`Mapping`): a row with `image_path` in the place of `image`: a file's path, its `bytes`, a PIL image,
-            or a function that gives one of these.
-        class_names (`list[str]`, *optional*): the `labels` of a detection row that has none.
+        record (`Mapping`): an example with `image_path` instead of `image`: a file's path, its `bytes`, a PIL image,
+            or a function that returns one of these. `boxes_on`, where it is there, says whether boxes were made on the
+            "upright" image or on its "stored" pixels (see `load_coco`).
+        class_names (`list[str]`, *optional*): the `labels` of a detection example that has none.
         report (`BoxReport`): counts unreadable images and those of another size than the record's, and decides.
 
     Returns:
         `dict | None`: `None` where the image is left out.
     """
-    row = dict(record)
-    source = row.pop("image_path")
-    name = source if isinstance(source, (str, Path)) else "its bytes"
-    if class_names is not None and row["kind"] == "detection":
-        row.setdefault("labels", class_names)
-    size = (row["width"], row["height"]) if row.get("width") and row.get("height") else None
+    example = dict(record)
+    source = example.pop("image_path")
+    boxes_on = example.pop("boxes_on", "auto")
+    where = f"image {example['image_id']!r} at {source if isinstance(source, (str, Path)) else 'its bytes'}"
+    if class_names is not None and example["kind"] == "detection":
+        example.setdefault("labels", class_names)
+    size = (example["width"], example["height"]) if example.get("width") and example.get("height") else None
     try:
-        image = open_for_annotations(source() if callable(source) else source, size)
+        source = source() if callable(source) else source
+        image = open_image(source)
+        orientation, stored_size = stored_orientation(source)
     except (OSError, ValueError) as error:
-        report.add("unreadable_image", f"image {row['image_id']!r} at {name}: {error}")
+        report.add("unreadable_image", f"{where}: {error}")
         report.warn_once()
         return None
+    is_stored = fits_stored_pixels(orientation, stored_size, size, boxes_on)
+    has_objects = bool(example.get("objects") and example["objects"]["bbox"])
+    if is_stored and size in (None, stored_size):
+        size = image.size
+        if example.get("width"):
+            example |= {"width": size[0], "height": size[1]}
+        if has_objects:
+            example["objects"] = turn_objects(example["objects"], orientation, stored_size)
+            report.note("turned", where)
+    elif is_stored is None and has_objects:
+        report.note("orientation_unclear", where)
     if size is not None and image.size != size:
-        where = f"image {row['image_id']!r} at {name} is {image.size}, its annotations say {size}"
-        action = report.add("wrong_size", where)
+        action = report.add("wrong_size", f"{where} is {image.size}, its annotations say {size}")
         report.warn_once()
         if action == "skip":
             return None
-    return {"image": image, **row}
+    report.warn_once()
+    return {"image": image, **example}
 
 
 def open_for_annotations(source: ImageFile, size: tuple[int, int] | None = None) -> Image.Image:
@@ -246,6 +265,14 @@ def open_for_annotations(source: ImageFile, size: tuple[int, int] | None = None)
     return image
 
 
+def stored_orientation(source: ImageFile) -> tuple[int, tuple[int, int]]:
+    """EXIF orientation, 1 to 8, and (width, height) as stored, of an image of which only the head is read."""
+    if isinstance(source, Image.Image):
+        return orientation_of(source), source.size
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return orientation_of(image), image.size
+
+
 class _Selection(Sequence):
     """Some of the records, without a copy of them."""
 
@@ -258,12 +285,12 @@ class _Selection(Sequence):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return [self.records[place] for place in self.indices[index]]
+            return [self.records[position] for position in self.indices[index]]
         return self.records[self.indices[index]]
 
 
 class _Repeat:
-    """Records that are there already, as what `ImageStream` calls; a class, so that it can be pickled."""
+    """Records in memory, as what `ImageStream` calls; a class, so that it can be pickled."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]):
         self.records = records

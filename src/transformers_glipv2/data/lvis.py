@@ -1,18 +1,22 @@
 """LVIS (v1, v0.5, minival): a long tail of classes, of which each image was searched for some only."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
-from transformers_glipv2.data.formats.coco import ImageFinder, by_image, coco_record, read_coco_json
+from transformers_glipv2.data.formats.coco import check_any_object
+from transformers_glipv2.data.formats.coco_json import (
+    by_image,
+    checked_categories,
+    clean_id,
+    coco_record,
+    read_coco_json,
+)
+from transformers_glipv2.data.image_files import ImageFinder, annotated_size
+from transformers_glipv2.data.orientation import check_boxes_on
 from transformers_glipv2.data.schema import BoxReport
-from transformers_glipv2.prompts import clean_label
-
-
-def class_name(name: str) -> str:
-    """`clean_label` without the white space that brackets leave at an end: "bow_(weapon)" becomes "bow"."""
-    return clean_label(name).strip()
+from transformers_glipv2.prompts import clean_labels
 
 
 def load_lvis(
@@ -22,10 +26,12 @@ def load_lvis(
     policy: str | Mapping[str, str] = "skip",
     with_masks: bool = False,
     keep_empty: bool = True,
-    clean: Callable[[str], str] | None = class_name,
+    clean: Callable[[Sequence[str]], list[str]] | None = clean_labels,
+    boxes_on: str = "auto",
+    allow_outside_paths: bool = False,
 ) -> ImageDataset:
     """
-    Detection rows of an LVIS file.
+    Detection examples of an LVIS file.
 
     Args:
         annotation_file (`str` or `Path`): the json (`.gz` too).
@@ -33,60 +39,77 @@ def load_lvis(
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
         with_masks (`bool`, *optional*, defaults to `False`): keep `segmentation`.
         keep_empty (`bool`, *optional*, defaults to `True`): keep images without objects: their `negative_labels`
-            still teach.
-        clean (`Callable[[str], str]`, *optional*, defaults to `class_name`): applied to every name; `None` keeps
-            them as LVIS writes them.
+            are still known to be absent.
+        clean (`Callable`, *optional*, defaults to `clean_labels`): all names to those of prompts; `None` keeps them as
+            LVIS writes them.
+        boxes_on, allow_outside_paths: as for `load_coco`.
 
     Returns:
-        `ImageDataset`: rows as of `load_coco`, with `negative_labels` (classes verified to be absent; the others are
-        only unknown) and `not_exhaustive_labels` (classes of which some objects have no box). `class_names` follow the
-        file's order, `category_ids` are its ids, `frequencies` its "r", "c", "f". Cleaned names of two classes may be
-        equal; they stay apart by place, and in a sentence they are one.
+        `ImageDataset`: examples as of `load_coco`, with `negative_labels` (classes verified to be absent; of the
+        others nothing is known) and `not_exhaustive_labels` (classes of which some objects have no box).
+        `class_names` follow the file's order, `category_ids` are its ids, `frequencies` its "r", "c", "f".
 
     Raises:
-        FileNotFoundError: when there is no annotation file.
-        ValueError: when the file is not LVIS format, or the policy refuses.
+        FileNotFoundError: when there is no annotation file, or none of its images.
+        ValueError: when the file is not LVIS format, the policy refuses, or it has annotations of which none can be
+            used.
     """
     path = Path(annotation_file)
     content = read_coco_json(path, what="LVIS")
     report = BoxReport(policy, path.name)
-    clean = clean if clean is not None else str
-    categories = {entry["id"]: clean(entry["name"]) for entry in content["categories"]}
-    find = ImageFinder(Path(image_folder))
+    check_boxes_on(boxes_on)
+    names = checked_categories(content["categories"], content["annotations"], report, path)
+    cleaned = list(names.values()) if clean is None else clean(list(names.values()))
+    categories = dict(zip(names, cleaned, strict=True))
+    find = ImageFinder(image_folder, allow_outside_paths)
 
     def records() -> Iterator[dict[str, Any]]:
-        for image, annotations in by_image(content, report, ("width", "height")):
+        for image, annotations in by_image(content, report):
+            where = f"image {image['id']!r}"
             name = _file_name(image, report)
-            record = coco_record(image, annotations, categories, report, with_masks) if name else None
-            if record is None or name is None or not (keep_empty or record["objects"]["bbox"]):
+            image_path = find(name, report, where) if name else None
+            size = None
+            if image_path is not None:
+                size = annotated_size(image["width"], image["height"], image_path, report, where)
+            if size is None:
+                continue
+            image |= {"width": size[0], "height": size[1]}
+            record = coco_record(image, annotations, categories, report, with_masks)
+            if not (keep_empty or record["objects"]["bbox"]):
                 continue
             present = set(record["objects"]["category"])
             negatives = _names(image, "neg_category_ids", categories, report)
             record["negative_labels"] = [label for label in negatives if label not in present]
             record["not_exhaustive_labels"] = _names(image, "not_exhaustive_category_ids", categories, report)
-            yield {**record, "image_path": find(name)}
+            yield {**record, "image_path": image_path, **({} if boxes_on == "auto" else {"boxes_on": boxes_on})}
 
-    dataset = ImageDataset(PackedRecords(records()), list(categories.values()), report)
+    packed = PackedRecords(records())
     report.warn_once()
+    find.check_any_found(path)
+    check_any_object(packed, content["annotations"], report, path)
+    dataset = ImageDataset(packed, list(categories.values()), report)
     dataset.category_ids = list(categories)
-    dataset.frequencies = [entry.get("frequency") for entry in content["categories"]]
+    frequencies = {clean_id(entry.get("id")): entry.get("frequency") for entry in content["categories"]}
+    dataset.frequencies = [frequencies[category_id] for category_id in categories]
     return dataset
 
 
 def _file_name(image: Mapping[str, Any], report: BoxReport) -> str | None:
     """v1 gives an address, "http://images.cocodataset.org/train2017/000000391895.jpg", whose end names the file."""
-    if image.get("coco_url"):
-        return "/".join(image["coco_url"].split("/")[-2:])
-    if image.get("file_name"):
-        return image["file_name"]
-    report.add("bad_entry", f"image {image['id']!r} has neither coco_url nor file_name")
+    address, name = image.get("coco_url"), image.get("file_name")
+    if isinstance(address, str) and address:
+        return "/".join(address.split("/")[-2:])
+    if isinstance(name, str) and name:
+        return name
+    report.add("bad_entry", f"image {image['id']!r} has the coco_url {address!r} and the file_name {name!r}")
     return None
 
 
 def _names(image: Mapping[str, Any], field: str, categories: Mapping[int, str], report: BoxReport) -> list[str]:
     """The class names of one of the image's lists of ids, each once."""
     names: dict[str, None] = {}
-    for category_id in image.get(field, ()):
+    ids = image.get(field)
+    for category_id in map(clean_id, ids if isinstance(ids, list) else ()):
         if category_id in categories:
             names[categories[category_id]] = None
         else:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
-from transformers_glipv2.data.formats.coco import ImageFinder, by_image, read_coco_json
+from transformers_glipv2.data.formats.coco_json import by_image, clean_number, crowd_flag, read_coco_json
+from transformers_glipv2.data.image_files import ImageFinder, annotated_size
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 
@@ -23,9 +24,10 @@ def load_mixed_grounding(
     min_score: float = 0.0,
     with_masks: bool = False,
     keep_empty: bool = True,
+    allow_outside_paths: bool = False,
 ) -> ImageDataset:
     """
-    Grounding rows of an MDETR-style file.
+    Grounding examples of an MDETR-style file.
 
     Args:
         annotation_file (`str` or `Path`): the json (`.gz` too).
@@ -36,14 +38,16 @@ def load_mixed_grounding(
             boxes); boxes without a score stay.
         with_masks (`bool`, *optional*, defaults to `False`): keep `segmentation`.
         keep_empty (`bool`, *optional*, defaults to `True`): keep captions without boxes.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): follow file names and links that lead out of
+            the image folder. Only for files that are trusted.
 
     Returns:
-        `ImageDataset`: rows whose `image_id` is the entry's id, one a caption; `original_image_id`, `dataset_name`
+        `ImageDataset`: examples whose `image_id` is the entry's id, one a caption; `original_image_id`, `dataset_name`
         and `sentence_id` where the file has them; objects of bbox, phrase (the words of all spans), tokens_positive,
         iscrowd and, on request, segmentation.
 
     Raises:
-        FileNotFoundError: when there is no annotation file.
+        FileNotFoundError: when there is no annotation file, or none of its images.
         ValueError: when the file is not of this kind, or the policy refuses.
     """
     path = Path(annotation_file)
@@ -52,27 +56,36 @@ def load_mixed_grounding(
     if not folders:
         raise ValueError("`image_folder` is an empty sequence; pass one folder or several.")
     report = BoxReport(policy, path.name)
-    records = PackedRecords(_records(content, folders, report, min_score, with_masks, keep_empty))
+    finders = [ImageFinder(folder, allow_outside_paths) for folder in folders]
+    records = PackedRecords(_records(content, finders, report, min_score, with_masks, keep_empty))
     report.warn_once()
+    if not any(finder.found for finder in finders):
+        finders[0].check_any_found(path)
     return ImageDataset(records, report=report)
 
 
 def _records(
     content: Mapping[str, Any],
-    folders: Sequence[str | Path],
+    finders: Sequence[ImageFinder],
     report: BoxReport,
     min_score: float,
     with_masks: bool,
     keep_empty: bool,
 ) -> Iterator[dict[str, Any]]:
-    finders = [ImageFinder(Path(folder)) for folder in folders]
-    for image, annotations in by_image(content, report, ("file_name", "width", "height")):
+    for image, annotations in by_image(content, report, ("file_name",)):
         where = f"image {image['id']!r} ({image['file_name']})"
         text = image.get("caption")
         if not isinstance(text, str) or not text.strip():
             report.add("empty_text", f"{where}, caption {text!r}")
             continue
-        entries = [entry for entry in annotations if entry.get("score") is None or entry["score"] >= min_score]
+        image_path = _first_found(finders, image["file_name"], report, where)
+        if image_path is None:
+            continue
+        size = annotated_size(image["width"], image["height"], image_path, report, where)
+        if size is None:
+            continue
+        image |= {"width": size[0], "height": size[1]}
+        entries = [entry for entry in annotations if _is_sure(entry, min_score, report, where)]
         objects = _objects(entries, text, image, report, where, with_masks)
         if not keep_empty and not objects["bbox"]:
             continue
@@ -86,9 +99,9 @@ def _records(
         yield {
             "kind": "grounding",
             "image_id": image["id"],
-            "image_path": _first_found(finders, image["file_name"]),
-            "width": int(image["width"]),
-            "height": int(image["height"]),
+            "image_path": image_path,
+            "width": size[0],
+            "height": size[1],
             "text": text,
             "objects": objects,
             **{name: value for name, value in extra.items() if value is not None},
@@ -106,16 +119,26 @@ def _objects(
     objects: dict[str, list[Any]] = {
         "bbox": [entry.get("bbox", ()) for entry in entries],
         "tokens_positive": [entry.get("tokens_positive", ()) for entry in entries],
-        "iscrowd": [int(entry.get("iscrowd") or 0) for entry in entries],
+        "iscrowd": [crowd_flag(entry) for entry in entries],
     }
     if with_masks:
         objects["segmentation"] = [entry.get("segmentation") or None for entry in entries]
-    objects = checked_objects(objects, int(image["width"]), int(image["height"]), report, where, text=text)
+    objects = checked_objects(objects, image["width"], image["height"], report, where, text=text)
     objects["phrase"] = [" ".join(text[start:end] for start, end in spans) for spans in objects["tokens_positive"]]
     return objects
 
 
-def _first_found(finders: Sequence[ImageFinder], file_name: str) -> str:
-    """The file in the first folder that has it; in the first folder where none has."""
-    paths = [finder(file_name) for finder in finders]
-    return next((path for path in paths if Path(path).is_file()), paths[0])
+def _is_sure(entry: Mapping[str, Any], min_score: float, report: BoxReport, where: str) -> bool:
+    """Whether an annotation has no score or one that is high enough; fields of a wrong kind are counted."""
+    score = entry.get("score")
+    if crowd_flag(entry) is None or (score is not None and clean_number(score) is None):
+        wrong = f"iscrowd {entry.get('iscrowd')!r} and score {score!r}"
+        report.add("bad_entry", f"{where}, annotation {entry.get('id')!r}, has {wrong}"[:300])
+        return False
+    return score is None or clean_number(score) >= min_score
+
+
+def _first_found(finders: Sequence[ImageFinder], file_name: str, report: BoxReport, where: str) -> str | None:
+    """The file in the first folder that has it; where none has, its path in the first; `None` where it is left out."""
+    paths = [finder(file_name, report, where) for finder in finders]
+    return next((path for path in paths if path is not None and Path(path).is_file()), paths[0])

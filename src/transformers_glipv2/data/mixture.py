@@ -189,7 +189,7 @@ class IndexedStream:
         if hasattr(self.iterable, "set_epoch"):
             self.iterable.set_epoch(self._epoch)
         # A `ImageStream` gives each data loader worker a part; here the number of a row must be the same in all.
-        whole = getattr(self.iterable, "all_rows", None)
+        whole = getattr(self.iterable, "all_examples", None)
         self._iterator = iter(self.iterable) if whole is None else whole()
         return self._iterator
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
 from transformers_glipv2.data.files import read_json
-from transformers_glipv2.data.formats.coco import ImageFinder
+from transformers_glipv2.data.image_files import ImageFinder
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
 
@@ -17,9 +17,10 @@ def load_phrasecut(
     *,
     policy: str | Mapping[str, str] = "skip",
     file_names: Mapping[int, str] | None = None,
+    allow_outside_paths: bool = False,
 ) -> ImageDataset:
     """
-    Grounding rows with masks of PhraseCut, one a task (a phrase of an image).
+    Grounding examples with masks of PhraseCut, one a task (a phrase of an image).
 
     Args:
         folder (`str` or `Path`): holds `refer_SPLIT.json` and `image_data_split.json`.
@@ -28,14 +29,16 @@ def load_phrasecut(
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
         file_names (`Mapping[int, str]`, *optional*): names of images under `image_folder` by id, where they are not
             `ID.jpg`; images that it does not name are left out and counted.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): follow file names and links that lead out of
+            the image folder. Only for files that are trusted.
 
     Returns:
-        `ImageDataset`: rows with `task_id` and objects of bbox, phrase, tokens_positive (the whole phrase) and
+        `ImageDataset`: examples with `task_id` and objects of bbox, phrase, tokens_positive (the whole phrase) and
         segmentation (polygons in pixels, as published: some leave the image). An object is an instance; the
         phrase's mask is the union.
 
     Raises:
-        FileNotFoundError: when a file is missing.
+        FileNotFoundError: when a file is missing, or every image.
         ValueError: when a file is not PhraseCut's, or the policy refuses.
     """
     folder = Path(folder)
@@ -46,7 +49,7 @@ def load_phrasecut(
             raise ValueError(f"{folder / name} is not a file of PhraseCut: expected a list of objects.")
     sizes = {entry.get("image_id"): (entry.get("width"), entry.get("height")) for entry in images}
     report = BoxReport(policy, f"PhraseCut {split}")
-    find = ImageFinder(Path(image_folder))
+    find = ImageFinder(image_folder, allow_outside_paths)
 
     def records() -> Iterator[dict[str, Any]]:
         seen: set[str] = set()
@@ -60,11 +63,13 @@ def load_phrasecut(
             else:
                 seen.add(task_id)
                 record = task_record(task, *sizes[image], report)
-                if record is not None:
-                    yield {**record, "image_path": find(name)}
+                image_path = find(name, report, f"task {task_id!r}") if record is not None else None
+                if image_path is not None:
+                    yield {**record, "image_path": image_path}
 
     dataset = ImageDataset(PackedRecords(records()), report=report)
     report.warn_once()
+    find.check_any_found(path)
     return dataset
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream, make_dataset
 from transformers_glipv2.data.files import read_lines
-from transformers_glipv2.data.formats.coco import ImageFinder
+from transformers_glipv2.data.formats.coco_json import clean_side
+from transformers_glipv2.data.image_files import ImageFinder, annotated_size
 from transformers_glipv2.data.schema import BoxReport, checked_objects, xyxy_to_xywh
-from transformers_glipv2.image_io import image_size
 
 _FORMATS = ("xyxy", "xywh")
 
@@ -32,22 +32,24 @@ def load_pseudo_boxes(
     min_score: float = 0.5,
     box_format: str = "xyxy",
     streaming: bool = False,
+    allow_outside_paths: bool = False,
 ) -> ImageDataset | ImageStream:
     """
-    Rows of captions with pseudo boxes.
+    Examples of captions with pseudo boxes.
 
     Args:
         files (`str`, `Path` or a sequence of them): json lines, `.gz` too; several are read one after the other.
-        image_folder (`str` or `Path`): where `image` points from.
+        image_folder (`str` or `Path`): where `image` starts from.
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
         min_score (`float`, *optional*, defaults to 0.5): boxes with a lower score are left out.
         box_format (`str`, *optional*, defaults to `"xyxy"`): "xyxy" or "xywh", in pixels.
-        streaming (`bool`, *optional*, defaults to `False`): read lines while rows are asked for, one in memory.
+        streaming (`bool`, *optional*, defaults to `False`): read lines while examples are asked for, one in memory.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): follow file names and links that lead out of
+            the image folder. Only for files that are trusted.
 
     Returns:
-        `ImageDataset` or `ImageStream`: grounding rows with objects of bbox, phrase, tokens_positive and score. A
-        caption without a box that passes becomes a caption row without `objects`: nobody said that what it names is
-        not there.
+        `ImageDataset` or `ImageStream`: grounding examples with objects of bbox, phrase, tokens_positive and score. A
+        caption without a box that passes becomes a caption example without `objects`: what it names may be there.
 
     Raises:
         FileNotFoundError: when a file is missing.
@@ -59,7 +61,7 @@ def load_pseudo_boxes(
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"no file of captions with boxes at {path}.")
-    read = partial(_records, paths, Path(image_folder), min_score, box_format)
+    read = partial(_records, paths, Path(image_folder), min_score, box_format, allow_outside_paths)
     return make_dataset(read, BoxReport(policy, ", ".join(path.name for path in paths[:3])), streaming=streaming)
 
 
@@ -83,32 +85,41 @@ def pseudo_box_entry(
         for score, box in zip(phrase["scores"], phrase["boxes"], strict=True)
     ]
     entry["boxes"] = [[round(value, 2) for value in box] for _, _, box in found]
-    entry["spans"] = [[[int(place) for place in span]] for span, _, _ in found]
+    entry["spans"] = [[[int(border) for border in span]] for span, _, _ in found]
     entry["scores"] = [round(score, 4) for _, score, _ in found]
     return entry
 
 
 def _records(
-    paths: Sequence[Path], image_folder: Path, min_score: float, box_format: str, report: BoxReport
+    paths: Sequence[Path],
+    image_folder: Path,
+    min_score: float,
+    box_format: str,
+    allow_outside_paths: bool,
+    report: BoxReport,
 ) -> Iterator[dict[str, Any]]:
-    find = ImageFinder(image_folder)
+    find = ImageFinder(image_folder, allow_outside_paths)
     for path in paths:
         for number, line in enumerate(read_lines(path), start=1):
             where = f"{path.name}, line {number}"
             entry = _parse(line, report, where) if line.strip() else None
-            size = _size(entry, find, report, where) if entry is not None else None
-            if entry is not None and size is not None:
-                yield _record(entry, find(entry["image"]), size, min_score, box_format, report, where)
+            image_path = find(entry["image"], report, where) if entry is not None else None
+            size = None
+            if image_path is not None:
+                sides = (clean_side(entry.get("width")), clean_side(entry.get("height")))
+                size = annotated_size(*sides, image_path, report, where)
+            if size is not None:
+                yield _record(entry, image_path, size, min_score, box_format, report, where)
 
 
 def _parse(line: str, report: BoxReport, where: str) -> dict[str, Any] | None:
     """The object of a line with its columns in step, or `None` where it is left out."""
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         report.add("bad_entry", f"{where}: not json: {error}")
         return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "\0" in entry["image"]:
         report.add("bad_entry", f"{where}: no object with `image`: {line[:80]!r}")
         return None
     if not isinstance(entry.get("caption"), str) or not entry["caption"].strip():
@@ -124,18 +135,6 @@ def _parse(line: str, report: BoxReport, where: str) -> dict[str, Any] | None:
         report.add("bad_entry", f"{where}: scores must be numbers, got {scores}")
         return None
     return entry
-
-
-def _size(entry: Mapping[str, Any], find: ImageFinder, report: BoxReport, where: str) -> tuple[int, int] | None:
-    """Width and height as the line says, else as the image does."""
-    if isinstance(entry.get("width"), int) and isinstance(entry.get("height"), int):
-        return entry["width"], entry["height"]
-    path = find(entry["image"])
-    try:
-        return image_size(path)
-    except (OSError, ValueError) as error:
-        report.add("unreadable_image", f"{where}, {path}: {error}")
-        return None
 
 
 def _record(

@@ -1,6 +1,6 @@
-"""One schema for every data set: what a row holds, how it is checked, and what is told about bad annotations.
+"""One schema for every data set: what an example holds, how it is checked, and how bad annotations are reported.
 
-A row is a plain dict of one image:
+An example is a plain dict of one image:
 
     image     `PIL.Image.Image`, RGB
     image_id  `int` or `str`
@@ -12,7 +12,7 @@ A row is a plain dict of one image:
     objects   columns of equal length, one entry a box:
         bbox             [x, y, width, height] in pixels of the image, x and y from the left top corner
         category         detection: the class name (an index into `labels` is taken too)
-        phrase           optional; grounding: the words that the box belongs to
+        phrase           optional; grounding: the words that refer to the box
         tokens_positive  grounding: character spans [[start, end), ...] into `text`
         segmentation     optional; COCO polygons, COCO RLE, a (height, width) boolean array, or None for "no mask"
         iscrowd          optional; 1 where the box covers a crowd
@@ -36,6 +36,7 @@ PROBLEMS = {
     "not_a_number": "a box with fewer or more than 4 numbers, or with one that is NaN or infinite",
     "degenerate": "a box without width or height",
     "out_of_image": "a box that leaves its image by more than a pixel",
+    "mostly_outside": "a box of which less than a tenth is in its image",
     "crowd": "a box around a crowd",
     "unknown_class": "a box of a class that the data set does not list",
     "bad_span": "a span that is empty or leaves its text",
@@ -43,8 +44,17 @@ PROBLEMS = {
     "bad_entry": "an entry that lacks a field, has one of a wrong type or comes twice",
     "empty_text": "a sentence or question without words, or a question without answers",
     "unknown_image": "an annotation of an image that the file does not list",
+    "outside_path": "a file name that leads out of the image folder (allow_outside_paths follows it)",
     "unreadable_image": "an image that cannot be read",
     "wrong_size": "an image of another size than its annotations say",
+}
+# What is counted though nothing is wrong.
+NOTES = {
+    "turned": "an image stored on its side or head, with boxes made on the stored pixels: both were turned upright",
+    "orientation_unclear": (
+        "an image whose size does not tell whether its boxes were made before or after it is turned upright: taken to "
+        'be upright already (boxes_on="stored" takes the other)'
+    ),
 }
 _ACTIONS = {
     problem: (
@@ -54,22 +64,26 @@ _ACTIONS = {
     )
     for problem in PROBLEMS
 }
+_DEFAULT_ACTIONS = {problem: "clip" if problem == "out_of_image" else "skip" for problem in PROBLEMS}
+# Of a box's area: with less inside of the image, what it shows cannot be recognised.
+_MIN_INSIDE = 0.1
 
 
 class BoxReport:
     """
-    Counts what is wrong in a data set, keeps an example of each kind, and says it once.
+    Counts what is wrong in a data set, remembers the first of each kind, and logs it once.
 
     Args:
         policy (`str` or `Mapping[str, str]`, *optional*, defaults to `"skip"`):
-            "skip" leaves bad boxes and images out, "refuse" raises at the first, "clip" cuts boxes that leave their
-            image and skips everything else. A mapping from the names in `PROBLEMS` to an action sets them one by
-            one (the others are skipped); there "keep" leaves "out_of_image", "crowd" and "wrong_size" as they are.
+            "skip" leaves bad boxes and images out, and clips boxes that leave their image; "refuse" raises at the
+            first problem. A mapping from the names in `PROBLEMS` to an action sets them one by one (the others are
+            as with "skip"): "skip", "refuse", for "out_of_image" also "clip", and for "out_of_image", "crowd" and
+            "wrong_size" also "keep".
         name (`str`, *optional*): the data set, for messages.
 
     Attributes:
-        counts (`Counter`): occurrences by problem.
-        examples (`dict[str, str]`): where the first of each was.
+        counts (`Counter`): occurrences by problem, and by name in `NOTES`.
+        first (`dict[str, str]`): where the first of each was.
 
     Raises:
         ValueError: when the policy names an unknown problem or action.
@@ -79,8 +93,9 @@ class BoxReport:
         self.actions = _actions_of(policy)
         self.name = name
         self.counts: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
-        self._told: set[str] = set()
+        self.first: dict[str, str] = {}
+        self._noted: set[str] = set()
+        self._logged: set[str] = set()
 
     def add(self, problem: str, where: str) -> str:
         """
@@ -103,37 +118,45 @@ class BoxReport:
                 f'policy={{"{problem}": "skip"}} to leave such entries out.'
             )
         self.counts[problem] += 1
-        self.examples.setdefault(problem, where)
+        self.first.setdefault(problem, where)
         return action
 
+    def note(self, name: str, where: str) -> None:
+        """Count what is no problem, a name in `NOTES`: once for each `where`, since images are read many times."""
+        if where not in self._noted:
+            self._noted.add(where)
+            self.counts[name] += 1
+            self.first.setdefault(name, where)
+
     def summary(self) -> str:
-        """One line a problem: count, what was done, and an example. Empty where all is well."""
-        return "\n".join(self._line(problem) for problem in PROBLEMS if self.counts[problem])
+        """One line a problem: count, what was done, and where the first was. Empty where all is well."""
+        return "\n".join(self._line(name) for name in (*PROBLEMS, *NOTES) if self.counts[name])
 
     def warn_once(self) -> None:
-        """Log every problem that has not been told yet."""
-        for problem in PROBLEMS:
-            if self.counts[problem] and problem not in self._told:
-                self._told.add(problem)
-                logger.warning(self._line(problem))
+        """Log every problem that has not been logged yet."""
+        for name in (*PROBLEMS, *NOTES):
+            if self.counts[name] and name not in self._logged:
+                self._logged.add(name)
+                logger.warning(self._line(name))
 
     def _prefix(self) -> str:
         return f"{self.name}: " if self.name else ""
 
     def _line(self, problem: str) -> str:
-        done = {"skip": "left out", "clip": "cut to the image", "keep": "kept"}[self.actions[problem]]
-        return (
-            f"{self._prefix()}{self.counts[problem]} times {PROBLEMS[problem]} ({problem}), {done}; "
-            f"the first: {self.examples[problem]}"
-        )
+        if problem in NOTES:
+            what = f"{NOTES[problem]} ({problem})"
+        else:
+            done = {"skip": "left out", "clip": "clipped to the image", "keep": "kept"}[self.actions[problem]]
+            what = f"{PROBLEMS[problem]} ({problem}), {done}"
+        return f"{self._prefix()}{self.counts[problem]} times {what}; the first: {self.first[problem]}"
 
 
 def _actions_of(policy: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(policy, str):
-        if policy not in ("skip", "refuse", "clip"):
-            raise ValueError(f'`policy` is {policy!r}; choose "skip", "refuse", "clip" or a mapping by problem.')
-        return {problem: policy if policy in _ACTIONS[problem] else "skip" for problem in PROBLEMS}
-    actions = dict.fromkeys(PROBLEMS, "skip")
+        if policy not in ("skip", "refuse"):
+            raise ValueError(f'`policy` is {policy!r}; choose "skip", "refuse" or a mapping by problem.')
+        return dict.fromkeys(PROBLEMS, "refuse") if policy == "refuse" else _DEFAULT_ACTIONS
+    actions = dict(_DEFAULT_ACTIONS)
     for problem, action in policy.items():
         if problem not in PROBLEMS:
             raise ValueError(f"`policy` names the problem {problem!r}; known ones are {', '.join(PROBLEMS)}.")
@@ -164,17 +187,22 @@ def checked_box(box: Sequence[float], width: int, height: int, report: BoxReport
         report.add("degenerate", f"{where}, bbox {list(box)}")
         return None
     # Published corners are rounded: up to a pixel outside is no mistake.
-    if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-        action = report.add("out_of_image", f"{where}, bbox {list(box)} in an image of {width} x {height}")
-        if action == "clip":
-            x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
-            return [x1, y1, x2 - x1, y2 - y1] if x2 > x1 and y2 > y1 else None
-        return [x, y, w, h] if action == "keep" else None
-    return [x, y, w, h]
+    if x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1:
+        return [x, y, w, h]
+    where = f"{where}, bbox {list(box)} in an image of {width} x {height}"
+    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    inside = max(x2 - x1, 0.0) / w * (max(y2 - y1, 0.0) / h)
+    if report.actions["out_of_image"] == "clip" and inside < _MIN_INSIDE:
+        report.add("mostly_outside", where)
+        return None
+    action = report.add("out_of_image", where)
+    if action == "clip":
+        return [x1, y1, x2 - x1, y2 - y1]
+    return [x, y, w, h] if action == "keep" else None
 
 
 def xyxy_to_xywh(box: Any) -> Any:
-    """[x1, y1, x2, y2] as [x, y, width, height]; anything that is not four numbers comes back for `checked_box`."""
+    """[x1, y1, x2, y2] as [x, y, width, height]; what is not four numbers is returned as it is, for `checked_box`."""
     try:
         x1, y1, x2, y2 = box
         return [x1, y1, x2 - x1, y2 - y1]
@@ -183,16 +211,20 @@ def xyxy_to_xywh(box: Any) -> Any:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # whole numbers have no end in json
+        return False
 
 
 def checked_spans(spans: Sequence[Sequence[int]], text: str, report: BoxReport, where: str) -> list[list[int]]:
-    """The spans of one box that lie in the text, each [start, end) with start < end; others, or none, are reported."""
+    """The spans of one box that are in the text, each [start, end) with start < end; others, or none, are reported."""
     good = []
-    if isinstance(spans, Sequence) and not spans:
+    if spans is None or (isinstance(spans, Sequence) and not spans):
         report.add("bad_span", f"{where} has no span")
+        return good
     for span in spans if isinstance(spans, Sequence) else [spans]:
-        pair = isinstance(span, Sequence) and len(span) == 2 and all(isinstance(place, int) for place in span)
+        pair = isinstance(span, Sequence) and len(span) == 2 and all(isinstance(border, int) for border in span)
         if pair and 0 <= span[0] < span[1] <= len(text):
             good.append([span[0], span[1]])
         else:
@@ -208,9 +240,10 @@ def checked_objects(
     where: str,
     labels: Sequence[str] | None = None,
     text: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, list[Any]]:
     """
-    The objects of a row that pass, all columns kept in step.
+    The objects of an example that pass, all columns kept in step.
 
     Args:
         objects (`Mapping[str, Sequence]`): columns as in the schema.
@@ -219,6 +252,7 @@ def checked_objects(
         where (`str`): the image, for messages.
         labels (`Sequence[str]`, *optional*): class names; categories become names and unknown ones are reported.
         text (`str`, *optional*): the sentence that `tokens_positive` points into.
+        names (`Sequence[str]`, *optional*): each object, for messages; by default "object 0", "object 1", ...
 
     Returns:
         `dict[str, list]`: new columns; the arguments stay as they were.
@@ -233,9 +267,10 @@ def checked_objects(
     known = set(labels) if labels is not None else None
     for index in range(len(objects.get("bbox", ()))):
         entry = {name: column[index] for name, column in objects.items()}
-        if _check_entry(entry, width, height, report, f"{where}, object {index}", labels, known, text):
-            for name, value in entry.items():
-                kept[name].append(value)
+        name = f"object {index}" if names is None else names[index]
+        if _check_entry(entry, width, height, report, f"{where}, {name}", labels, known, text):
+            for column, value in entry.items():
+                kept[column].append(value)
     return kept
 
 
@@ -280,36 +315,39 @@ def category_name(category: int | str, labels: Sequence[str]) -> str | None:
     return labels[category] if is_index else None
 
 
-def check_row(row: Mapping[str, Any], report: BoxReport | None = None) -> dict[str, Any]:
+def check_example(example: Mapping[str, Any], report: BoxReport | None = None) -> dict[str, Any]:
     """
-    A row as the schema wants it.
+    An example as the schema wants it.
 
     Args:
-        row (`Mapping`): see the head of this module.
+        example (`Mapping`): see the head of this module.
         report (`BoxReport`, *optional*): where bad boxes go; without one they are refused.
 
     Returns:
-        `dict`: a copy whose objects passed.
+        `dict`: a copy with the objects that passed.
 
     Raises:
         ValueError: when a field is missing or unknown, or the report's policy refuses.
         TypeError: when a field has a wrong type.
     """
-    kind = row.get("kind")
+    kind = example.get("kind")
     if kind not in KINDS:
-        raise ValueError(f"`kind` of a row is {kind!r}; expected one of {', '.join(KINDS)}.")
+        raise ValueError(f"`kind` of an example is {kind!r}; expected one of {', '.join(KINDS)}.")
     needed = {"detection": ("labels", "objects"), "grounding": ("text", "objects"), "caption": ("text",)}
-    missing = [name for name in ("image", "image_id", *needed.get(kind, ("question", "answers"))) if name not in row]
+    needed_here = ("image", "image_id", *needed.get(kind, ("question", "answers")))
+    missing = [name for name in needed_here if name not in example]
     if missing:
-        raise ValueError(f"the {kind} row {row.get('image_id')!r} lacks {', '.join(missing)}.")
-    size = getattr(row["image"], "size", None)
+        raise ValueError(f"the {kind} example {example.get('image_id')!r} lacks {', '.join(missing)}.")
+    size = getattr(example["image"], "size", None)
     if not isinstance(size, tuple):
-        raise TypeError(f"`image` of row {row['image_id']!r} is a {type(row['image']).__name__}; pass a PIL image.")
-    checked = dict(row)
-    if row.get("objects") is not None:
+        raise TypeError(
+            f"`image` of the example {example['image_id']!r} is a {type(example['image']).__name__}; pass a PIL image."
+        )
+    checked = dict(example)
+    if example.get("objects") is not None:
         report = report if report is not None else BoxReport("refuse")
-        where = f"image {row['image_id']!r}"
+        where = f"image {example['image_id']!r}"
         width, height = size
-        labels, text = row.get("labels"), row.get("text")
-        checked["objects"] = checked_objects(row["objects"], width, height, report, where, labels, text)
+        labels, text = example.get("labels"), example.get("text")
+        checked["objects"] = checked_objects(example["objects"], width, height, report, where, labels, text)
     return checked

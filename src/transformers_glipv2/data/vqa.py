@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
-from transformers_glipv2.data.formats.coco import ImageFinder, read_coco_json
+from transformers_glipv2.data.formats.coco_json import clean_id, read_coco_json
+from transformers_glipv2.data.image_files import ImageFinder
 from transformers_glipv2.data.schema import BoxReport
 
 
@@ -16,9 +17,10 @@ def load_vqa(
     *,
     policy: str | Mapping[str, str] = "skip",
     file_name: Callable[[int | str], str] | None = None,
+    allow_outside_paths: bool = False,
 ) -> ImageDataset:
     """
-    Question rows of VQA v2 files, or of others in their format.
+    Question examples of VQA v2 files, or of others in their format.
 
     Args:
         questions_file (`str` or `Path`): json with `questions` of question_id, image_id, question (`.gz` too).
@@ -29,9 +31,11 @@ def load_vqa(
         file_name (`Callable`, *optional*): the file under the folder of an image id. By default COCO's names:
             `COCO_val2014_000000262148.jpg`, in `val2014/` or not, as the file's `data_subtype` says, or
             `000000262148.jpg`, as COCO 2017 has them.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): follow file names and links that lead out of
+            the image folder. Only for files that are trusted.
 
     Returns:
-        `ImageDataset`: rows with question_id, question, answers (`list[str]`) and, with annotations, answer (the
+        `ImageDataset`: examples with question_id, question, answers (`list[str]`) and, with annotations, answer (the
         annotators' majority), question_type and answer_type.
 
     Raises:
@@ -43,33 +47,41 @@ def load_vqa(
     annotations = None
     if annotations_file is not None:
         content = read_coco_json(annotations_file, ("annotations",), "VQA annotation")
-        annotations = {entry.get("question_id"): entry for entry in content["annotations"]}
-    find = file_name_finder(image_folder, str(questions.get("data_subtype", "")), file_name)
+        entries = [entry for entry in content["annotations"] if isinstance(entry, Mapping)]
+        annotations = {clean_id(entry.get("question_id")): entry for entry in entries}
+    find = file_name_finder(image_folder, str(questions.get("data_subtype", "")), file_name, allow_outside_paths)
     records = PackedRecords(_records(questions["questions"], annotations, find, report))
     report.warn_once()
     return ImageDataset(records, report=report)
 
 
 def file_name_finder(
-    image_folder: str | Path, subset: str = "", file_name: Callable[[int | str], str] | None = None
-) -> Callable[[int | str], str]:
+    image_folder: str | Path,
+    subset: str = "",
+    file_name: Callable[[int | str], str] | None = None,
+    allow_outside_paths: bool = False,
+) -> Callable[[int | str, BoxReport, str], str | None]:
     """
-    Where the image of an id lies, for files that give ids only.
+    Finds the image of an id, for files that give ids only.
 
     Args:
         image_folder (`str` or `Path`): holds the images.
         subset (`str`, *optional*): "train2014", "val2014" or "test2015" in COCO's older names.
-        file_name (`Callable`, *optional*): the file under the folder of an image id, in the place of COCO's names.
-    """
-    finder = ImageFinder(Path(image_folder))
+        file_name (`Callable`, *optional*): the file under the folder of an image id, instead of COCO's names.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): as for `load_vqa`.
 
-    def find(image_id: int | str) -> str:
+    Returns:
+        `Callable`: like `ImageFinder`, called with the id.
+    """
+    finder = ImageFinder(image_folder, allow_outside_paths)
+
+    def find(image_id: int | str, report: BoxReport, where: str) -> str | None:
         if file_name is not None:
-            return finder(file_name(image_id))
+            return finder(file_name(image_id), report, where)
         if not isinstance(image_id, int):
-            return finder(f"{image_id}.jpg")
-        old = finder(f"{subset}/COCO_{subset}_{image_id:012d}.jpg")
-        return old if Path(old).is_file() else str(Path(image_folder) / f"{image_id:012d}.jpg")
+            return finder(f"{image_id}.jpg", report, where)
+        old = finder(f"{subset}/COCO_{subset}_{image_id:012d}.jpg", report, where)
+        return old if old is None or Path(old).is_file() else finder(f"{image_id:012d}.jpg", report, where)
 
     return find
 
@@ -77,12 +89,14 @@ def file_name_finder(
 def _records(
     questions: list[Mapping[str, Any]],
     annotations: Mapping[Any, Mapping[str, Any]] | None,
-    find: Callable[[int | str], str],
+    find: Callable[[int | str, BoxReport, str], str | None],
     report: BoxReport,
 ) -> Iterator[dict[str, Any]]:
     seen: set[Any] = set()
     for entry in questions:
-        question_id, image_id, question = (entry.get(name) for name in ("question_id", "image_id", "question"))
+        entry = entry if isinstance(entry, Mapping) else {}
+        question_id, image_id = clean_id(entry.get("question_id")), clean_id(entry.get("image_id"))
+        question = entry.get("question")
         where = f"question {question_id!r} of image {image_id!r}"
         if question_id is None or image_id is None or question_id in seen:
             report.add("bad_entry", f"{where} has no ids or comes twice")
@@ -92,11 +106,12 @@ def _records(
             report.add("empty_text", f"{where}: {question!r}")
             continue
         answers = {"answers": []} if annotations is None else _answers(annotations.get(question_id), report, where)
-        if answers is not None:
+        image_path = find(image_id, report, where) if answers is not None else None
+        if image_path is not None:
             yield {
                 "kind": "vqa",
                 "image_id": image_id,
-                "image_path": find(image_id),
+                "image_path": image_path,
                 "question_id": question_id,
                 "question": question,
                 **answers,
@@ -107,8 +122,8 @@ def _records(
 
 
 def _answers(entry: Mapping[str, Any] | None, report: BoxReport, where: str) -> dict[str, Any] | None:
-    """The answer fields of a row, or `None` where the question is left out."""
-    if entry is None or not entry.get("answers"):
+    """The answer fields of an example, or `None` where the question is left out."""
+    if entry is None or not isinstance(entry.get("answers"), list) or not entry["answers"]:
         report.add("empty_text", f"{where} has no answers")
         return None
     answers = [item.get("answer") if isinstance(item, Mapping) else None for item in entry["answers"]]

@@ -16,14 +16,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm.auto import tqdm
 
+from transformers_glipv2.data.masks import encode_mask, mask_problem
 from transformers_glipv2.evaluation.detections import (
     DetectionTable,
-    annotation_areas,
     detection_table,
     mean_or_minus_one,
     none_if_empty,
     read_annotations,
     subset_annotations,
+    with_mask,
 )
 
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
@@ -83,6 +84,33 @@ def evaluate_coco(
     return results
 
 
+def truth_entries(
+    example: Mapping[str, Any], category_ids: Mapping[str, int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """
+    An example of `load_coco` as entries of `images` and `annotations`, so that scores are of what was accepted.
+
+    Args:
+        example (`Mapping`): with `width`, `height` and `objects`; no image is needed.
+        category_ids (`Mapping[str, int]`): by class name.
+
+    Returns:
+        `tuple[dict, list[dict]]`: annotations have no "id"; `evaluate_coco` numbers them.
+    """
+    image = {"id": example["image_id"], "width": example["width"], "height": example["height"]}
+    objects = example["objects"]
+    entries = [
+        {"image_id": image["id"], "category_id": category_ids[name], "bbox": box, "area": area, "iscrowd": crowd}
+        for name, box, area, crowd in zip(
+            objects["category"], objects["bbox"], objects["area"], objects["iscrowd"], strict=True
+        )
+    ]
+    for entry, mask in zip(entries, objects.get("segmentation", ()), strict=False):
+        if mask is not None:
+            entry["segmentation"] = encode_mask(mask) if isinstance(mask, np.ndarray) else mask
+    return image, entries
+
+
 class _Evaluation(COCOeval):
     """pycocotools' evaluation with a progress bar."""
 
@@ -92,22 +120,15 @@ class _Evaluation(COCOeval):
 
 
 def _ground_truth(content: Mapping[str, Any], iou_type: str) -> COCO:
-    entries = content["annotations"]
+    entries = content["annotations"] if iou_type == "bbox" else with_mask(content["annotations"])
     if iou_type == "segm":
-        without = next((entry for entry in entries if not entry.get("segmentation")), None)
-        if without is not None:
-            raise ValueError(
-                f"annotation {without.get('id')!r} of image {without['image_id']!r} has no `segmentation`; "
-                "leave it out of the annotations, or score with iou_type='bbox'."
-            )
-    areas = annotation_areas(entries)
-    return _coco(
-        content,
-        [
-            {**entry, "id": index + 1, "area": area, "iscrowd": int(entry.get("iscrowd", 0))}
-            for index, (entry, area) in enumerate(zip(entries, areas, strict=True))
-        ],
-    )
+        sizes = {image["id"]: (image.get("height"), image.get("width")) for image in content["images"]}
+        for entry in entries:
+            height, width = sizes.get(entry["image_id"], (None, None))
+            problem = mask_problem(entry["segmentation"], height, width) if height and width else None
+            if problem:
+                raise ValueError(f"annotation {entry.get('id')!r} of image {entry['image_id']!r}: {problem}.")
+    return _coco(content, [{**entry, "id": index + 1} for index, entry in enumerate(entries)])
 
 
 def _detections(content: Mapping[str, Any], table: DetectionTable) -> COCO:

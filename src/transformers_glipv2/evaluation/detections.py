@@ -1,6 +1,7 @@
 """Annotations and result lists of detection benchmarks: read, checked, turned into columns."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,20 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+from transformers.utils import logging
 
 from transformers_glipv2.data.files import read_json
+from transformers_glipv2.data.formats.coco_json import (
+    annotation_problem,
+    clean_id,
+    clean_number,
+    clean_side,
+    crowd_flag,
+)
+from transformers_glipv2.data.masks import compressed_rle, mask_problem, segmentation_box
+from transformers_glipv2.data.schema import BoxReport
+
+logger = logging.get_logger(__name__)
 
 IOU_TYPES = ("bbox", "segm")
 
@@ -21,7 +34,8 @@ def content_of(source: str | Path | Any) -> Any:
 
 def read_annotations(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """
-    A COCO-format annotation file.
+    A COCO-format annotation file, in which what `load_coco` accepts is brought into the official form: null where a
+    default is meant, whole floats for ids and sizes, a box or an area that is missing.
 
     Args:
         source (`str`, `Path` or `Mapping`): the file, or its content.
@@ -30,17 +44,51 @@ def read_annotations(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         `dict`: a shallow copy with `images`, `annotations` and `categories`.
 
     Raises:
-        ValueError: when a part is missing, or an image is listed twice.
+        ValueError: when a part is missing, an image is listed twice, or an entry has a field of a wrong kind; names
+            the file and the entry.
     """
     content = content_of(source)
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+    name = str(source) if isinstance(source, (str, Path)) else "the annotations"
+    found = content if isinstance(content, Mapping) else {}
+    missing = [key for key in ("images", "annotations", "categories") if not isinstance(found.get(key), (list, tuple))]
     if missing:
-        raise ValueError(f"the annotations lack {', '.join(missing)}; expected the content of a COCO instances file.")
-    image_ids = [image["id"] for image in content["images"]]
-    if len(set(image_ids)) != len(image_ids):
-        twice = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)
-        raise ValueError(f"the annotations list image {twice!r} more than once; keep one entry an image.")
-    return dict(content)
+        raise ValueError(f"{name} lack {', '.join(missing)}; expected the content of a COCO instances file.")
+    report = BoxReport("refuse", name)
+    images = [_clean_image(entry, f"images[{index}]", report) for index, entry in enumerate(content["images"])]
+    counts = Counter(image["id"] for image in images)
+    twice = next((image_id for image_id, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{name} list image {twice!r} more than once; keep one entry an image.")
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in images}
+    annotations = [
+        _clean_annotation(entry, f"annotations[{index}]", sizes, report)
+        for index, entry in enumerate(content["annotations"])
+    ]
+    return {**content, "images": images, "annotations": annotations}
+
+
+def _clean_image(entry: Any, where: str, report: BoxReport) -> Mapping[str, Any]:
+    image_id = clean_id(entry.get("id")) if isinstance(entry, Mapping) else None
+    if image_id is None:
+        report.add("bad_entry", f"{where} has no id: {str(entry)[:80]}")
+    sides = {side: clean_side(entry[side]) for side in ("height", "width") if entry.get(side) is not None}
+    return {**entry, "id": image_id, **sides}
+
+
+def _clean_annotation(entry: Any, where: str, sizes: Mapping[Any, Any], report: BoxReport) -> Mapping[str, Any]:
+    problem = annotation_problem(entry)
+    if problem:
+        report.add("bad_entry", f"{where}{problem}")
+    clean = {**entry, "iscrowd": crowd_flag(entry), "image_id": clean_id(entry.get("image_id"))}
+    clean["category_id"] = clean_id(entry.get("category_id"))
+    box = entry.get("bbox")
+    if box in (None, [], ()):
+        height, width = sizes.get(clean["image_id"], (None, None))
+        box = segmentation_box(entry.get("segmentation"), height, width) if height and width else None
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or None in map(clean_number, box):
+        report.add("not_a_number", f"{where}, id {entry.get('id')!r}, bbox {str(entry.get('bbox'))[:80]}")
+    area = clean_number(entry.get("area"))
+    return {**clean, "bbox": list(box), "area": float(box[2] * box[3]) if area is None else area}
 
 
 def subset_annotations(annotations: Mapping[str, Any], image_ids: Iterable[int]) -> dict[str, Any]:
@@ -76,7 +124,7 @@ class DetectionTable:
         return len(self.scores)
 
     def select(self, indices: np.ndarray) -> "DetectionTable":
-        """The rows at these indices, in this order."""
+        """The detections at these indices, in this order."""
         masks = None if self.masks is None else [self.masks[index] for index in indices]
         return DetectionTable(
             self.image_ids[indices], self.category_ids[indices], self.scores[indices], self.boxes[indices], masks
@@ -134,7 +182,7 @@ def _columns(entries: Iterable[Mapping[str, Any]], iou_type: str) -> DetectionTa
         category_ids.append(entry["category_id"])
         scores.append(entry["score"])
         if iou_type == "segm":
-            masks.append(compressed_rle(entry["segmentation"], f"predictions[{index}]"))
+            masks.append(checked_rle(entry["segmentation"], f"predictions[{index}]"))
         elif len(entry["bbox"]) == 4:
             boxes.append(tuple(entry["bbox"]))
         else:
@@ -150,16 +198,19 @@ def _columns(entries: Iterable[Mapping[str, Any]], iou_type: str) -> DetectionTa
     )
 
 
-def compressed_rle(segmentation: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked_rle(segmentation: Any, where: str) -> dict[str, Any]:
     """COCO RLE, compressed or not, as pycocotools takes it; raises ValueError for anything else."""
-    if not isinstance(segmentation, Mapping) or "counts" not in segmentation or len(segmentation["size"]) != 2:
+    size = segmentation.get("size") if isinstance(segmentation, Mapping) else None
+    sides = list(size) if isinstance(size, (list, tuple)) else []
+    problem = "no run-length mask"
+    if len(sides) == 2 and all(clean_side(side) for side in sides):
+        problem = mask_problem({**segmentation, "size": sides}, *sides)
+    if problem:
         raise ValueError(
-            f"`{where}` has the segmentation {str(segmentation)[:80]}; expected COCO RLE with `size` and `counts` "
-            "(transformers_glipv2.data.masks.encode_mask makes it)."
+            f"`{where}` has the segmentation {str(segmentation)[:80]}: {problem}; expected COCO RLE with `size` and "
+            "`counts` (transformers_glipv2.data.masks.encode_mask makes it)."
         )
-    if isinstance(segmentation["counts"], (str, bytes)):
-        return {"size": list(segmentation["size"]), "counts": segmentation["counts"]}
-    return coco_mask.frPyObjects(dict(segmentation), *segmentation["size"])
+    return compressed_rle(segmentation)
 
 
 def _check_table(table: DetectionTable, annotations: Mapping[str, Any], iou_type: str) -> None:
@@ -194,12 +245,18 @@ def check_known(what: str, ids: np.ndarray, known: Iterable[int]) -> None:
         )
 
 
-def annotation_areas(annotations: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The area of each annotation in pixels; that of its box where the file gives none."""
-    return [
-        float(entry["area"]) if entry.get("area") is not None else float(entry["bbox"][2] * entry["bbox"][3])
-        for entry in annotations
-    ]
+def with_mask(annotations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The annotations that have a `segmentation`; how many have none is logged, since mask scores leave them out."""
+    kept = [entry for entry in annotations if entry.get("segmentation")]
+    if annotations and not kept:
+        raise ValueError(f"no `segmentation` in any of {len(annotations)} annotations; score with iou_type='bbox'.")
+    if len(kept) < len(annotations):
+        without = next(entry for entry in annotations if not entry.get("segmentation"))
+        logger.warning(
+            f"{len(annotations) - len(kept)} of {len(annotations)} annotations have no `segmentation` and are left "
+            f"out of the scores of masks, such as annotation {without.get('id')!r} of image {without['image_id']!r}."
+        )
+    return kept
 
 
 def mean_or_minus_one(values: np.ndarray) -> float:

@@ -27,12 +27,12 @@ from transformers_glipv2.evaluation.average_precision import (
 )
 from transformers_glipv2.evaluation.detections import (
     DetectionTable,
-    annotation_areas,
     detection_table,
     mean_or_minus_one,
     none_if_empty,
     read_annotations,
     subset_annotations,
+    with_mask,
 )
 
 FREQUENCIES = ("r", "c", "f")
@@ -163,6 +163,8 @@ class _GroundTruth:
     Args:
         regions: (category, image) -> boxes xywh or RLEs, in the file's order.
         areas: (category, image) -> their areas in pixels.
+        ignored: (category, image) -> whether each has the field `ignore`, which makes it count like one of an area
+            out of range: it need not be found, and what is found on it is neither right nor wrong.
         images: category -> images that hold it, rising.
         negative: image -> categories known to be absent.
         not_exhaustive: image -> categories of which only some objects are annotated.
@@ -170,6 +172,7 @@ class _GroundTruth:
 
     regions: dict[tuple[int, int], list[Any]]
     areas: dict[tuple[int, int], list[float]]
+    ignored: dict[tuple[int, int], list[bool]]
     images: dict[int, list[int]]
     negative: dict[int, set[int]]
     not_exhaustive: dict[int, set[int]]
@@ -178,20 +181,22 @@ class _GroundTruth:
     def of(cls, content: Mapping[str, Any], iou_type: str) -> "_GroundTruth":
         sizes = {image["id"]: (image.get("height"), image.get("width")) for image in content["images"]}
         known = {category["id"] for category in content["categories"]}
-        regions, areas, images = defaultdict(list), defaultdict(list), defaultdict(set)
-        entries = content["annotations"]
-        for entry, area in zip(entries, annotation_areas(entries), strict=True):
-            image, category = entry["image_id"], entry["category_id"]
+        regions, areas, ignored = defaultdict(list), defaultdict(list), defaultdict(list)
+        images = defaultdict(set)
+        for entry in content["annotations"] if iou_type == "bbox" else with_mask(content["annotations"]):
+            image, category, area = entry["image_id"], entry["category_id"], entry["area"]
             # The official evaluator's queries keep areas strictly above 0 only.
             if image not in sizes or category not in known or area <= 0:
                 continue
             region = entry["bbox"] if iou_type == "bbox" else _rle(entry, *sizes[image])
             regions[category, image].append(region)
             areas[category, image].append(area)
+            ignored[category, image].append(bool(entry.get("ignore")))
             images[category].add(image)
         return cls(
             regions,
             areas,
+            ignored,
             {category: sorted(ids) for category, ids in images.items()},
             {image["id"]: set(image["neg_category_ids"]) for image in content["images"]},
             {image["id"]: set(image["not_exhaustive_category_ids"]) for image in content["images"]},
@@ -206,12 +211,10 @@ class _GroundTruth:
 
 
 def _rle(entry: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    mask = decode_mask(entry.get("segmentation"), height, width)
-    if mask is None:
-        raise ValueError(
-            f"annotation {entry.get('id')!r} of image {entry['image_id']!r} has no mask; score with iou_type='bbox'."
-        )
-    return encode_mask(mask)
+    try:
+        return encode_mask(decode_mask(entry["segmentation"], height, width))
+    except ValueError as error:
+        raise ValueError(f"annotation {entry.get('id')!r} of image {entry['image_id']!r}: {error}") from error
 
 
 def _evaluate_category(table: DetectionTable, truth: _GroundTruth, category_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -227,12 +230,13 @@ def _evaluate_category(table: DetectionTable, truth: _GroundTruth, category_id: 
     }
     num_truths = np.zeros(4, dtype=np.int64)
     for image in truth.images.get(category_id, ()):
-        outside = outside_areas(np.asarray(truth.areas[category_id, image]))
-        num_truths += (~outside).sum(axis=1)
+        not_counted = outside_areas(np.asarray(truth.areas[category_id, image]))
+        not_counted |= np.asarray(truth.ignored[category_id, image], dtype=bool)
+        num_truths += (~not_counted).sum(axis=1)
         if image in rows_of:
             rows = rows_of[image]
             ious = _ious(table, rows, truth.regions[category_id, image])
-            matched[:, :, rows], ignored[:, :, rows] = match_detections(ious, outside)
+            matched[:, :, rows], ignored[:, :, rows] = match_detections(ious, not_counted)
     partial = np.array([category_id in truth.not_exhaustive[int(image)] for image in table.image_ids], dtype=bool)
     ignored |= ~matched & (outside_areas(areas) | partial)[:, None, :]
     return precision_and_recall(table.scores, matched, ignored, num_truths)

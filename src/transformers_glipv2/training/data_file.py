@@ -173,7 +173,7 @@ def _check_evaluation(evaluation: Any, where: str, allow_custom_loaders: bool) -
         options = {name: value for name, value in evaluation.items() if name != "max_samples"}
         _check_source(options, where, allow_custom_loaders)
     else:
-        _check_known(evaluation, {"path", "split", "max_samples", "size"}, where)
+        _check_known(evaluation, {"path", "split", "max_samples", "size", "boxes_on", "allow_outside_paths"}, where)
         if not isinstance(evaluation.get("path"), (str, Path)):
             raise ValueError(f"{where} is {evaluation}; it needs the `path` of a COCO-format folder or file.")
         if not isinstance(evaluation.get("split", ""), str):

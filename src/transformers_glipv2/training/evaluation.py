@@ -7,14 +7,15 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 
-from transformers_glipv2.data.formats.coco import ImageFinder, find_annotation_file, used_categories
-from transformers_glipv2.evaluation.coco import evaluate_coco
-from transformers_glipv2.evaluation.detections import read_annotations
-from transformers_glipv2.evaluation.detector import coco_entries, open_annotated_image
+from transformers_glipv2.data.dataset import ImageDataset
+from transformers_glipv2.data.formats.coco import find_annotation_file, load_coco
+from transformers_glipv2.evaluation.coco import evaluate_coco, truth_entries
+from transformers_glipv2.evaluation.detector import coco_entries
 from transformers_glipv2.inference.detector import Detector, encode_labels
 from transformers_glipv2.prompts import clean_labels
 from transformers_glipv2.training.data_file import DataFile, load_sources
@@ -77,7 +78,9 @@ class DetectionEvaluator:
     Average precision of boxes, or of masks and boxes, on the images and classes of a COCO-format file, over all
     processes.
 
-    Every image is asked for every class of the file, in the file's order and in as few prompts as hold them.
+    Every image is asked for every class of the file, in the file's order and in as few prompts as hold them. What
+    `load_coco` leaves out (images that cannot be read, boxes that are none) is left out of the scores too, and
+    counted in `dataset.report`.
 
     Args:
         accelerator (`Accelerator`): deals the images to the processes.
@@ -85,6 +88,8 @@ class DetectionEvaluator:
         annotation_file (`str` or `Path`): a COCO-format json or folder, as `load_coco` takes it.
         split (`str`, *optional*): needed where a folder holds several.
         max_samples (`int`, *optional*): only the first so many images of the file.
+        boxes_on (`str`, *optional*, defaults to `"auto"`), allow_outside_paths (`bool`, *optional*, defaults to
+            `False`): as for `load_coco`.
         size (`dict[str, int]`, *optional*): "shortest_edge" and "longest_edge" in pixels instead of the processor's.
         masks (`bool`, *optional*, defaults to `False`): score masks too. Objects without a mask are then left out of
             both scores, so that the two compare.
@@ -96,7 +101,8 @@ class DetectionEvaluator:
             process. The detections are kept in `predictions`, as entries of a COCO result file.
 
     Raises:
-        FileNotFoundError, ValueError: when the file is missing or not COCO format, or no object has a mask.
+        FileNotFoundError, ValueError: as `load_coco`; when no object has a mask; and, when called, when no image can
+            be read.
     """
 
     def __init__(
@@ -109,21 +115,24 @@ class DetectionEvaluator:
         size: dict[str, int] | None = None,
         masks: bool = False,
         progress: bool = True,
+        boxes_on: str = "auto",
+        allow_outside_paths: bool = False,
     ):
         path = find_annotation_file(annotation_file, split)
-        self.annotations = read_annotations(path)
-        categories = used_categories(self.annotations["categories"], self.annotations["annotations"])
-        if masks:
-            with_masks = [entry for entry in self.annotations["annotations"] if entry.get("segmentation")]
-            if not with_masks:
-                raise ValueError(f"no object of {path} has a `segmentation`; score its boxes alone (masks=False).")
-            self.annotations = {**self.annotations, "annotations": with_masks}
-        self.images = self.annotations["images"][:max_samples]
-        if not self.images:
+        dataset = load_coco(
+            path,
+            policy={"crowd": "keep"},
+            with_masks=masks,
+            boxes_on=boxes_on,
+            allow_outside_paths=allow_outside_paths,
+        )
+        self.category_ids, self.labels = dataset.category_ids, clean_labels(dataset.class_names)
+        if masks and not any(_has_mask(record["objects"]) for record in dataset.records):
+            raise ValueError(f"no object of {path} has a `segmentation`; score its boxes alone (masks=False).")
+        self.dataset = dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+        if not len(self.dataset):
             raise ValueError(f"{path} lists no images; there is nothing to evaluate on.")
-        self.category_ids, self.labels = list(categories), clean_labels(list(categories.values()))
         self.prompts = encode_labels(self.labels, processor.tokenizer, processor.max_tokens)
-        self.find = ImageFinder(path.parent)
         self.accelerator = accelerator
         self.processor = processor
         self.size = size
@@ -136,22 +145,53 @@ class DetectionEvaluator:
         methods = ("get_image_features", "get_text_features", *(("predict_masks",) if self.masks else ()))
         model = with_forward_methods(self.accelerator, model, *methods)
         detector = Detector(model, self.processor, threshold=0.0, size=self.size, progress=False)
+        category_ids = dict(zip(self.dataset.class_names, self.category_ids, strict=True))
         results = []
-        for index, entry in own_examples(self.accelerator, self.images, self.progress):
-            image = open_annotated_image(self.find(entry["file_name"]), (entry["width"], entry["height"]))
+        for index, example in own_examples(self.accelerator, _Read(self.dataset), self.progress):
+            # Processes of a sharded model must call it equally often, also where an image cannot be read.
+            image = Image.new("RGB", (32, 32)) if example is None else example["image"]
             with self.accelerator.autocast():
-                size = (entry["height"], entry["width"])
+                size = (image.height, image.width)
                 (result,) = detector.run_prompts([image], self.prompts, [size], masks=self.masks)
-            results.append((index, coco_entries(entry["id"], result, self.category_ids)))
-        self.predictions = [entry for entries in gather_in_order(results) for entry in entries]
+            if example is not None:
+                truth = truth_entries(example, category_ids)
+                results.append((index, (*truth, coco_entries(example["image_id"], result, self.category_ids))))
+        images, annotations, self.predictions = [], [], []
+        for image, truths, found in gather_in_order(results):
+            images.append(image)
+            annotations += [entry for entry in truths if not self.masks or entry.get("segmentation")]
+            self.predictions += found
+        if not images:
+            raise ValueError(f"no image of the evaluation can be read: {self.dataset.report.summary()}")
+        categories = [{"id": category_id, "name": name} for name, category_id in category_ids.items()]
+        content = {"images": images, "annotations": annotations, "categories": categories}
         if not self.masks:
-            return self._scores("bbox")
-        return self._scores("segm") | {f"box_{name}": value for name, value in self._scores("bbox").items()}
+            return _scores(content, self.predictions, "bbox")
+        boxes = _scores(content, self.predictions, "bbox")
+        masks = _scores(content, self.predictions, "segm")
+        return masks | {f"box_{name}": value for name, value in boxes.items()}
 
-    def _scores(self, iou_type: str) -> dict[str, float]:
-        image_ids = [image["id"] for image in self.images]
-        scores = evaluate_coco(self.annotations, self.predictions, iou_type, image_ids=image_ids, progress=False)
-        return {name: 100 * scores[name] if scores[name] >= 0 else -1.0 for name in REPORTED}
+
+class _Read(Sequence):
+    """A data set whose unreadable examples are `None`, in place of the next readable one."""
+
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        return self.dataset.read(index)
+
+
+def _scores(content: dict[str, Any], predictions: list[dict[str, Any]], iou_type: str) -> dict[str, float]:
+    scores = evaluate_coco(content, predictions, iou_type, progress=False)
+    return {name: 100 * scores[name] if scores[name] >= 0 else -1.0 for name in REPORTED}
+
+
+def _has_mask(objects: dict[str, list[Any]]) -> bool:
+    return any(mask is not None for mask in objects["segmentation"])
 
 
 def make_evaluator(

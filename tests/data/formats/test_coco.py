@@ -7,7 +7,7 @@ from PIL import Image
 
 from transformers_glipv2.data.formats.coco import find_annotation_file, load_coco
 from transformers_glipv2.data.masks import decode_mask, encode_mask, stack_masks
-from transformers_glipv2.data.schema import BoxReport, check_row, checked_box
+from transformers_glipv2.data.schema import BoxReport, check_example, checked_box
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "traffic light"}]
 
@@ -39,7 +39,7 @@ def test_folders_with_a_split(tmp_path):
     assert row["objects"]["bbox"] == [[1.0, 2.0, 10.0, 12.0]]
     assert dataset[1]["objects"]["bbox"] == []
     assert len(load_coco(tmp_path, split="train", keep_empty=False)) == 1
-    check_row(row)
+    check_example(row)
 
 
 def test_roboflow_folders(tmp_path):
@@ -61,7 +61,7 @@ def test_a_missing_split_names_what_there_is(tmp_path):
 BAD = {
     "not_a_number": {**GOOD, "bbox": [1, 2, float("nan"), 4]},
     "degenerate": {**GOOD, "bbox": [1, 2, 0, 4]},
-    "out_of_image": {**GOOD, "bbox": [30, 2, 20, 4]},
+    "mostly_outside": {**GOOD, "bbox": [38, 2, 40, 4]},
     "crowd": {**GOOD, "iscrowd": 1},
     "unknown_class": {**GOOD, "category_id": 99},
     "unknown_image": {**GOOD, "image_id": 99},
@@ -81,10 +81,15 @@ def test_bad_boxes_are_counted_skipped_or_refused(tmp_path, problem):
         load_coco(tmp_path, split="train", policy={problem: "refuse"})
 
 
-def test_boxes_can_be_clipped_and_crowds_kept(tmp_path):
-    write_folder(tmp_path, [BAD["out_of_image"], BAD["crowd"], {**GOOD, "bbox": [-0.5, 0, 41, 30]}])
-    objects = load_coco(tmp_path, split="train", policy="clip")[0]["objects"]
-    assert objects["bbox"] == [[30, 2, 10, 4], [-0.5, 0, 41, 30]]
+def test_boxes_are_clipped_unless_the_policy_says_otherwise_and_crowds_can_be_kept(tmp_path):
+    outside = {**GOOD, "bbox": [30, 2, 20, 4]}
+    write_folder(tmp_path, [outside, BAD["crowd"], {**GOOD, "bbox": [-0.5, 0, 41, 30]}])
+    dataset = load_coco(tmp_path, split="train")
+    assert dataset[0]["objects"]["bbox"] == [[30, 2, 10, 4], [-0.5, 0, 41, 30]]
+    assert dataset.report.counts == {"out_of_image": 1, "crowd": 1} and "clipped" in dataset.report.summary()
+    assert len(load_coco(tmp_path, split="train", policy={"out_of_image": "skip"})[0]["objects"]["bbox"]) == 1
+    with pytest.raises(ValueError, match="out_of_image"):
+        load_coco(tmp_path, split="train", policy={"out_of_image": "refuse"})
     policy = {"out_of_image": "keep", "crowd": "keep"}
     objects = load_coco(tmp_path, split="train", policy=policy)[0]["objects"]
     assert objects["bbox"][0] == [30, 2, 20, 4] and objects["iscrowd"] == [0, 1, 0]
@@ -105,7 +110,7 @@ def test_fields_that_are_missing(tmp_path, problem, annotation):
     assert dataset.report.counts == {problem: 1} and len(dataset[0]["objects"]["bbox"]) == 1
 
 
-@pytest.mark.parametrize("field", ["id", "file_name", "width", "height"])
+@pytest.mark.parametrize("field", ["id", "file_name"])
 def test_images_that_lack_a_field(tmp_path, field):
     path = write_folder(tmp_path, [GOOD]) / "train.json"
     content = json.loads(path.read_text())
@@ -171,14 +176,66 @@ def test_unreadable_and_wrong_images(tmp_path):
     assert kept[2]["image"].size == (10, 10)
 
 
-def test_rotation_is_applied_only_where_annotations_want_it(tmp_path):
-    write_folder(tmp_path, [GOOD], num_images=1)
+def write_turned(folder, orientation, stored, size, box, mask=None):
+    """One image of one white object, with an EXIF orientation, whose annotations say `size` and `box`."""
+    x, y, w, h = STORED_BOX
+    pixels = np.zeros((stored[1], stored[0]), dtype=np.uint8)
+    pixels[y : y + h, x : x + w] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (30, 40)).save(tmp_path / "train" / "0.jpg", exif=exif)
-    assert load_coco(tmp_path, split="train")[0]["image"].size == (40, 30)
-    Image.new("RGB", (40, 30)).save(tmp_path / "train" / "0.jpg", exif=exif)
-    assert load_coco(tmp_path, split="train")[0]["image"].size == (40, 30)
+    exif[0x0112] = orientation
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(folder / "a.png", exif=exif)
+    image = {"id": 1, "file_name": "a.png", "width": size[0], "height": size[1]}
+    annotation = {"id": 2, "image_id": 1, "category_id": 7, "bbox": box, "segmentation": mask}
+    content = {"images": [image], "annotations": [annotation], "categories": CATEGORIES}
+    (folder / "a.json").write_text(json.dumps(content))
+    return folder / "a.json"
+
+
+STORED_BOX = (3, 2, 6, 4)
+
+
+def shown_box(image):
+    """x, y, width, height of what is white."""
+    rows, columns = np.nonzero(np.asarray(image)[:, :, 0] > 128)
+    return [columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min()]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("stored", [(30, 20), (24, 24)])
+@pytest.mark.parametrize("kind", ["polygon", "rle", None])
+def test_images_are_upright_and_their_boxes_with_them(tmp_path, orientation, stored, kind):
+    """The annotations were made on the stored pixels, and a square image does not show it."""
+    x, y, w, h = STORED_BOX
+    mask = np.zeros(stored[::-1], dtype=bool)
+    mask[y : y + h, x : x + w] = True
+    polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    segmentation = {"polygon": polygon, "rle": encode_mask(mask), None: None}[kind]
+    path = write_turned(tmp_path, orientation, stored, stored, list(STORED_BOX), segmentation)
+    dataset = load_coco(path, with_masks=True, boxes_on="stored")
+    for _ in range(2):
+        example = dataset[0]
+        assert example["image"].size == (example["width"], example["height"])
+        assert example["objects"]["bbox"] == [shown_box(example["image"])]
+        if kind is not None:
+            mask = decode_mask(example["objects"]["segmentation"][0], example["height"], example["width"])
+            np.testing.assert_array_equal(mask, np.asarray(example["image"])[:, :, 0] > 128)
+    assert dataset.report.counts == ({} if orientation == 1 else {"turned": 1}), "counted once, not at every reading"
+    if orientation >= 5 and stored[0] != stored[1]:
+        assert load_coco(path)[0]["objects"]["bbox"] == [shown_box(example["image"])], "the size tells"
+
+
+def test_annotations_of_the_upright_image_stay(tmp_path):
+    box = [14, 3, 4, 6]  # STORED_BOX, turned clockwise
+    dataset = load_coco(write_turned(tmp_path, 6, (30, 20), (20, 30), box))
+    assert dataset[0]["objects"]["bbox"] == [box] == [shown_box(dataset[0]["image"])]
+    assert dataset.report.counts == {}
+    # The size of an image on its head does not tell: upright is the default, and the report says so.
+    dataset = load_coco(write_turned(tmp_path, 3, (30, 20), (30, 20), [21, 14, 6, 4]))
+    assert dataset[0]["objects"]["bbox"] == [shown_box(dataset[0]["image"])]
+    assert dataset.report.counts == {"orientation_unclear": 1} and "boxes_on" in dataset.report.summary()
+    with pytest.raises(ValueError, match="boxes_on"):
+        load_coco(tmp_path / "a.json", boxes_on="sideways")
 
 
 def test_masks_of_every_kind():
@@ -192,10 +249,10 @@ def test_masks_of_every_kind():
     counts = np.diff(np.concatenate([[0], runs, [expected.size]])).tolist()
     np.testing.assert_array_equal(decode_mask({"size": [5, 8], "counts": counts}, 5, 8), expected)
     np.testing.assert_array_equal(decode_mask(expected, 5, 8), expected)
-    assert decode_mask(None, 5, 8) is None and decode_mask([[1, 2, 3, 4]], 5, 8) is None
+    assert decode_mask(None, 5, 8) is None and decode_mask([], 5, 8) is None
     assert stack_masks([polygon, None], 5, 8).sum(axis=(1, 2)).tolist() == [12, 0]
     assert stack_masks([], 5, 8).shape == (0, 5, 8)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match=r"a mask of \(height, width\)"):
         decode_mask(encode_mask(expected), 8, 5)
     with pytest.raises(ValueError, match="not a segmentation"):
         decode_mask("polygon", 5, 8)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from transformers_glipv2.data.augment import flip_row
 from transformers_glipv2.data.scenes.mosaics import MosaicScenes, class_name, content_box
-from transformers_glipv2.data.schema import check_row
+from transformers_glipv2.data.schema import check_example
 
 # Folder, colour of its images, name of the class.
 FOLDERS = {
@@ -39,7 +39,7 @@ def test_boxes_are_around_what_is_shown(folder):
     colours = {name: colour for colour, name in FOLDERS.values() if name}
     counts = Counter()
     for index in range(40):
-        row = check_row(mosaics[index])
+        row = check_example(mosaics[index])
         pixels = np.asarray(row["image"], dtype=int)
         assert max(row["image"].size) == 300
         counts[len(row["objects"]["bbox"])] += 1
@@ -48,7 +48,7 @@ def test_boxes_are_around_what_is_shown(folder):
             assert np.abs(inside - colours[category]).max() < 60
             # The image's white border lies around the box.
             assert pixels[int(y + h / 2), int(x) - 4].min() > 200
-        check_row(flip_row(row))
+        check_example(flip_row(row))
     assert counts[1] and counts[4] and counts[9] and not set(counts) - set(range(10))
 
 
@@ -111,4 +111,4 @@ def test_real_class_folders(data_dir):
     mosaics = MosaicScenes(data_dir / "caltech101")
     assert len(mosaics.class_names) > 90 and "grand piano" in mosaics.class_names
     for index in range(3):
-        check_row(mosaics[index])
+        check_example(mosaics[index])

@@ -29,7 +29,7 @@ from transformers_glipv2.data.scenes.language import (
 from transformers_glipv2.data.scenes.render import ObjectSpec, SceneComposer, SceneObject
 from transformers_glipv2.data.scenes.scenes import CompositeScenes, ReferringScenes, test_scenes
 from transformers_glipv2.data.scenes.words import plural, related_nouns, with_article
-from transformers_glipv2.data.schema import check_row
+from transformers_glipv2.data.schema import check_example
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_rows_depend_on_seed_and_number_alone(assets):
 def test_rows_fit_the_schema_and_boxes_fit_masks(assets):
     kinds = set()
     for index in range(60):
-        row = check_row(scenes(assets)[index])
+        row = check_example(scenes(assets)[index])
         kinds.add(row["kind"])
         width, height = row["image"].size
         assert max(width, height) == 160 and min(width, height) >= 120
@@ -172,7 +172,7 @@ def test_prompts_of_the_test(assets):
         assert len(rows) == 40
         assert same_rows(rows[7], test_scenes(assets, part, negatives=6, size=160)[7])
         for row in map(rows.__getitem__, range(20)):
-            check_row(row)
+            check_example(row)
             present, negatives = set(row["objects"]["category"]), row["negative_labels"]
             assert present and len(negatives) == 6
             assert sorted(row["labels"]) == sorted([*present, *negatives]) and not present & set(negatives)
@@ -390,7 +390,7 @@ def test_relations_need_room():
 def test_flipped_rows_stay_true(assets):
     for index in range(40):
         row = scenes(assets, "vqa")[index]
-        flipped = check_row(flip_row(row))
+        flipped = check_example(flip_row(row))
         for box, mask in zip(flipped["objects"]["bbox"], flipped["objects"]["segmentation"], strict=True):
             assert mask_box(mask) == box
         if row["question_type"] == "left or right":
@@ -406,7 +406,7 @@ def test_referring_scenes(assets):
     rows = ReferringScenes(assets, count=10, size=160)
     assert len(rows) == 10
     for index in range(10):
-        row = check_row(rows[index])
+        row = check_example(rows[index])
         (referent,) = row["referents"]
         assert row["objects"]["phrase"][referent] == row["text"]
     assert same_rows(rows[4], ReferringScenes(assets, size=160)[4])
