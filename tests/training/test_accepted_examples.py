@@ -85,5 +85,5 @@ def test_objects_without_a_mask_are_left_out_of_both_scores(tmp_path):
     del without["segmentation"]
     scores, counts = evaluate(write(tmp_path, [BOX, without]), masks=True)
     assert scores["AP"] >= 0 and scores["box_AP"] >= 0 and counts == {}
-    with pytest.raises(ValueError, match="no object of .* has a `segmentation`"):
+    with pytest.raises(ValueError, match=r"no object of .* has a `segmentation`"):
         evaluate(write(tmp_path, [without]), masks=True)

@@ -140,8 +140,13 @@ def category(number, name, group=None):
         ([category(0, "pieces", "none"), category(1, "king", "pieces")], {0, 1}, [0, 1]),
         # Nested ones.
         (
-            [category(9, "all", "none"), category(8, "a", "all"), category(1, "x", "a"), category(7, "b", "all")]
-            + [category(2, "y", "b")],
+            [
+                category(9, "all", "none"),
+                category(8, "a", "all"),
+                category(1, "x", "a"),
+                category(7, "b", "all"),
+                category(2, "y", "b"),
+            ],
             {1},
             [1, 2],
         ),
