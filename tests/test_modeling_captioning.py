@@ -12,7 +12,7 @@ from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection, GLIPv2ForPreTraining
 from transformers_glipv2.layers.caption_steps import causal_mask, prefixes
 from transformers_glipv2.layers.region_attention import GLIPv2Locations, location_features
-from transformers_glipv2.losses import caption_loss
+from transformers_glipv2.losses import caption_loss, next_tokens
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.training.heads import load_other_heads
 
@@ -207,7 +207,7 @@ def test_loss_by_hand(model):
     labels = torch.tensor([[2, 5, 6, 3], [2, 4, -100, -100]])
     total = sum(-logits[row, place - 1].log_softmax(0)[labels[row, place]] for row, place in ((0, 1), (0, 2), (0, 3)))
     total = total - logits[1, 0].log_softmax(0)[4]
-    assert caption_loss(logits, labels).item() == pytest.approx(total.item() / 4, rel=1e-5)
+    assert caption_loss(logits, next_tokens(labels)).item() == pytest.approx(total.item() / 4, rel=1e-5)
     assert caption_loss(logits, torch.full_like(labels, -100)) == 0
     with pytest.raises(ValueError, match=r"\(2, 4\)"):
         caption_loss(logits, labels[:, :3])

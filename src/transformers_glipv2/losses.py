@@ -453,29 +453,41 @@ def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 # Heads ---------------------------------------------------------------------------------------------------------------
 
 
-def caption_loss(logits: Tensor, labels: Tensor, normalizer: Tensor | None = None) -> Tensor:
+def next_tokens(labels: Tensor) -> Tensor:
+    """
+    What each token of a caption predicts.
+
+    Args:
+        labels: `(batch, tokens)`, the ids of the text, -100 at tokens that are not to be learned (padding).
+
+    Returns:
+        `(batch, tokens)`, the id of the token that follows each token; -100 after the last.
+    """
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def caption_loss(logits: Tensor, targets: Tensor, normalizer: Tensor | int | None = None) -> Tensor:
     """
     Cross entropy of each next token, averaged over the tokens that count; 0 where none does.
 
     Args:
         logits: `(batch, tokens, vocabulary)`.
-        labels: `(batch, tokens)`, the ids of the same text, -100 at tokens that are not to be learned (padding). Each
-            token is predicted from those before it.
+        targets: `(batch, tokens)`, the id of the token after each token as [`next_tokens`] gives it, -100 where there
+            is none to be learned.
         normalizer: what the sum is divided by; `None`: the tokens that count, their mean over processes.
 
     Raises:
         ValueError: when the shapes differ.
     """
-    if labels.shape != logits.shape[:2]:
+    if targets.shape != logits.shape[:2]:
         raise ValueError(
-            f"`labels` must have shape {tuple(logits.shape[:2])} (batch, tokens), not {tuple(labels.shape)}."
+            f"`labels` must have shape {tuple(logits.shape[:2])} (batch, tokens), not {tuple(targets.shape)}."
         )
-    targets = labels[:, 1:].flatten()
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
     if normalizer is None:
         normalizer = mean_over_processes((targets != -100).sum().float())
     # The mean over processes may be less than one; where it is 0, so is the sum.
-    return losses / normalizer.clamp(min=torch.finfo(torch.float32).eps)
+    return losses / torch.as_tensor(normalizer, device=losses.device).clamp(min=torch.finfo(torch.float32).eps)
 
 
 def answer_loss(logits: Tensor, targets: Tensor, normalizer: Tensor | None = None) -> Tensor:
@@ -518,5 +530,6 @@ __all__ = [
     "inter_image_loss",
     "masked_token_loss",
     "match_anchors",
+    "next_tokens",
     "token_loss",
 ]

@@ -7,6 +7,7 @@ sees no token. So the image's way through the tower does not depend on the text:
 values.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,15 @@ from transformers import DynamicCache, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation.utils import ALL_CACHE_NAMES
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .boxes import normalize_boxes
 from .configuration_glipv2 import GLIPv2Config
 from .layers.caption_steps import (
     GLIPv2VisualStates,
     causal_mask,
+    grow_cache,
     images_to_texts,
     maps_without_text,
     prefixes,
@@ -31,15 +34,16 @@ from .layers.caption_steps import (
     tokens_through_layer,
 )
 from .layers.feature_maps import FeatureMaps, crop_maps, flatten_levels, join_maps, map_shapes, own_map_shapes
-from .layers.input_checks import check_text
+from .layers.input_checks import check_keywords, check_text
 from .layers.region_attention import GLIPv2Locations, GLIPv2RegionWordAttention, location_features
-from .losses import caption_loss
+from .losses import caption_loss, next_tokens
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2FreezableDetector,
     GLIPv2ImageFeatures,
     GLIPv2ObjectDetectionOutput,
     GLIPv2PreTrainedModel,
+    selected_states,
     word_embedding_name,
 )
 from .modeling_glipv2_pretraining import GLIPv2ContrastiveHead, GLIPv2MaskedLMHead
@@ -47,6 +51,8 @@ from .modeling_glipv2_vqa import require_fusion
 
 # transformers calls the cache `past_key_values` up to 5.23 and `cache` from then on.
 CACHE_NAME = ALL_CACHE_NAMES[0]
+# What the loop of generation tells `prepare_inputs_for_generation` alone.
+GENERATION_LOOP_KEYWORDS = ("next_sequence_length", "is_first_iteration", "cache_position")
 # At first the attended regions score words by 10 in all. Label embeddings and regions that fit are compared by about
 # their cosine, and with 10 in front the word that fits best stands out among the logits of a trained decoder.
 INITIAL_LABEL_GATE = 10.0
@@ -72,6 +78,13 @@ class GLIPv2CaptioningOutput(ModelOutput):
             P3..P7 after and before the tower; `None` where `visual_states` were given.
         visual_states (`GLIPv2VisualStates`):
             What the tokens attended to, for further calls about the same images.
+        hidden_states (`tuple` of `torch.FloatTensor` of shape `(batch, tokens, text_dim)`, with
+        `output_hidden_states`):
+            Token features before the first and after each layer of the tower.
+        attentions (`tuple` of `torch.FloatTensor` of shape `(batch, heads, tokens, locations)`, with
+        `output_attentions`):
+            What each token attends to in its image, for each layer of the tower; locations of all levels, P3 first,
+            row-major.
     """
 
     loss: torch.FloatTensor | None = None
@@ -83,6 +96,8 @@ class GLIPv2CaptioningOutput(ModelOutput):
     fused_feature_maps: FeatureMaps | None = None
     feature_maps: FeatureMaps | None = None
     visual_states: GLIPv2VisualStates | None = None
+    hidden_states: tuple[torch.FloatTensor | None, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 # Head ----------------------------------------------------------------------------------------------------------------
@@ -160,10 +175,10 @@ def make_visual_states(
     locations = None
     if region_attention is not None:
         locations = [caption_locations(model, *each) for each in zip(images, final, sizes, strict=True)]
-    if not final_maps:
-        return GLIPv2VisualStates(list(groups), locations)
-    joined = final[0] if own_shapes is None else join_maps(list(final), map_shapes(maps))
-    return GLIPv2VisualStates(list(groups), locations, joined)
+    level_shapes, joined = map_shapes(maps), None
+    if final_maps:
+        joined = final[0] if own_shapes is None else join_maps(list(final), level_shapes)
+    return GLIPv2VisualStates(list(groups), locations, level_shapes, own_shapes, joined)
 
 
 def caption_locations(
@@ -186,7 +201,8 @@ def read_captions(
     attention_mask: torch.LongTensor | None,
     visual_states: GLIPv2VisualStates,
     cache: Cache | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    output_attentions: bool = False,
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...] | None]:
     """
     Tokens of captions through the text encoder and the tower.
 
@@ -194,7 +210,8 @@ def read_captions(
         model: with a detector and a `caption_head`; the rest as of `GLIPv2ForConditionalGeneration.forward`.
 
     Returns:
-        The tokens before and after the tower, `(texts, tokens, text_dim)` each; the texts fit the images.
+        The tokens before the first and after each layer of the tower, `(texts, tokens, text_dim)` each; the texts fit
+        the images. And what they attend to in each layer, `(texts, heads, tokens, locations)`, or `None`.
 
     Raises:
         ValueError: when texts, images or mask do not fit.
@@ -209,6 +226,9 @@ def read_captions(
         raise ValueError(
             f"There are {num_texts} texts and {num_images} images; pass equally many texts an image, or one for all."
         )
+    encoder_layers = model.config.text_config.num_hidden_layers
+    if cache is not None:
+        grow_cache(cache, encoder_layers + len(model.model.layers))
     num_keys = num_tokens + (cache.get_seq_length() if cache is not None else 0)
     if attention_mask is None:
         attention_mask = tokens.new_ones(num_texts, num_keys, dtype=torch.long)
@@ -226,12 +246,15 @@ def read_captions(
     inputs = {"input_ids" if inputs_embeds is None else "inputs_embeds": tokens}
     if cache is not None:
         inputs[CACHE_NAME] = cache
-    text_features = encoder(**inputs, attention_mask=encoder_mask, position_ids=positions).last_hidden_state
-    text, encoder_layers = text_features, model.config.text_config.num_hidden_layers
+    states = [encoder(**inputs, attention_mask=encoder_mask, position_ids=positions).last_hidden_state]
+    attentions = []
     for index, layer in enumerate(model.model.layers):
-        maps = [group[index] for group in visual_states.groups]
-        text = tokens_through_layer(layer, text, maps, mask, cache, encoder_layers + index)
-    return text_features, text
+        text, attention = tokens_through_layer(
+            layer, states[-1], visual_states, index, mask, cache, encoder_layers + index, output_attentions
+        )
+        states.append(text)
+        attentions.append(attention)
+    return tuple(states), tuple(attentions) if output_attentions else None
 
 
 # Model ---------------------------------------------------------------------------------------------------------------
@@ -266,9 +289,6 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         >>> processor.batch_decode(model.generate(**inputs, num_beams=5), skip_special_tokens=True)
         ['an image of a red chair and two dogs']
     """
-
-    # Generation would drop the images otherwise.
-    main_input_name = "input_ids"
 
     def __init__(self, config: GLIPv2Config):
         require_fusion(config, type(self).__name__)
@@ -350,7 +370,11 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> GLIPv2CaptioningOutput:
         """
         Args:
@@ -367,11 +391,26 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
             cache: keys and values of earlier tokens; those of `input_ids` are added. `past_key_values` is its name in
                 older versions of transformers.
             use_cache: start a cache where none is given.
-            logits_to_keep: give logits of so many last tokens only; 0: of all.
+            logits_to_keep: give logits of so many last tokens only, 0: of all; or indices of the tokens.
+            output_hidden_states: also return the tokens before and after each layer of the tower; an index or indices
+                return `None` in place of the others.
+            output_attentions: also return what each token attends to in its image.
+            shift_labels: `(texts, tokens)`, in place of `labels`: the token after each token, where texts are divided
+                over processes (sequence parallelism).
+            kwargs: `num_items_in_batch`, the tokens to be learned in all micro-batches of a step, by which `Trainer`
+                has the loss divided under gradient accumulation.
 
         Raises:
+            TypeError: for an unknown keyword.
             ValueError: when a side is missing, or texts, images or labels do not fit.
         """
+        check_keywords(kwargs, ("num_items_in_batch",), self.forward)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if past_key_values is not None and CACHE_NAME != "past_key_values":
+            warnings.warn(f"`past_key_values` is deprecated; pass it as `{CACHE_NAME}`.", FutureWarning, stacklevel=2)
         cache = past_key_values if cache is None else cache
         if cache is None and use_cache:
             cache = DynamicCache()
@@ -386,19 +425,28 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
                     image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
             visual_states = self.get_visual_states(image_features, final_maps=True)
         with self.detector_gradients():
-            text_features, text = read_captions(self, input_ids, inputs_embeds, attention_mask, visual_states, cache)
-        logits = self.caption_head(text[:, -logits_to_keep:], visual_states)
-        loss = None if labels is None else caption_loss(logits, labels)
+            states, attentions = read_captions(
+                self, input_ids, inputs_embeds, attention_mask, visual_states, cache, output_attentions
+            )
+        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.caption_head(states[-1][:, last], visual_states)
+        loss = None
+        if labels is not None or shift_labels is not None:
+            targets = next_tokens(labels) if shift_labels is None else shift_labels
+            loss = caption_loss(logits, targets, kwargs.get("num_items_in_batch"))
+        kept = selected_states(output_hidden_states, len(states))
         return GLIPv2CaptioningOutput(
             loss=loss,
             loss_dict=None if loss is None else {"loss_caption": loss},
             logits=logits,
             cache=cache,
-            fused_text=text,
-            text_features=text_features,
+            fused_text=states[-1],
+            text_features=states[0],
             fused_feature_maps=visual_states.fused_feature_maps,
             feature_maps=None if image_features is None else image_features.feature_maps,
             visual_states=visual_states,
+            hidden_states=tuple(s if i in kept else None for i, s in enumerate(states)) if kept else None,
+            attentions=attentions,
         )
 
     def ground(self, **inputs: Any) -> GLIPv2ObjectDetectionOutput:
@@ -436,7 +484,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
 
         Raises:
             ValueError: when no image is given, texts and images do not fit, a beginning fills the whole text, or
-                no special tokens are known.
+                there is none and no token begins captions.
         """
         if visual_states is None:
             if image_features is None:
@@ -448,9 +496,15 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         input_ids = inputs if input_ids is None else input_ids
         images = visual_states.num_images
         if input_ids is None:
+            if first is None:
+                raise ValueError(
+                    "How captions begin is not known: `generation_config` has no `bos_token_id`. Pass `input_ids`, or "
+                    "call `model.set_special_tokens(tokenizer)` once; the tokens are saved with the model."
+                )
             input_ids = torch.full((images, 1), first, device=self.device)
             attention_mask = None
-        input_ids, attention_mask = prefixes(input_ids, attention_mask, first, last, padding)
+        if all(kwargs.get(name) is None for name in ALL_CACHE_NAMES):
+            input_ids, attention_mask = prefixes(input_ids, attention_mask, first, last, padding)
         if len(input_ids) == 1 < images:
             input_ids, attention_mask = (ids.repeat(images, 1) for ids in (input_ids, attention_mask))
         if input_ids.shape[1] >= self.max_caption_tokens:
@@ -479,20 +533,23 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         visual_states: GLIPv2VisualStates | None = None,
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The tokens that the cache does not hold yet."""
+        """The tokens that the cache does not hold yet; what else is given goes on to `forward`."""
         cache = past_key_values if cache is None else cache
         return {
             "input_ids": input_ids if cache is None else input_ids[:, cache.get_seq_length() :],
             "attention_mask": attention_mask,
             "visual_states": visual_states,
             "cache": cache,
-            "use_cache": use_cache,
-            "logits_to_keep": logits_to_keep,
+            **{name: value for name, value in kwargs.items() if name not in GENERATION_LOOP_KEYWORDS},
         }
+
+    def _prepare_model_inputs(
+        self, inputs: torch.Tensor | None, bos_token_id: torch.Tensor | None, model_kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, str, dict[str, Any]]:
+        # The default looks for the beginnings under `main_input_name`, which is that of the images.
+        return model_kwargs.pop("input_ids"), "input_ids", model_kwargs
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
         # The default one has as many layers as the text encoder; this one grows.
@@ -504,24 +561,22 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         generation_config.max_length = min(generation_config.max_length, self.max_caption_tokens)
         return generation_config
 
-    def _special_tokens(self, generation_config: Any, kwargs: dict[str, Any]) -> tuple[int, set[int], int]:
-        """Beginning, ends and padding of captions, as the call, its or the model's generation config say."""
+    def _special_tokens(self, generation_config: Any, kwargs: dict[str, Any]) -> tuple[int | None, set[int], int]:
+        """
+        Beginning, ends and padding of captions, as the call, its or the model's generation config say; a `None` in the
+        call is an answer too: no token ends captions.
+        """
         configs = (
             [self.generation_config] if generation_config is None else [generation_config, self.generation_config]
         )
         found = {}
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            values = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
+            values = [kwargs[name]] if name in kwargs else [getattr(config, name, None) for config in configs]
             found[name] = next((value for value in values if value is not None), None)
-        if found["bos_token_id"] is None or found["eos_token_id"] is None:
-            raise ValueError(
-                "How captions begin and end is not known: `generation_config` has no `bos_token_id` or "
-                "`eos_token_id`. Call `model.set_special_tokens(tokenizer)` once; they are saved with the model."
-            )
         last = found["eos_token_id"]
-        last = {last} if isinstance(last, int) else set(last)
+        last = set() if last is None else set(torch.as_tensor(last).flatten().tolist())
         padding = found["pad_token_id"]
-        return found["bos_token_id"], last, min(last) if padding is None else padding
+        return found["bos_token_id"], last, min(last, default=0) if padding is None else padding
 
 
 __all__ = ["GLIPv2CaptioningOutput", "GLIPv2ForConditionalGeneration", "GLIPv2VisualStates"]

@@ -9,7 +9,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
 from .distributed import mean_over_processes
-from .losses import answer_loss, caption_loss
+from .losses import answer_loss, caption_loss, next_tokens
 from .modeling_glipv2 import (
     GLIPv2ImageFeatures,
     GLIPv2ModelOutput,
@@ -130,8 +130,10 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
                 visual_states = make_visual_states(self, selected_examples(image_features, is_caption))
                 # What is padding is masked, whatever its id.
                 mask = None if attention_mask is None else attention_mask[is_caption]
-                text = read_captions(self, captions.clamp(min=0), None, mask, visual_states)[1]
-                losses["loss_caption"] = caption_loss(self.caption_head(text, visual_states), captions, num_tokens)
+                states, _ = read_captions(self, captions.clamp(min=0), None, mask, visual_states)
+                losses["loss_caption"] = caption_loss(
+                    self.caption_head(states[-1], visual_states), next_tokens(captions), num_tokens
+                )
         return with_losses(output, losses)
 
 

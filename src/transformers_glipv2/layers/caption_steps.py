@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .feature_maps import FeatureMaps, flatten_levels, map_shapes, split_levels
+from .feature_maps import FeatureMaps, flatten_levels, map_shapes, pad_locations, split_levels
 from .region_attention import GLIPv2Locations
 
 
@@ -24,12 +24,18 @@ class GLIPv2VisualStates:
             own.
         locations (`list` of `GLIPv2Locations`, *optional*):
             For each group what the caption head attends to, with `config.caption_region_attention`.
+        level_shapes (`list` of `tuple[int, int]`):
+            Height and width of each level's map of the batch.
+        own_shapes (`list` of `list` of `tuple[int, int]`, *optional*):
+            The part of each map that each image fills, where each image is a group of its own.
         fused_feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`, *optional*):
             P3..P7 after the tower, where they were asked for.
     """
 
     groups: list[tuple[torch.Tensor, ...]]
-    locations: list[GLIPv2Locations] | None = None
+    locations: list[GLIPv2Locations] | None
+    level_shapes: list[tuple[int, int]]
+    own_shapes: list[list[tuple[int, int]]] | None = None
     fused_feature_maps: FeatureMaps | None = None
 
     @property
@@ -88,7 +94,7 @@ def causal_mask(attention_mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor
 def prefixes(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    bos_token_id: int,
+    bos_token_id: int | None,
     eos_token_ids: set[int],
     pad_token_id: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +105,8 @@ def prefixes(
     Args:
         input_ids: `(batch, tokens)`, with or without special tokens.
         attention_mask: `(batch, tokens)`, 1 for tokens and 0 for padding; `None` when nothing is padded.
-        bos_token_id, eos_token_ids, pad_token_id: what captions begin and end with, and what pads.
+        bos_token_id, eos_token_ids, pad_token_id: what captions begin and end with, and what pads; without a
+            `bos_token_id` texts keep their first token.
 
     Returns:
         `input_ids` and `attention_mask`, `(batch, longest)`.
@@ -107,7 +114,8 @@ def prefixes(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     texts = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
     texts = [text[:-1] if text and text[-1] in eos_token_ids else text for text in texts]
-    texts = [text if text and text[0] == bos_token_id else [bos_token_id, *text] for text in texts]
+    if bos_token_id is not None:
+        texts = [text if text and text[0] == bos_token_id else [bos_token_id, *text] for text in texts]
     longest = max(len(text) for text in texts)
     padding = [longest - len(text) for text in texts]
     ids = [[pad_token_id] * missing + text for missing, text in zip(padding, texts, strict=True)]
@@ -148,35 +156,76 @@ def maps_without_text(
 def tokens_through_layer(
     layer: GradientCheckpointingLayer,
     text: torch.Tensor,
-    groups: list[torch.Tensor],
+    visual_states: GLIPv2VisualStates,
+    index: int,
     mask: torch.Tensor,
     cache: Cache | None = None,
     cache_layer: int = 0,
-) -> torch.Tensor:
+    output_attentions: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     The tokens' way through a block of the tower.
 
     Args:
         layer: the block, with a `fusion` and a `text_layer`.
         text: `(texts, tokens, text_dim)`; each image has equally many texts, side by side.
-        groups: the normalised maps before the block, as in `GLIPv2VisualStates`.
+        visual_states: of the images.
+        index: of the block in the tower.
         mask: boolean, as `causal_mask` gives it.
         cache: takes the keys and values of the text layer, as its layer `cache_layer`.
+        output_attentions: also return what each token attends to in its image.
+
+    Returns:
+        The new text, and the attention `(texts, heads, tokens, locations)` or `None`.
     """
-    images = texts_to_images(text, [len(vision) for vision in groups])
-    updated = [
-        checkpointed(layer, lambda *inputs: layer.fusion.attend(*inputs, vision_sees_text=False)[1], vision, tokens)
-        for vision, tokens in zip(groups, images, strict=True)
+
+    def read_image(vision: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        _, tokens, attentions = layer.fusion.attend(
+            vision, tokens, output_attentions=output_attentions, vision_sees_text=False
+        )
+        return (tokens, attentions[1]) if output_attentions else (tokens,)
+
+    num_texts = len(text)
+    read = [
+        checkpointed(layer, read_image, group[index], tokens)
+        for group, tokens in zip(visual_states.groups, texts_to_images(text, visual_states.group_sizes), strict=True)
     ]
-    text = images_to_texts(updated, len(text))
+    text = images_to_texts([tokens for tokens, *_ in read], num_texts)
+    attention = None
+    if output_attentions:
+        attention = text_attention([one for _, one in read], visual_states, num_texts)
     if cache is None:
-        return checkpointed(layer, layer.text_layer, text, mask)
+        return checkpointed(layer, layer.text_layer, text, mask), attention
     layers = cache.layers
     known = len(layers) > cache_layer and layers[cache_layer].is_initialized
     past = (layers[cache_layer].keys, layers[cache_layer].values) if known else ()
     text, present = layer.text_layer(text, mask, past)
     cache.update(*(states[:, :, -text.shape[1] :] for states in present), cache_layer)
-    return text
+    return text, attention
+
+
+def text_attention(groups: list[torch.Tensor], visual_states: GLIPv2VisualStates, num_texts: int) -> torch.Tensor:
+    """
+    Attention of the tokens of each group's images, `(images, heads, texts of an image * tokens, locations)`, as that
+    of texts, `(texts, heads, tokens, locations)`; 0 in the padding of images.
+    """
+    if visual_states.own_shapes is not None:
+        groups = [
+            pad_locations(group, own_shapes, visual_states.level_shapes, dim=3)
+            for group, own_shapes in zip(groups, visual_states.own_shapes, strict=True)
+        ]
+    attention = torch.cat(groups)
+    return attention.unflatten(2, (num_texts // len(attention), -1)).transpose(1, 2).flatten(0, 1)
+
+
+def grow_cache(cache: Cache, num_layers: int) -> Cache:
+    """
+    Gives a cache as many layers as captions need: those made from a configuration have one for each layer of the text
+    encoder, and the fused text layers have keys and values too.
+    """
+    if cache.layers:
+        cache.layers += [DynamicLayer() for _ in range(num_layers - len(cache.layers))]
+    return cache
 
 
 def checkpointed(layer: GradientCheckpointingLayer, function: Any, *args: torch.Tensor) -> Any:

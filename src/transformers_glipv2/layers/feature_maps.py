@@ -87,12 +87,19 @@ def join_attentions(
     level_shapes: list[tuple[int, int]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `join_maps`, for the two attention maps of a fusion; `shapes` is each image's part of `level_shapes`."""
-    joined = ([], [])
-    for attentions, own_shapes in zip(images, shapes, strict=True):
-        maps = [torch.ones(1, 1, *shape, dtype=torch.bool, device=attentions[0].device) for shape in own_shapes]
-        locations = flatten_levels(join_maps([maps], level_shapes))[0, :, 0]
-        for whole, attention, dim in zip(joined, attentions, (2, 3), strict=True):
-            shape = [*attention.shape]
-            shape[dim] = len(locations)
-            whole.append(attention.new_zeros(shape).index_copy(dim, locations.nonzero()[:, 0], attention))
-    return torch.cat(joined[0]), torch.cat(joined[1])
+    of_locations, of_tokens = zip(*images, strict=True)
+    return (
+        torch.cat([pad_locations(one, own, level_shapes, 2) for one, own in zip(of_locations, shapes, strict=True)]),
+        torch.cat([pad_locations(one, own, level_shapes, 3) for one, own in zip(of_tokens, shapes, strict=True)]),
+    )
+
+
+def pad_locations(
+    values: torch.Tensor, own_shapes: list[tuple[int, int]], level_shapes: list[tuple[int, int]], dim: int
+) -> torch.Tensor:
+    """Values of the locations of an image's own maps, along `dim`, as those of `level_shapes`; 0 in the padding."""
+    maps = [torch.ones(1, 1, *shape, dtype=torch.bool, device=values.device) for shape in own_shapes]
+    locations = flatten_levels(join_maps([maps], level_shapes))[0, :, 0]
+    shape = [*values.shape]
+    shape[dim] = len(locations)
+    return values.new_zeros(shape).index_copy(dim, locations.nonzero()[:, 0], values)

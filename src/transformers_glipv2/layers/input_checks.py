@@ -1,5 +1,9 @@
 """Checks of what `forward` is given: cheap ones, by shape, and by value only where no device has to be waited for."""
 
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+
 import torch
 
 from ..configuration_glipv2 import GLIPv2Config
@@ -102,4 +106,22 @@ def check_text(
             )
 
 
-__all__ = ["can_read", "check_pixels", "check_text", "image_sizes_of"]
+def check_keywords(given: Iterable[str], known: Iterable[str], function: Callable) -> None:
+    """
+    Raises `TypeError` for a keyword that is misspelt, where a function takes further ones.
+
+    Args:
+        given: the further keywords of a call.
+        known: those that may be given.
+        function: whose own parameters are looked through for the nearest name.
+    """
+    known = set(known)
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        names = [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind != 4]
+        nearest = difflib.get_close_matches(unknown, names, n=1)
+        hint = f"did you mean `{nearest[0]}`?" if nearest else f"it takes {', '.join(names)}."
+        raise TypeError(f"`{function.__name__}` has no argument `{unknown}`; {hint}")
+
+
+__all__ = ["can_read", "check_keywords", "check_pixels", "check_text", "image_sizes_of"]

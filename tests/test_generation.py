@@ -1,0 +1,189 @@
+"""Captioning as transformers' generation expects of a model: every way of decoding, caches, outputs, keywords."""
+
+import pytest
+import torch
+from transformers import DynamicCache, GenerationConfig
+
+from tests.test_modeling_captioning import CLS, SEP, images_of, make_model
+from tests.tiny import tiny_inputs
+from transformers_glipv2.layers.caption_steps import grow_cache
+from transformers_glipv2.modeling_glipv2_captioning import CACHE_NAME, GLIPv2ForConditionalGeneration
+
+
+@pytest.fixture(scope="module")
+def model() -> GLIPv2ForConditionalGeneration:
+    return make_model()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["padded", "masked"])
+def either_model(request) -> GLIPv2ForConditionalGeneration:
+    return make_model(mask_padded_pixels=request.param)
+
+
+@pytest.fixture(scope="module")
+def inputs(model) -> dict:
+    return tiny_inputs()
+
+
+def endless(model, **options) -> dict:
+    """Options under which nothing ends a caption early."""
+    return {"eos_token_id": None, "pad_token_id": 0, "min_new_tokens": 4, "max_new_tokens": 4, **options}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 2},
+        {"do_sample": True, "num_beams": 2},
+        {"prompt_lookup_num_tokens": 2},
+        {"use_cache": False},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+    ],
+    ids=lambda options: "-".join(options) or "greedy",
+)
+def test_every_way_of_decoding_goes_to_the_length_that_was_asked_for(model, inputs, options):
+    one = {name: value[:1] for name, value in images_of(inputs).items()}
+    tokens = model.generate(**one, **endless(model, **options))
+    assert tokens.shape == (options.get("num_return_sequences", 1), 5)
+    assert (tokens[:, 0] == CLS).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beam"])
+def test_scores_and_states_come_with_the_tokens(either_model, inputs, options):
+    """Each step reports the tokens that it read: the beginning, then one at a time."""
+    given = endless(either_model, **options)
+    output = either_model.generate(
+        **images_of(inputs),
+        **given,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    texts = len(inputs["pixel_values"]) * options.get("num_beams", 1)
+    config = either_model.config
+    assert len(output.scores) == len(output.logits) == len(output.hidden_states) == len(output.attentions) == 4
+    assert output.scores[0].shape == (texts, config.text_config.vocab_size)
+    for states, attentions in zip(output.hidden_states, output.attentions, strict=True):
+        assert len(states) == config.num_fusion_layers + 1 and len(attentions) == config.num_fusion_layers
+        assert {tuple(state.shape) for state in states} == {(texts, 1, config.text_config.hidden_size)}
+        for attention in attentions:
+            assert attention.shape[:3] == (texts, config.fusion_num_heads, 1)
+            torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention.sum(-1)))
+    assert (output.sequences == either_model.generate(**images_of(inputs), **given)).all()
+
+
+@torch.no_grad()
+def test_attention_of_a_padded_image_is_that_of_the_image_alone():
+    """With masked padding the locations of the image keep their places among those of the batch."""
+    model = make_model(mask_padded_pixels=True)
+    inputs = tiny_inputs()
+    inputs["pixel_mask"][1, :, 48:] = 0
+    inputs["pixel_mask"][1, 32:] = 0
+    both = model(**inputs, output_attentions=True)
+    alone = {name: value[1:] for name, value in inputs.items()}
+    alone["pixel_values"], alone["pixel_mask"] = alone["pixel_values"][..., :32, :48], alone["pixel_mask"][:, :32, :48]
+    expected = model(**alone, output_attentions=True)
+    for padded, own in zip(both.attentions, expected.attentions, strict=True):
+        of_the_image = (padded[1] != 0).flatten(0, 1).any(0)
+        assert of_the_image.sum() == own.shape[-1] < len(of_the_image)
+        torch.testing.assert_close(padded[1][..., of_the_image], own[0])
+
+
+@torch.no_grad()
+def test_a_cache_made_from_the_configuration_gives_the_same_captions(model, inputs):
+    """It has a layer for each layer of the text encoder; the fused layers need more."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    given = endless(model)
+    expected = model.generate(**images_of(inputs), **given)
+    assert (model.generate(**images_of(inputs), **given, **{CACHE_NAME: cache}) == expected).all()
+    config = model.config
+    assert len(cache.layers) == config.text_config.num_hidden_layers + config.num_fusion_layers
+    assert grow_cache(DynamicCache(), 5).layers == []
+
+
+@torch.no_grad()
+def test_generation_goes_on_from_a_cache(model, inputs):
+    first = model.generate(**images_of(inputs), **endless(model), return_dict_in_generate=True)
+    cache = first[CACHE_NAME]
+    more = model.generate(
+        **images_of(inputs), input_ids=first.sequences, **{CACHE_NAME: cache}, **endless(model, max_new_tokens=3)
+    )
+    whole = model.generate(**images_of(inputs), **endless(model, max_new_tokens=7))
+    assert (more == whole).all()
+
+
+@torch.no_grad()
+def test_an_assistant_changes_no_token(model, inputs):
+    one = {name: value[:1] for name, value in images_of(inputs).items()}
+    given = {"max_new_tokens": 6, "do_sample": False}
+    assisted = model.generate(**one, **given, assistant_model=make_model())
+    assert (assisted == model.generate(**one, **given)).all()
+
+
+@torch.no_grad()
+def test_captions_without_an_end_and_without_a_beginning(model, inputs):
+    """`None` is an answer: no token ends captions. What begins them may come with the call."""
+    without = make_model()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(without.generation_config, name, None)
+        setattr(without.config.text_config, name, None)
+    ids = inputs["input_ids"][:, :3]
+    tokens = without.generate(**images_of(inputs), input_ids=ids, max_new_tokens=3)
+    assert tokens.shape == (len(ids), 6) and (tokens[:, :3] == ids).all()
+    with pytest.raises(ValueError, match=r"bos_token_id.*set_special_tokens"):
+        without.generate(**images_of(inputs), max_new_tokens=3)
+    config = GenerationConfig(bos_token_id=CLS, eos_token_id=[SEP, 5], pad_token_id=0, max_new_tokens=3)
+    assert without.generate(**images_of(inputs), generation_config=config).shape[0] == len(ids)
+
+
+def test_the_inputs_of_a_step_keep_what_they_do_not_know(model):
+    ids = torch.tensor([[CLS, 5, 6]])
+    given = {"output_attentions": True, "something_else": 3, "logits_to_keep": 1}
+    prepared = model.prepare_inputs_for_generation(ids, **given, is_first_iteration=True, next_sequence_length=3)
+    assert {name: prepared[name] for name in given} == given
+    assert not {"is_first_iteration", "next_sequence_length"} & prepared.keys()
+
+
+def test_misspelt_keywords_are_refused(model, inputs):
+    with pytest.raises(TypeError, match=r"`pixel_masks`; did you mean `pixel_mask`"):
+        model(**inputs, pixel_masks=inputs["pixel_mask"])
+    with pytest.raises(ValueError, match="num_beamz"):
+        model.generate(**images_of(inputs), num_beamz=3)
+
+
+@torch.no_grad()
+def test_chosen_logits_and_hidden_states(model, inputs):
+    whole = model(**inputs, output_hidden_states=True)
+    assert (model(**inputs, logits_to_keep=2).logits == whole.logits[:, -2:]).all()
+    picked = torch.tensor([0, 3])
+    assert (model(**inputs, logits_to_keep=picked).logits == whole.logits[:, picked]).all()
+    first, *others = model(**inputs, output_hidden_states=[0]).hidden_states
+    assert (first == whole.text_features).all() and others == [None] * (len(whole.hidden_states) - 1)
+    assert (whole.hidden_states[-1] == whole.fused_text).all()
+
+
+def test_loss_of_micro_batches_and_of_targets_that_are_shifted_already(model, inputs):
+    """As `Trainer` gives them under gradient accumulation and under sequence parallelism."""
+    ids = inputs["input_ids"]
+    loss = model(**inputs, labels=ids).loss
+    count = ids[:, 1:].numel()
+    parts = [{name: value[index : index + 1] for name, value in inputs.items()} for index in range(len(ids))]
+    parts = [model(**part, labels=part["input_ids"], num_items_in_batch=count).loss for part in parts]
+    torch.testing.assert_close(sum(parts), loss, rtol=1e-5, atol=1e-6)
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    torch.testing.assert_close(model(**inputs, shift_labels=shifted).loss, loss)
+
+
+def test_the_old_name_of_the_cache_warns(model, inputs):
+    if CACHE_NAME == "past_key_values":
+        pytest.skip("this version of transformers has no other name")
+    with pytest.warns(FutureWarning, match="`past_key_values` is deprecated"), torch.no_grad():
+        output = model(**inputs, past_key_values=DynamicCache())
+    assert output.cache.get_seq_length() == inputs["input_ids"].shape[1]
