@@ -385,6 +385,22 @@ def test_bad_text_labels(processor, outputs, text_labels, error, message):
         processor.post_process_grounded_object_detection(outputs, text_labels=text_labels)
 
 
+@torch.no_grad()
+def test_a_full_stop_at_the_end_makes_no_difference(processor, model, images):
+    """`"dog. cat."` as the sentence, and then the labels; any other sentence is refused."""
+    outputs = model(**processor(images=images[0], text="dog. cat."))
+    every = {"threshold": 0.0, "pre_nms_threshold": 0.0}
+    (found,) = processor.post_process_grounded_object_detection(outputs, text_labels=["dog", "cat"], **every)
+    assert set(found["text_labels"]) == {"dog", "cat"}
+    (phrases,) = processor.post_process_phrase_grounding(outputs, "dog. cat", phrases=[(0, 3), (5, 8)], top_k=1000)
+    for index, phrase in enumerate(phrases):
+        best = found["scores"][found["labels"] == index].max()
+        torch.testing.assert_close(phrase["scores"].max(), best)
+    for other in (["cat", "dog"], ["dog", "cat", "man"], ["dog"], ["dog", "zebra"]):
+        with pytest.raises(ValueError, match="pass the same labels"):
+            processor.post_process_grounded_object_detection(outputs, text_labels=other)
+
+
 def test_bad_limits(processor, outputs):
     for name, value in (
         ("threshold", 1.5),

@@ -466,15 +466,13 @@ class GLIPv2Processor(ProcessorMixin):
             lambda value: is_list(value) and bool(value) and isinstance(value[0], str),
             "text_labels",
         )
-        known: dict[tuple[str, ...], tuple[list[list[int]], list[int]]] = {}
+        known: dict[tuple[str, ...], tuple[list[list[int]], str]] = {}
         pairs = []
         for index, labels in enumerate(all_labels):
             check_labels(labels, f"text_labels[{index}]")
             if tuple(labels) not in known:
                 prompt = label_prompt(labels)
-                tokens, _ = prompt_tokens(prompt, self.tokenizer)
-                ids = self.tokenizer(prompt.text, truncation=False, padding=False)["input_ids"]
-                known[tuple(labels)] = tokens, ids
+                known[tuple(labels)] = prompt_tokens(prompt, self.tokenizer)[0], prompt.text
             pairs.append((labels, self._label_map(outputs, index, *known[tuple(labels)])))
         return pairs
 
@@ -491,21 +489,27 @@ class GLIPv2Processor(ProcessorMixin):
                     f"`phrases[{index}]` has the span {list(span)}, {sentence[span[0] : span[1]]!r}, in which the "
                     "tokenizer finds no word; drop it."
                 )
-        return self._label_map(outputs, index, tokens, encoded["input_ids"])
+        return self._label_map(outputs, index, tokens, sentence)
 
-    @staticmethod
-    def _label_map(outputs: Any, index: int, tokens: list[list[int]], input_ids: list[int]) -> torch.Tensor:
-        """Boolean `(labels, tokens)` for one image, after a check that the text is the one that the model saw."""
+    def _label_map(self, outputs: Any, index: int, tokens: list[list[int]], text: str) -> torch.Tensor:
+        """
+        Boolean `(labels, tokens)` for one image, after a check that the text is the one that the model saw; a full
+        stop at its end makes no difference.
+        """
         logits, mask = outputs.logits, getattr(outputs, "attention_mask", None)
         mask = logits.new_ones(logits.shape[-1], dtype=torch.long) if mask is None else mask[index]
         seen = getattr(outputs, "input_ids", None)
+        asked, with_stop = self.tokenizer([text, text + "."], truncation=False, padding=False)["input_ids"]
+        given = None if seen is None else seen[index][mask.bool()].tolist()
+        if given is not None and given in (asked, with_stop):
+            return label_map(tokens, mask)
         remedy = "pass the same labels in the same order (or the same sentence) as to the processor."
-        if int(mask.sum()) != len(input_ids):
+        count = int(mask.sum())
+        if count != len(asked):
             raise ValueError(
-                f"The text of image {index} has {len(input_ids)} tokens, but the model was given {int(mask.sum())}; "
-                + remedy
+                f"The text of image {index} has {len(asked)} tokens, but the model was given {count}; {remedy}"
             )
-        if seen is not None and seen[index][mask.bool()].tolist() != list(input_ids):
+        if given is not None:
             raise ValueError(f"The text of image {index} is not the one that the model was given; {remedy}")
         return label_map(tokens, mask)
 
