@@ -34,7 +34,7 @@ from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.evaluation import write_scene_scores
 from transformers_glipv2.data.scenes.scenes import TEST_PARTS, coco_backgrounds, test_scenes
 from transformers_glipv2.evaluation.coco import evaluate_coco
-from transformers_glipv2.evaluation.scenes import evaluate_rows
+from transformers_glipv2.evaluation.scenes import evaluate_examples
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
             args.assets, part, args.max_samples, args.negatives, args.seed, extra_backgrounds=backgrounds
         )
         examples = tqdm((scenes[index] for index in range(len(scenes))), part, len(scenes), unit="scene")
-        content, predictions = evaluate_rows(examples, detect)
+        content, predictions = evaluate_examples(examples, detect)
         results[part] = {"scenes": len(scenes), "labels": len(content["categories"])}
         for iou_type in ("bbox", "segm") if args.masks else ("bbox",):
             scores = evaluate_coco(content, predictions, iou_type, progress=False)

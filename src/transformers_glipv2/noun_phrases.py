@@ -135,13 +135,6 @@ def chunk_kinds(kinds: str) -> list[Span]:
     return [match.span() for match in _PHRASE.finditer(kinds)]
 
 
-def kind_of_tag(tag: str) -> str:
-    """The kind of a word from its Penn Treebank tag: DT, JJ*, NN*; the original takes no numbers or possessives in."""
-    if tag == "DT":
-        return DETERMINER
-    return ADJECTIVE if tag.startswith("JJ") else NOUN if tag.startswith("NN") else OTHER
-
-
 def words_of(sentence: str) -> list[Span]:
     """Characters [start, end) of each word, punctuation mark and possessive 's."""
     return [match.span() for match in _WORD.finditer(sentence)]

@@ -27,15 +27,15 @@ def write(folder, captions=CAPTIONS, images=IMAGES):
 
 def test_one_row_a_caption_or_a_image(tmp_path):
     dataset = load_coco_captions(write(tmp_path))
-    assert [(row["image_id"], row["text"]) for row in dataset] == [
+    assert [(example["image_id"], example["text"]) for example in dataset] == [
         (3, "a dog"),
         (3, "the dog on the left"),
         (4, "a cat \n"),
     ]
     images = load_coco_captions(tmp_path / "captions.json", per_image=True)
-    assert [row["captions"] for row in images] == [["a dog", "the dog on the left"], ["a cat \n"]]
-    for row in [*dataset, *images]:
-        check_example(row)
+    assert [example["captions"] for example in images] == [["a dog", "the dog on the left"], ["a cat \n"]]
+    for example in [*dataset, *images]:
+        check_example(example)
     batch = GroundingCollator(StubProcessor(), mlm_probability=0.5)(list(dataset))
     assert batch["labels"] == [None] * 3 and batch["input_ids"].shape[0] == 3
 
@@ -81,11 +81,11 @@ def test_karpathy_splits(tmp_path):
     train = {**KARPATHY, "split": "train", "cocoid": 1}
     test = {"filename": "a.jpg", "imgid": 5, "split": "test", "sentences": [{"raw": "A cat."}]}
     files = karpathy(tmp_path, [KARPATHY, train, test])
-    assert [row["image_id"] for row in load_karpathy_captions(*files)] == [770337, 770337, 1, 1]
-    rows = load_karpathy_captions(*files, "restval", per_image=True)
-    assert [row["captions"] for row in rows] == [["A dog.", "Dogs."]]
+    assert [example["image_id"] for example in load_karpathy_captions(*files)] == [770337, 770337, 1, 1]
+    examples = load_karpathy_captions(*files, "restval", per_image=True)
+    assert [example["captions"] for example in examples] == [["A dog.", "Dogs."]]
     flickr = load_karpathy_captions(files[0], tmp_path / "val2014", "test")
-    assert [(row["image_id"], row["text"]) for row in flickr] == [(5, "A cat.")]
+    assert [(example["image_id"], example["text"]) for example in flickr] == [(5, "A cat.")]
     with pytest.raises(ValueError, match="restval, test, train"):
         load_karpathy_captions(*files, "valid")
 

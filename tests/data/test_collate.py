@@ -14,7 +14,7 @@ from .stub_processor import StubProcessor, tiny_tokenizer
 LABELS = ["person", "dog", "traffic light", "umbrella", "teddy bear"]
 
 
-def detection_row(image_id=1, categories=("dog", "person"), **fields):
+def detection_example(image_id=1, categories=("dog", "person"), **fields):
     count = len(categories)
     return {
         "image": Image.new("RGB", (40, 30), (image_id, 0, 0)),
@@ -26,7 +26,7 @@ def detection_row(image_id=1, categories=("dog", "person"), **fields):
     }
 
 
-def grounding_row(text="a dog next the red table", spans=((2, 5), (15, 24)), **fields):
+def grounding_example(text="a dog next the red table", spans=((2, 5), (15, 24)), **fields):
     return {
         "image": Image.new("RGB", (20, 30)),
         "image_id": "g",
@@ -39,7 +39,7 @@ def grounding_row(text="a dog next the red table", spans=((2, 5), (15, 24)), **f
 
 def test_boxes_keep_their_words_and_classes():
     processor = StubProcessor()
-    batch = GroundingCollator(processor)([detection_row(), grounding_row(), detection_row(categories=())])
+    batch = GroundingCollator(processor)([detection_example(), grounding_example(), detection_example(categories=())])
     call = processor.calls[0]
     for annotation, text in zip(call["annotations"], call["text"], strict=True):
         words = [text[start:end] for spans in annotation["spans"] for start, end in spans]
@@ -52,12 +52,16 @@ def test_boxes_keep_their_words_and_classes():
 
 
 def test_rows_with_a_draw_number_do_not_depend_on_their_batch():
-    rows = [detection_row(index, draw=index) for index in range(6)]
-    arguments = {"mlm_probability": 0.5, "seed": 7, "augment": lambda row, rng: {**row, "chance": rng.random()}}
+    examples = [detection_example(index, sample_index=index) for index in range(6)]
+    arguments = {
+        "mlm_probability": 0.5,
+        "seed": 7,
+        "augment": lambda example, rng: {**example, "chance": rng.random()},
+    }
     processor = StubProcessor()
-    together = GroundingCollator(processor, **arguments)(rows)
-    for index, row in enumerate(rows):
-        alone = GroundingCollator(processor, **arguments)([row])
+    together = GroundingCollator(processor, **arguments)(examples)
+    for index, example in enumerate(examples):
+        alone = GroundingCollator(processor, **arguments)([example])
         length = alone["input_ids"].shape[1]
         torch.testing.assert_close(alone["input_ids"][0], together["input_ids"][index, :length])
         torch.testing.assert_close(alone["mlm_labels"][0], together["mlm_labels"][index, :length])
@@ -66,15 +70,15 @@ def test_rows_with_a_draw_number_do_not_depend_on_their_batch():
 
 
 def test_the_count_resumes():
-    rows = [detection_row(index) for index in range(3)]
+    examples = [detection_example(index) for index in range(3)]
     processor = StubProcessor()
     collator = GroundingCollator(processor, mlm_probability=0.3, seed=3)
-    collator(rows)
+    collator(examples)
     state = collator.state_dict()
-    expected = collator(rows)
+    expected = collator(examples)
     resumed = GroundingCollator(processor, mlm_probability=0.3)
     resumed.load_state_dict(state)
-    got = resumed(rows)
+    got = resumed(examples)
     assert processor.calls[-1]["text"] == processor.calls[-2]["text"] != processor.calls[0]["text"]
     torch.testing.assert_close(got["input_ids"], expected["input_ids"])
 
@@ -82,9 +86,11 @@ def test_the_count_resumes():
 def test_only_words_with_boxes_are_hidden_in_detection_sentences():
     processor = StubProcessor()
     collator = GroundingCollator(processor, mlm_probability=0.99, sampler=DetectionSampler(full_probability=1.0))
-    batch = collator([detection_row(categories=("traffic light",), draw=0), grounding_row(draw=1)])
+    batch = collator(
+        [detection_example(categories=("traffic light",), sample_index=0), grounding_example(sample_index=1)]
+    )
     tokenizer = processor.tokenizer
-    asked = [tokenizer.convert_ids_to_tokens(row[row != -100]) for row in batch["mlm_labels"]]
+    asked = [tokenizer.convert_ids_to_tokens(example[example != -100]) for example in batch["mlm_labels"]]
     assert set(asked[0]) <= {"traffic", "light"} and asked[0]
     assert len(asked[1]) == 6
     assert not set(asked[0] + asked[1]) & set(tokenizer.all_special_tokens)
@@ -93,21 +99,23 @@ def test_only_words_with_boxes_are_hidden_in_detection_sentences():
 def test_boxes_whose_words_are_cut_off_are_left_out():
     processor = StubProcessor(max_length=6)
     collator = GroundingCollator(processor)
-    batch = collator([grounding_row("a dog next the red table", spans=((2, 5), (15, 24)))])
+    batch = collator([grounding_example("a dog next the red table", spans=((2, 5), (15, 24)))])
     assert batch["labels"][0]["spans"] == [[(2, 5)]]
     assert collator.cut_off == 1
 
 
 def test_unknown_boxes_are_not_no_boxes():
-    row = {"image": Image.new("RGB", (8, 8)), "image_id": 1, "kind": "caption", "text": "a dog"}
-    batch = GroundingCollator(StubProcessor())([row, detection_row(categories=())])
+    example = {"image": Image.new("RGB", (8, 8)), "image_id": 1, "kind": "caption", "text": "a dog"}
+    batch = GroundingCollator(StubProcessor())([example, detection_example(categories=())])
     assert batch["labels"][0] is None
     assert batch["labels"][1]["boxes"].shape == (0, 4)
 
 
 def test_every_listed_class_has_its_words():
     processor = StubProcessor()
-    batch = GroundingCollator(processor)([detection_row(categories=("teddy bear",), draw=3), grounding_row(draw=4)])
+    batch = GroundingCollator(processor)(
+        [detection_example(categories=("teddy bear",), sample_index=3), grounding_example(sample_index=4)]
+    )
     label = batch["labels"][0]
     names = [processor.tokenizer.decode(batch["input_ids"][0][own > 0]) for own in label["prompt_map"]]
     assert set(names) > {"teddy bear"} and len(set(names)) == len(names)
@@ -119,8 +127,8 @@ def test_a_size_is_shared_by_a_period():
     processor = StubProcessor()
     collator = GroundingCollator(processor, sizes=[320, 352, 384], max_size=640, size_period=4)
     shortest = []
-    for draw in range(0, 40, 2):
-        collator([detection_row(draw=draw), detection_row(draw=draw + 1)])
+    for sample in range(0, 40, 2):
+        collator([detection_example(sample_index=sample), detection_example(sample_index=sample + 1)])
         shortest.append(processor.calls[-1]["size"]["shortest_edge"])
         assert processor.calls[-1]["size"]["longest_edge"] == 640
     assert shortest[::2] == shortest[1::2]
@@ -128,11 +136,11 @@ def test_a_size_is_shared_by_a_period():
 
 
 def test_masks_come_at_the_size_of_the_image():
-    row = detection_row(categories=("dog", "person"))
-    row["objects"]["segmentation"] = [[[0, 2, 10, 2, 10, 14, 0, 14]], None]
+    example = detection_example(categories=("dog", "person"))
+    example["objects"]["segmentation"] = [[[0, 2, 10, 2, 10, 14, 0, 14]], None]
     pytest.importorskip("pycocotools")
     processor = StubProcessor()
-    GroundingCollator(processor, with_masks=True)([row])
+    GroundingCollator(processor, with_masks=True)([example])
     masks = processor.calls[0]["annotations"][0]["masks"]
     assert masks.shape == (2, 30, 40) and masks.dtype == torch.bool
     assert masks[0].sum() == 120 and not masks[1].any()
@@ -161,9 +169,9 @@ def test_masking_follows_bert():
 
 def test_default_sampler_fits_the_text():
     processor = StubProcessor(max_length=10)
-    row = detection_row(categories=("teddy bear",))
-    for draw in range(20):
-        GroundingCollator(processor, seed=draw)([row])
+    example = detection_example(categories=("teddy bear",))
+    for sample in range(20):
+        GroundingCollator(processor, seed=sample)([example])
         text = processor.calls[-1]["text"][0]
         assert len(processor.tokenizer(text)["input_ids"]) <= 10
         assert "teddy bear" in text
@@ -176,11 +184,11 @@ def test_texts_are_as_long_as_the_processor_says(limits):
     labels = [
         f"{one} {two}" for one in ("red", "black", "teddy", "wine") for two in ("dog", "cat", "man", "bear", "table")
     ]
-    row = detection_row(categories=(labels[3], labels[17]), labels=labels)
-    long = grounding_row("a dog next the red table " * 6, spans=((2, 5), (140, 149)))
+    example = detection_example(categories=(labels[3], labels[17]), labels=labels)
+    long = grounding_example("a dog next the red table " * 6, spans=((2, 5), (140, 149)))
     collator = GroundingCollator(processor, max_text_length=limits.get("collator"), mlm_probability=0.2)
     for _ in range(3):
-        batch = collator([row, long])
+        batch = collator([example, long])
         count = batch["input_ids"].shape[1]
         assert count <= 32 and batch["mlm_labels"].shape == batch["input_ids"].shape
         assert batch["labels"][0]["boxes"].shape == (2, 4) and batch["labels"][1]["boxes"].shape == (1, 4)

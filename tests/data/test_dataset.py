@@ -43,10 +43,10 @@ def test_packed_records(tmp_path):
 
 
 def test_packed_records_are_small(tmp_path):
-    """Far below a Python dict of lists, which takes some 1,500 bytes for this row."""
+    """Far below a Python dict of lists, which takes some 1,500 bytes for this example."""
     objects = {"bbox": [[1.5, 2.5, 3.5, 4.5]] * 3, "category": ["dog", "cat", "dog"]}
-    rows = [{**record, "objects": objects} for record in records(tmp_path, 3)] * 100
-    assert len(PackedRecords(rows)._bytes) / len(rows) < 400
+    examples = [{**record, "objects": objects} for record in records(tmp_path, 3)] * 100
+    assert len(PackedRecords(examples)._bytes) / len(examples) < 400
 
 
 def test_selections_hold_no_copies(tmp_path):
@@ -63,22 +63,22 @@ def test_streams(tmp_path):
     for _ in range(2):
         assert list(stream) == expected
         assert stream.report.counts == {"bad_entry": 1}, "a pass starts to count anew"
-    loader = DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"])
-    assert sorted(loader) == list(range(7)), "workers share the rows"
+    loader = DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda example: example["image_id"])
+    assert sorted(loader) == list(range(7)), "workers share the examples"
     mixture = MixtureDataset([IndexedStream(stream)], length=9)
-    loader = DataLoader(mixture, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"])
-    assert list(loader) == [0, 1, 2, 3, 4, 5, 6, 0, 1], "the draw decides, whatever worker makes it"
-    assert [mixture[draw]["image_id"] for draw in range(9)] == list(loader)
+    loader = DataLoader(mixture, batch_size=None, num_workers=2, collate_fn=lambda example: example["image_id"])
+    assert list(loader) == [0, 1, 2, 3, 4, 5, 6, 0, 1], "the sample index decides, whatever worker reads it"
+    assert [mixture[sample]["image_id"] for sample in range(9)] == list(loader)
 
 
 def test_streams_leave_out_unreadable_images(tmp_path):
-    rows = list(records(tmp_path))
+    examples = list(records(tmp_path))
     (tmp_path / "2.png").write_bytes(b"none")
-    stream = ImageDataset(rows).stream()
-    assert [row["image_id"] for row in stream] == [0, 1, 3, 4, 5, 6]
+    stream = ImageDataset(examples).stream()
+    assert [example["image_id"] for example in stream] == [0, 1, 3, 4, 5, 6]
     assert stream.report.counts == {"unreadable_image": 1}
     with pytest.raises(ValueError, match=r"2\.png"):
-        list(ImageDataset(rows, report=BoxReport("refuse")).stream())
+        list(ImageDataset(examples, report=BoxReport("refuse")).stream())
 
 
 def test_images_in_other_forms(tmp_path):
@@ -86,8 +86,8 @@ def test_images_in_other_forms(tmp_path):
     stored = (tmp_path / "0.png").read_bytes()
     image = Image.new("L", (4, 3))
     for source in (stored, image, lambda: stored, lambda: str(tmp_path / "0.png")):
-        row = read_example({**record, "image_path": source}, None, BoxReport("refuse"))
-        assert row["image"].mode == "RGB" and row["image"].size == (4, 3) and "labels" not in row
+        example = read_example({**record, "image_path": source}, None, BoxReport("refuse"))
+        assert example["image"].mode == "RGB" and example["image"].size == (4, 3) and "labels" not in example
     report = BoxReport()
     assert read_example({**record, "image_path": b"none"}, None, report) is None
     assert "its bytes" in report.summary()
@@ -98,8 +98,8 @@ def test_images_are_opened_as_everywhere(tmp_path):
     record = next(records(tmp_path)) | {"width": None, "height": None}
     grey = np.array([[20000, 50000]], dtype=np.uint16)
     Image.fromarray(grey).save(tmp_path / "deep.png")
-    row = read_example({**record, "image_path": tmp_path / "deep.png"}, None, BoxReport("refuse"))
-    assert np.array(row["image"])[0, :, 0].tolist() == [round(20000 / 257), round(50000 / 257)]
+    example = read_example({**record, "image_path": tmp_path / "deep.png"}, None, BoxReport("refuse"))
+    assert np.array(example["image"])[0, :, 0].tolist() == [round(20000 / 257), round(50000 / 257)]
 
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -59,7 +59,7 @@ def test_a_source_is_taken_once(script, tmp_path):
 
 def test_a_missing_client_is_named(script, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SystemExit, match=r"`npm` is needed to fetch the npm package some-icons"):
+    with pytest.raises(FileNotFoundError, match=r"`npm` is needed to fetch the npm package some-icons"):
         script.npm_package(tmp_path, "some-icons")
     with pytest.raises(SystemExit, match=r"`apt-get` is needed"):
         script.debian_package(tmp_path, "some-images")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from transformers_glipv2.data.augment import HorizontalFlip, flip_row
+from transformers_glipv2.data.augment import HorizontalFlip, flip_example
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.flickr30k import load_flickr30k, parse_sentence, read_annotation, read_sentences
 from transformers_glipv2.data.mixed_grounding import load_mixed_grounding
@@ -96,15 +96,19 @@ LINES = [
 OBJECTS = [(["1"], 1, 2, 11, 22), (["1", "2"], 20, 5, 30, 25)]
 
 
-def test_rows(tmp_path):
+def test_examples(tmp_path):
     dataset = load_flickr30k(*write(tmp_path, LINES, OBJECTS))
     assert len(dataset) == 2 and dataset.report.counts == {}
-    row = dataset[0]
-    check_example(row)
-    assert row["text"] == "A man left of a left cup sees it ." and row["image_id"] == 17 and row["sentence_id"] == 0
-    assert row["objects"]["bbox"] == [[1, 2, 10, 20], [20, 5, 10, 20]]
-    assert row["objects"]["tokens_positive"] == [[[0, 5], [30, 32]], [[0, 5], [14, 24], [30, 32]]]
-    assert row["objects"]["phrase"] == ["A man", "A man"]
+    example = dataset[0]
+    check_example(example)
+    assert (
+        example["text"] == "A man left of a left cup sees it ."
+        and example["image_id"] == 17
+        and example["sentence_id"] == 0
+    )
+    assert example["objects"]["bbox"] == [[1, 2, 10, 20], [20, 5, 10, 20]]
+    assert example["objects"]["tokens_positive"] == [[[0, 5], [30, 32]], [[0, 5], [14, 24], [30, 32]]]
+    assert example["objects"]["phrase"] == ["A man", "A man"]
     assert dataset[1]["objects"]["bbox"] == [] and dataset[1]["sentence_id"] == 1
     assert len(load_flickr30k(*write(tmp_path, LINES, OBJECTS), keep_empty=False)) == 1
     merged = load_flickr30k(tmp_path, tmp_path / "images", merge_boxes=True)[0]["objects"]
@@ -117,7 +121,9 @@ def test_streams_give_the_same(tmp_path):
     for _ in range(2):
         assert list(stream) == list(dataset)
         assert stream.report.counts == dataset.report.counts == {"degenerate": 1}
-    workers = list(DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda row: row["sentence_id"]))
+    workers = list(
+        DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda example: example["sentence_id"])
+    )
     assert sorted(workers) == [0, 1]
     assert list(dataset.stream()) == list(dataset)
 
@@ -151,16 +157,16 @@ def test_missing_files(tmp_path):
 
 
 def test_flips_keep_the_words_of_each_box(tmp_path):
-    row = load_flickr30k(*write(tmp_path, LINES, OBJECTS))[0]
-    flipped = flip_row(row)
+    example = load_flickr30k(*write(tmp_path, LINES, OBJECTS))[0]
+    flipped = flip_example(example)
     assert flipped["text"] == "A man right of a right cup sees it ."
     words = [[flipped["text"][a:b] for a, b in spans] for spans in flipped["objects"]["tokens_positive"]]
     assert words == [["A man", "it"], ["A man", "a right cup", "it"]]
     assert flipped["objects"]["bbox"] == [[29, 2, 10, 20], [10, 5, 10, 20]]
-    again = flip_row(flipped)
-    assert again["text"] == row["text"] and again["objects"] == row["objects"]
+    again = flip_example(flipped)
+    assert again["text"] == example["text"] and again["objects"] == example["objects"]
     processor = StubProcessor()
-    GroundingCollator(processor, augment=HorizontalFlip(1.0), sizes=[480, 800], max_size=1333)([row])
+    GroundingCollator(processor, augment=HorizontalFlip(1.0), sizes=[480, 800], max_size=1333)([example])
     call = processor.calls[0]
     assert call["text"] == [flipped["text"]] and call["size"]["shortest_edge"] in (480, 800)
     annotation = call["annotations"][0]

@@ -32,7 +32,7 @@ def image_bytes(color=(10, 20, 30), size=(40, 30)):
 
 def usual(objects, category=None, size=True, **columns):
     """A data set in the usual schema, an image for each of the `objects`."""
-    rows = [
+    examples = [
         {"image": image_bytes((number, 0, 0)), "image_id": 100 + number, "width": 40, "height": 30, "objects": entry}
         for number, entry in enumerate(objects)
     ]
@@ -46,7 +46,7 @@ def usual(objects, category=None, size=True, **columns):
             "category": datasets.List(category or datasets.ClassLabel(names=["cup", "dog"])),
         },
     }
-    dataset = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    dataset = datasets.Dataset.from_list(examples, features=datasets.Features(features))
     return dataset if size else dataset.remove_columns(["width", "height"])
 
 
@@ -58,10 +58,10 @@ EMPTY = {"bbox": [], "category": []}
 def test_the_usual_schema(size):
     dataset = from_hf_dataset(usual([GOOD, EMPTY], size=size))
     assert dataset.class_names == ["cup", "dog"] and len(dataset) == 2 and dataset.report.counts == {}
-    row = dataset[0]
-    check_example(row)
-    assert row["image_id"] == 100 and row["labels"] == ["cup", "dog"] and row["image"].size == (40, 30)
-    assert row["objects"] == {"bbox": GOOD["bbox"], "category": ["dog", "cup"]}
+    example = dataset[0]
+    check_example(example)
+    assert example["image_id"] == 100 and example["labels"] == ["cup", "dog"] and example["image"].size == (40, 30)
+    assert example["objects"] == {"bbox": GOOD["bbox"], "category": ["dog", "cup"]}
     assert dataset[1]["image"].getpixel((0, 0)) == (1, 0, 0) and dataset[1]["objects"]["bbox"] == []
     assert len(few_shot(dataset, 1, 0, copies=1)) == 1
     stream = from_hf_dataset(usual([GOOD, EMPTY], size=size).to_iterable_dataset())
@@ -76,10 +76,10 @@ def test_other_formats():
     assert from_hf_dataset(renamed, columns=columns)[0]["image_id"] == 100
     with pytest.raises(ValueError, match="no column found for image, objects, bbox, category among photo"):
         from_hf_dataset(renamed)
-    rows = [{"image": image_bytes(), "objects": [{"bbox": [1.0, 2.0, 3.0, 4.0], "label": "dog"}]}]
+    examples = [{"image": image_bytes(), "objects": [{"bbox": [1.0, 2.0, 3.0, 4.0], "label": "dog"}]}]
     entry = {"bbox": datasets.List(datasets.Value("float64")), "label": datasets.Value("string")}
     features = datasets.Features({"image": datasets.Image(), "objects": datasets.List(entry)})
-    listed = from_hf_dataset(datasets.Dataset.from_list(rows, features=features))
+    listed = from_hf_dataset(datasets.Dataset.from_list(examples, features=features))
     assert listed[0]["objects"] == {"bbox": [[1, 2, 3, 4]], "category": ["dog"]} and listed[0]["image_id"] == 0
     assert listed.class_names == ["dog"]
 
@@ -94,7 +94,9 @@ def test_class_names():
     words = usual([{**GOOD, "category": ["dog", "bird"]}], datasets.Value("string"))
     assert from_hf_dataset(words).class_names == ["bird", "dog"]
     stream = from_hf_dataset(words.to_iterable_dataset(), class_names=["dog"])
-    assert [row["objects"]["category"] for row in stream] == [["dog"]] and stream.report.counts == {"unknown_class": 1}
+    assert [example["objects"]["category"] for example in stream] == [["dog"]] and stream.report.counts == {
+        "unknown_class": 1
+    }
 
 
 @pytest.mark.parametrize(
@@ -118,8 +120,8 @@ def test_bad_boxes_are_counted_or_refused(problem, objects, streaming):
         return from_hf_dataset(dataset, class_names=["cup", "dog"], **options)
 
     dataset = load()
-    rows = list(dataset) + list(dataset)
-    assert dataset.report.counts == {problem: 1} and sum(len(row["objects"]["bbox"]) for row in rows) == 4
+    examples = list(dataset) + list(dataset)
+    assert dataset.report.counts == {problem: 1} and sum(len(example["objects"]["bbox"]) for example in examples) == 4
     with pytest.raises(ValueError, match="policy"):
         list(load(policy="refuse"))
 
@@ -128,12 +130,12 @@ def test_bad_boxes_are_counted_or_refused(problem, objects, streaming):
 def test_unreadable_images(size):
     broken = usual([GOOD, GOOD, GOOD], size=size).cast_column("image", datasets.Image(decode=False))
     images = [{"bytes": b"none", "path": None}, image_bytes(), {"bytes": None, "path": "nowhere.png"}]
-    rows = [{**row, "image": image} for row, image in zip(broken, images, strict=True)]
-    broken = datasets.Dataset.from_list(rows, features=usual([GOOD], size=size).features)
+    examples = [{**example, "image": image} for example, image in zip(broken, images, strict=True)]
+    broken = datasets.Dataset.from_list(examples, features=usual([GOOD], size=size).features)
     dataset = from_hf_dataset(broken)
-    assert [row["image_id"] for row in dataset] == [101] and dataset.report.counts == {"unreadable_image": 2}
+    assert [example["image_id"] for example in dataset] == [101] and dataset.report.counts == {"unreadable_image": 2}
     stream = from_hf_dataset(broken.to_iterable_dataset())
-    assert [row["image_id"] for row in stream] == [101] and stream.report.counts == {"unreadable_image": 2}
+    assert [example["image_id"] for example in stream] == [101] and stream.report.counts == {"unreadable_image": 2}
 
 
 def test_local_folders(tmp_path):
@@ -152,7 +154,7 @@ def test_local_folders(tmp_path):
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     for path, options in ((str(tmp_path / "images"), {}), ("imagefolder", {"data_dir": str(tmp_path / "images")})):
         dataset = load_hub(path, class_names=["cup"], cache_dir=cache, **options)
-        assert [row["image"].getpixel((0, 0))[0] for row in dataset] == [0, 1]
+        assert [example["image"].getpixel((0, 0))[0] for example in dataset] == [0, 1]
         assert dataset[1]["objects"] == {"bbox": [[1, 2, 3, 4]], "category": ["cup"]}
 
 
@@ -183,7 +185,7 @@ def test_detection_rows_come_back(tmp_path):
     again = load_hub("parquet", data_files=str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "c"), policy=policy)
     assert again.class_names == dataset.class_names and len(again) == 2
     for before, after in zip(dataset, again, strict=True):
-        masks = [row["objects"].pop("segmentation") for row in (before, after)]
+        masks = [example["objects"].pop("segmentation") for example in (before, after)]
         assert after == before
         for mine, other in zip(*masks, strict=True):
             expected = decode_mask(mine, 30, 40)
@@ -206,14 +208,16 @@ def test_rows_of_other_kinds_come_back(tmp_path):
     ]
     dataset = ImageDataset(records)
     again = from_hf_dataset(to_hf_dataset(dataset))
-    rows = list(again)
-    assert again.report.counts == {} and len(rows) == 5
-    for before, after in zip(dataset, rows, strict=True):
+    examples = list(again)
+    assert again.report.counts == {} and len(examples) == 5
+    for before, after in zip(dataset, examples, strict=True):
         assert after == {**before, "image_id": str(before["image_id"])}
         check_example(after)
     with pytest.raises(ValueError, match="'extra' holds a set"):
         to_hf_dataset(ImageDataset([{**records[1], "extra": {1}}]))
-    kinds = to_hf_dataset(dataset).map(lambda row: {"kind": "speech" if row["kind"] == "vqa" else row["kind"]})
+    kinds = to_hf_dataset(dataset).map(
+        lambda example: {"kind": "speech" if example["kind"] == "vqa" else example["kind"]}
+    )
     assert from_hf_dataset(kinds).report.counts == {"bad_entry": 2}
 
 
@@ -221,23 +225,25 @@ def test_streams_become_iterable_data_sets(tmp_path):
     stream = write_coco(tmp_path).stream()
     hub = to_hf_dataset(stream)
     assert isinstance(hub, datasets.IterableDataset)
-    assert [row["image_id"] for row in hub.take(1)] == [1] and len(list(hub)) == 2
+    assert [example["image_id"] for example in hub.take(1)] == [1] and len(list(hub)) == 2
 
-    rows = list(stream)
+    examples = list(stream)
     again = list(from_hf_dataset(hub, policy={"crowd": "keep"}))
-    assert [row["objects"]["bbox"] for row in again] == [row["objects"]["bbox"] for row in rows]
-    assert [row["labels"] for row in again] == [row["labels"] for row in rows] == [["dog", "cup"]] * 2
+    assert [example["objects"]["bbox"] for example in again] == [example["objects"]["bbox"] for example in examples]
+    assert (
+        [example["labels"] for example in again] == [example["labels"] for example in examples] == [["dog", "cup"]] * 2
+    )
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_workers_share_a_stream(shards):
     stream = from_hf_dataset(usual([GOOD] * 6).to_iterable_dataset(num_shards=shards))
-    loader = DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"])
+    loader = DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda example: example["image_id"])
     assert sorted(loader) == list(range(100, 106))
     mixture = MixtureDataset([IndexedStream(stream)], length=4)
     with pytest.raises(ValueError, match="use one worker"):
-        list(DataLoader(mixture, batch_size=None, num_workers=2, collate_fn=lambda row: row["image_id"]))
-    loader = DataLoader(mixture, batch_size=None, num_workers=1, collate_fn=lambda row: row["image_id"])
+        list(DataLoader(mixture, batch_size=None, num_workers=2, collate_fn=lambda example: example["image_id"]))
+    loader = DataLoader(mixture, batch_size=None, num_workers=1, collate_fn=lambda example: example["image_id"])
     assert list(loader) == [100, 101, 102, 103]
 
 
@@ -248,7 +254,7 @@ def test_shuffled_streams_differ_from_pass_to_pass():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="no examples"):
         from_hf_dataset(usual([GOOD]).select([]))
     with pytest.raises(ValueError, match="box_format"):
         from_hf_dataset(usual([GOOD]), box_format="yolo")

@@ -41,12 +41,12 @@ def test_known_absent_and_not_exhaustive(tmp_path):
     dataset = load_lvis(*write(tmp_path), with_masks=True)
     assert dataset.class_names == ["bow_(weapon)", "traffic light", "bow_(decorative_ribbons)", "cup"]
     assert dataset.category_ids == [11, 5, 7, 8] and dataset.frequencies == ["r", "f", "c", "f"]
-    row = dataset[0]
-    assert row["objects"]["category"] == ["bow_(weapon)"]
-    assert row["objects"]["segmentation"] == [GOOD["segmentation"]]
-    assert row["negative_labels"] == ["bow_(decorative_ribbons)", "cup"]
-    assert row["not_exhaustive_labels"] == ["traffic light"]
-    text = DetectionSampler(full_probability=1.0)(row, random.Random(0))
+    example = dataset[0]
+    assert example["objects"]["category"] == ["bow_(weapon)"]
+    assert example["objects"]["segmentation"] == [GOOD["segmentation"]]
+    assert example["negative_labels"] == ["bow_(decorative_ribbons)", "cup"]
+    assert example["not_exhaustive_labels"] == ["traffic light"]
+    text = DetectionSampler(full_probability=1.0)(example, random.Random(0))
     assert sorted(text.text.split(". ")) == ["bow_(decorative_ribbons)", "bow_(weapon)", "cup"], (
         "unknown classes are no negatives"
     )
@@ -74,7 +74,7 @@ def test_bad_entries_are_counted_or_refused(tmp_path, problem, annotations, imag
     files = write(tmp_path, annotations, images)
     dataset = load_lvis(*files, with_masks=True)
     assert dataset.report.counts == {problem: 1}
-    assert sum(len(row["objects"]["bbox"]) for row in dataset) == (0 if not annotations else 1)
+    assert sum(len(example["objects"]["bbox"]) for example in dataset) == (0 if not annotations else 1)
     with pytest.raises(ValueError, match="policy"):
         load_lvis(*files, with_masks=True, policy={problem: "refuse"})
 

@@ -33,16 +33,18 @@ def test_rows_of_images_in_two_folders(tmp_path):
     images = [IMAGE, {**IMAGE, "id": 1, "file_name": "8.jpg"}, {**IMAGE, "id": 2, "caption": "the dog left"}]
     parts = {**GOOD, "tokens_positive": [[2, 5], [13, 17]], "image_id": 1}
     dataset = load_mixed_grounding(*write(tmp_path, [parts, GOOD], images))
-    rows = list(dataset)
-    assert [row["image_id"] for row in rows] == [0, 1, 2] and rows[0]["original_image_id"] == 7
-    assert rows[1]["objects"]["phrase"] == ["dog sofa"] and rows[1]["objects"]["tokens_positive"] == [
+    examples = list(dataset)
+    assert [example["image_id"] for example in examples] == [0, 1, 2] and examples[0]["original_image_id"] == 7
+    assert examples[1]["objects"]["phrase"] == ["dog sofa"] and examples[1]["objects"]["tokens_positive"] == [
         [[2, 5], [13, 17]]
     ]
-    assert rows[0]["width"] == 40 and rows[0]["dataset_name"] == "mixed" and rows[2]["objects"]["bbox"] == []
-    for row in rows:
-        check_example(row)
+    assert (
+        examples[0]["width"] == 40 and examples[0]["dataset_name"] == "mixed" and examples[2]["objects"]["bbox"] == []
+    )
+    for example in examples:
+        check_example(example)
     assert len(load_mixed_grounding(*write(tmp_path, [parts, GOOD], images), keep_empty=False)) == 2
-    assert list(dataset.stream()) == rows
+    assert list(dataset.stream()) == examples
 
 
 def test_scores_and_masks(tmp_path):
@@ -50,9 +52,9 @@ def test_scores_and_masks(tmp_path):
     annotations = [{**GOOD, "score": 0.9, "segmentation": polygon}, {**GOOD, "score": 0.2}, GOOD]
     files = write(tmp_path, annotations)
     assert len(load_mixed_grounding(*files)[0]["objects"]["bbox"]) == 3
-    row = load_mixed_grounding(*files, min_score=0.5, with_masks=True)[0]
-    assert row["objects"]["segmentation"] == [polygon, None]
-    masks = stack_masks(row["objects"]["segmentation"], 30, 40)
+    example = load_mixed_grounding(*files, min_score=0.5, with_masks=True)[0]
+    assert example["objects"]["segmentation"] == [polygon, None]
+    masks = stack_masks(example["objects"]["segmentation"], 30, 40)
     assert 40 < masks[0].sum() < 80 and not masks[1].any()
 
 
@@ -96,8 +98,8 @@ def test_bad_entries_are_counted_or_refused(tmp_path, problem, annotations, imag
 
 def test_run_length_masks_are_kept(tmp_path):
     files = write(tmp_path, [{**GOOD, "segmentation": mask_of((30, 40))}])
-    row = load_mixed_grounding(*files, with_masks=True)[0]
-    assert row["objects"]["segmentation"] == [mask_of((30, 40))]
+    example = load_mixed_grounding(*files, with_masks=True)[0]
+    assert example["objects"]["segmentation"] == [mask_of((30, 40))]
 
 
 def test_wrong_arguments(tmp_path):

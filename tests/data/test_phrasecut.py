@@ -25,13 +25,16 @@ def write(folder, *tasks):
     return folder, folder
 
 
-def test_rows(tmp_path):
-    row = load_phrasecut(*write(tmp_path, GOOD))[0]
-    check_example(row)
-    assert row["text"] == "red cups" and row["task_id"] == "7__1_2" and row["kind"] == "grounding"
-    assert row["objects"]["tokens_positive"] == [[[0, 8]]] * 2 and row["objects"]["bbox"] == GOOD["instance_boxes"]
-    assert row["objects"]["segmentation"][0] == [[1, 2, 11, 2, 11, 14, 1, 14]]
-    masks = stack_masks(row["objects"]["segmentation"], 30, 40)
+def test_examples(tmp_path):
+    example = load_phrasecut(*write(tmp_path, GOOD))[0]
+    check_example(example)
+    assert example["text"] == "red cups" and example["task_id"] == "7__1_2" and example["kind"] == "grounding"
+    assert (
+        example["objects"]["tokens_positive"] == [[[0, 8]]] * 2
+        and example["objects"]["bbox"] == GOOD["instance_boxes"]
+    )
+    assert example["objects"]["segmentation"][0] == [[1, 2, 11, 2, 11, 14, 1, 14]]
+    masks = stack_masks(example["objects"]["segmentation"], 30, 40)
     assert masks[0].sum() == 120 and masks[0][2:14, 1:11].all()
     assert masks[1][22, 29] and not masks[1][17].any()
 
@@ -56,7 +59,7 @@ def test_bad_tasks_are_counted_or_refused(tmp_path, problem, task, boxes):
     files = write(tmp_path, GOOD, task)
     dataset = load_phrasecut(*files)
     assert dataset.report.counts == {problem: 1}
-    assert sum(len(row["objects"]["bbox"]) for row in dataset) == 2 + boxes
+    assert sum(len(example["objects"]["bbox"]) for example in dataset) == 2 + boxes
     with pytest.raises(ValueError, match="policy"):
         load_phrasecut(*files, policy="refuse")
 

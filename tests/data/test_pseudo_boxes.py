@@ -43,8 +43,8 @@ def test_boxes_by_score(tmp_path):
     }
     assert second["kind"] == "caption" and "objects" not in second and second["image_id"] == 4
     assert (second["width"], second["height"]) == (40, 30), "from the image where the line does not say"
-    for row in dataset:
-        check_example(row)
+    for example in dataset:
+        check_example(example)
     low = load_pseudo_boxes(*files, min_score=0.0, box_format="xywh")[0]["objects"]
     assert low["bbox"] == [[1, 2, 11, 14], [5, 5, 30, 25]] and low["phrase"] == ["a dog", "the sofa"]
     batch = GroundingCollator(StubProcessor())([first, second])
@@ -87,7 +87,7 @@ def test_bad_lines_are_counted_or_refused(tmp_path, problem, line):
     files = write(tmp_path, GOOD, line)
     dataset = load_pseudo_boxes(*files)
     assert dataset.report.counts == {problem: 1}
-    assert sum(len(row["objects"]["bbox"]) for row in dataset if "objects" in row) == 1
+    assert sum(len(example["objects"]["bbox"]) for example in dataset if "objects" in example) == 1
     with pytest.raises(ValueError, match="policy"):
         load_pseudo_boxes(*files, policy="refuse")
 

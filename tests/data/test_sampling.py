@@ -18,14 +18,14 @@ from .stub_processor import tiny_tokenizer
 CLASSES = [f"class {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(120)]
 
 
-def row(*categories, labels=CLASSES, **fields):
+def example(*categories, labels=CLASSES, **fields):
     return {"kind": "detection", "labels": labels, "objects": {"category": list(categories)}, **fields}
 
 
 def test_every_box_points_at_its_name():
     sampler = DetectionSampler()
     for seed in range(30):
-        text = sampler(row("class ad", "class aa", "class ad"), random.Random(seed))
+        text = sampler(example("class ad", "class aa", "class ad"), random.Random(seed))
         assert [text.text[a:b] for spans in text.spans for a, b in spans] == ["class ad", "class aa", "class ad"]
         names = text.text.split(". ")
         assert len(names) == len(set(names)) and 3 <= len(names) <= 87
@@ -40,29 +40,29 @@ def test_chances():
     counts = Counter()
     for seed in range(300):
         rng = random.Random(seed)
-        assert len(always(row("class aa"), rng).text.split(". ")) == 6
-        assert none(row("class aa"), rng).text == "class aa"
-        counts[len(some(row("class aa"), rng).text.split(". ")) - 1] += 1
+        assert len(always(example("class aa"), rng).text.split(". ")) == 6
+        assert none(example("class aa"), rng).text == "class aa"
+        counts[len(some(example("class aa"), rng).text.split(". ")) - 1] += 1
     assert set(counts) == {1, 2, 3, 4, 5} and min(counts.values()) > 30
 
 
 def test_order_says_nothing():
     first = Counter()
     for seed in range(600):
-        text = DetectionSampler(full_probability=1.0)(row("b", labels=["a", "b", "c"]), random.Random(seed))
+        text = DetectionSampler(full_probability=1.0)(example("b", labels=["a", "b", "c"]), random.Random(seed))
         first[text.text[0]] += 1
     assert min(first.values()) > 150
 
 
 def test_same_seed_same_sentence():
     sampler = DetectionSampler()
-    assert sampler(row("class aa"), random.Random(5)) == sampler(row("class aa"), random.Random(5))
-    assert sampler(row("class aa"), random.Random(5)) != sampler(row("class aa"), random.Random(6))
+    assert sampler(example("class aa"), random.Random(5)) == sampler(example("class aa"), random.Random(5))
+    assert sampler(example("class aa"), random.Random(5)) != sampler(example("class aa"), random.Random(6))
 
 
 def test_known_absent_classes_are_the_only_negatives():
     text = DetectionSampler(full_probability=1.0)(
-        row("dog", labels=["dog", "cat", "bear", "zebra"], negative_labels=["bear", "dog"]), random.Random(0)
+        example("dog", labels=["dog", "cat", "bear", "zebra"], negative_labels=["bear", "dog"]), random.Random(0)
     )
     assert sorted(text.text.split(". ")) == ["bear", "dog"]
 
@@ -71,7 +71,7 @@ def test_indices_and_cleaned_names():
     labels = ["traffic_light", "traffic light", "dog_(animal)"]
     clean = {"traffic_light": "traffic light", "dog_(animal)": "dog"}
     sampler = DetectionSampler(full_probability=1.0, clean=lambda names: [clean.get(name, name) for name in names])
-    text = sampler(row(0, labels=labels), random.Random(0))
+    text = sampler(example(0, labels=labels), random.Random(0))
     assert sorted(text.text.split(". ")) == ["dog", "traffic light"], "an equal name is no negative"
     assert text.class_names == ["traffic light"]
 
@@ -84,14 +84,14 @@ def test_sentences_fit():
         )
         kept = Counter()
         for seed in range(20):
-            text = sampler(row("class aa", "class ab", "class ac"), random.Random(seed))
+            text = sampler(example("class aa", "class ab", "class ac"), random.Random(seed))
             assert len(tokenizer(text.text, add_special_tokens=False)["input_ids"]) <= max_tokens
             assert [text.text[a:b] for spans in text.spans for a, b in spans] == text.class_names
             kept.update(text.kept)
         assert max_tokens < 10 or len(kept) == 3, "which class is cut changes from time to time"
 
 
-def test_sentences_of_other_rows():
+def test_sentences_of_other_examples():
     grounding = {
         "kind": "grounding",
         "text": "a dog",
@@ -132,7 +132,7 @@ def test_sentences_and_spans_of_the_original(reference_dir):
         sampler = DetectionSampler(
             options["neg"], full_probability=1.0, separator=options["sep"], prefix=prefix, shuffle=False
         )
-        sampled = sampler(row(*categories, labels=labels), random.Random(0))
+        sampled = sampler(example(*categories, labels=labels), random.Random(0))
         assert sampled.text == case["caption"]
         expected = [[tuple(span) for span in entry["tokens_positive"]] for entry in case["annotations"]]
         assert sampled.spans == expected and len(sampled.kept) == case["n_boxes_kept"]

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from transformers_glipv2.data.augment import flip_row
+from transformers_glipv2.data.augment import flip_example
 from transformers_glipv2.data.schema import check_example
 from transformers_glipv2.data.vqa import load_vqa
 
@@ -31,20 +31,20 @@ def write(folder, questions=(QUESTION,), answers=(ANSWER,), image="val2014/COCO_
 @pytest.mark.parametrize(
     "image", ["val2014/COCO_val2014_000000000042.jpg", "COCO_val2014_000000000042.jpg", "000000000042.jpg"]
 )
-def test_rows(tmp_path, image):
+def test_examples(tmp_path, image):
     dataset = load_vqa(*write(tmp_path, image=image))
-    row = dataset[0]
-    check_example(row)
-    assert row["question"] == QUESTION["question"] and row["answers"] == ["yes"] * 9 + ["no"]
-    assert row["question_id"] == 42000 and row["image_id"] == 42 and row["answer"] == "yes"
-    assert row["question_type"] == "is the" and row["answer_type"] == "yes/no"
-    assert flip_row(row)["question"] == "Is the cup right of the dog?"
+    example = dataset[0]
+    check_example(example)
+    assert example["question"] == QUESTION["question"] and example["answers"] == ["yes"] * 9 + ["no"]
+    assert example["question_id"] == 42000 and example["image_id"] == 42 and example["answer"] == "yes"
+    assert example["question_type"] == "is the" and example["answer_type"] == "yes/no"
+    assert flip_example(example)["question"] == "Is the cup right of the dog?"
 
 
 def test_questions_without_published_answers(tmp_path):
     questions, _, folder = write(tmp_path, image="q/42.png")
-    row = load_vqa(questions, None, folder / "q", file_name=lambda image_id: f"{image_id}.png")[0]
-    assert row["answers"] == [] and "answer" not in row
+    example = load_vqa(questions, None, folder / "q", file_name=lambda image_id: f"{image_id}.png")[0]
+    assert example["answers"] == [] and "answer" not in example
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,13 @@ def test_scores_put_boxes_in_order(official):
     folder, annotations, _ = official
     unordered = []
     for entry in read(folder / "raw_detections.json.gz"):
-        rows = [[d for d in entry["detections"] if d["phrase_index"] == i] for i in range(entry["num_phrases"])]
+        examples = [[d for d in entry["detections"] if d["phrase_index"] == i] for i in range(entry["num_phrases"])]
         unordered.append(
             {
                 "image_id": entry["image_id"],
                 "sentence_id": entry["sentence_id"],
-                "boxes": [[detection["box"] for detection in row] for row in rows],
-                "scores": [[detection["score"] for detection in row] for row in rows],
+                "boxes": [[detection["box"] for detection in example] for example in examples],
+                "scores": [[detection["score"] for detection in example] for example in examples],
             }
         )
     expected = read(folder / "expected.json")["any_box"]

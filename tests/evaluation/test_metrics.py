@@ -27,8 +27,8 @@ def load(monkeypatch, tmp_path):
     return load_folder
 
 
-def rows(content, entries, fields, image_fields=()):
-    """A row an image."""
+def examples(content, entries, fields, image_fields=()):
+    """A example an image."""
     by_image = defaultdict(list)
     for entry in entries:
         by_image[entry["image_id"]].append(entry)
@@ -67,8 +67,8 @@ def test_coco_detection(load, metrics_dir, iou_type):
         for entry in found:
             entry["bbox"] = [0, 0, 1, 1]  # not read
     scores = load("coco_detection", iou_type).compute(
-        predictions=rows(content, found, found_fields),
-        references=rows(content, content["annotations"], true_fields, ("height", "width")),
+        predictions=examples(content, found, found_fields),
+        references=examples(content, content["annotations"], true_fields, ("height", "width")),
         categories=[{"id": entry["id"], "name": entry["name"]} for entry in content["categories"]],
     )
     expected = read(metrics_dir / "coco" / "expected.json")[iou_type]["stats"]
@@ -80,8 +80,8 @@ def test_lvis_detection(load, metrics_dir):
     found = read(metrics_dir / "lvis" / "detections.json.gz")
     ids = ("neg_category_ids", "not_exhaustive_category_ids")
     arguments = {
-        "predictions": rows(content, found, ["category_id", "score", "bbox"]),
-        "references": rows(
+        "predictions": examples(content, found, ["category_id", "score", "bbox"]),
+        "references": examples(
             content, content["annotations"], ["category_id", "bbox", "area"], ("height", "width", *ids)
         ),
         "categories": content["categories"],
@@ -132,7 +132,9 @@ def test_phrasecut(load, metrics_dir):
         }
         for task in read(folder / "VGPhraseCut_v0" / "refer_miniv.json")
     ]
-    found = [{"task_id": row["task_id"], "mask": row["mask"]} for row in read(folder / "predictions.json.gz")]
+    found = [
+        {"task_id": example["task_id"], "mask": example["mask"]} for example in read(folder / "predictions.json.gz")
+    ]
     scores = load("phrasecut").compute(predictions=found, references=true)
     expected = read(folder / "expected.json")["subsets"]["all"]
     assert scores["mean_mask_iou"] == pytest.approx(expected["mean_mask_iou"], abs=1e-6)

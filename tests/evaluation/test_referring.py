@@ -15,7 +15,7 @@ def square(x: int, y: int, side: int) -> np.ndarray:
     return mask
 
 
-def row(referents: list[int]) -> dict:
+def example(referents: list[int]) -> dict:
     """A landmark, and two squares of which the text may mean one or both."""
     squares = ((0, 0, 5), (10, 2, 10), (20, 12, 4))
     return {
@@ -44,9 +44,9 @@ def test_scores_are_means_over_phrases_and_pixels():
         answer(square(0, 0, 5), (0.0, 0.0, 4.0, 4.0), (10.0, 2.0, 19.0, 11.0)),
         answer(union, (20.0, 12.0, 23.0, 15.0), (10.0, 2.0, 19.0, 11.0)),
     ]
-    rows = [row([1]), row([1]), row([1, 2])]
+    examples = [example([1]), example([1]), example([1, 2])]
     given = iter(answers)
-    scores = evaluate_referring(rows, lambda _: next(given))
+    scores = evaluate_referring(examples, lambda _: next(given))
     assert scores["count"] == 3
     assert scores["mean_mask_iou"] == pytest.approx((0.5 + 0 + 1) / 3)
     assert scores["cum_mask_iou"] == pytest.approx((50 + 0 + 116) / (100 + 125 + 116))
@@ -57,6 +57,6 @@ def test_scores_are_means_over_phrases_and_pixels():
 
 def test_refuses_rows_that_refer_to_nothing():
     with pytest.raises(ValueError, match="refers to no object: 'the squares right"):
-        evaluate_referring([row([])], lambda _: answer(square(0, 0, 1), (0.0, 0.0, 1.0, 1.0)))
-    with pytest.raises(ValueError, match="no rows"):
+        evaluate_referring([example([])], lambda _: answer(square(0, 0, 1), (0.0, 0.0, 1.0, 1.0)))
+    with pytest.raises(ValueError, match="no examples"):
         evaluate_referring([], lambda _: None)

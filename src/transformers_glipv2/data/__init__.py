@@ -13,13 +13,13 @@ Data sets in one schema, sampling, augmentation, mixtures and the collator. Need
 | VQA v2 | `load_vqa` |
 | Hub, parquet and image folders | `load_hub`, `from_hf_dataset` |
 
-The row is described in `data/schema.py`, memory and streaming in `data/dataset.py`.
+An example is described in `data/schema.py`, memory and streaming in `data/dataset.py`.
 """
 
 from importlib import import_module
 from typing import Any
 
-# Imported when asked for: `evaluation` reads files by some of these modules, and some of them score by `evaluation`.
+# Imported when asked for: most scripts need few of these modules, and some need further libraries.
 _MODULES = {
     "answers": (
         "answer_targets",
@@ -38,7 +38,7 @@ _MODULES = {
     "hub_export": ("to_hf_dataset",),
     "lvis": ("load_lvis",),
     "mixed_grounding": ("load_mixed_grounding",),
-    "mixture": ("DrawSampler", "IndexedStream", "MixtureDataset"),
+    "mixture": ("IndexedStream", "MixtureDataset"),
     "phrasecut": ("load_phrasecut",),
     "pseudo_boxes": ("load_pseudo_boxes", "pseudo_box_entry"),
     "sampling": ("DetectionSampler",),

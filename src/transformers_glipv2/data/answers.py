@@ -52,11 +52,11 @@ def soft_scores(
 
     Args:
         answers (`Sequence[str]`): the annotators', ten in VQA v2.
-        answer_ids (`Mapping[str, int]`): places of the vocabulary's answers.
+        answer_ids (`Mapping[str, int]`): positions of the vocabulary's answers.
         normalize (`Callable[[str], str]`, *optional*): as the vocabulary was built with.
 
     Returns:
-        `dict[int, float]`: by place; empty where no answer is in the vocabulary.
+        `dict[int, float]`: by position; empty where no answer is in the vocabulary.
     """
     counts = Counter(normalize(answer) for answer in answers)
     return {
@@ -79,12 +79,13 @@ def answer_targets(
         answer_ids (`Mapping[str, int]`), normalize (`Callable[[str], str]`, *optional*): as for `soft_scores`.
 
     Returns:
-        `torch.Tensor` of shape `(batch, len(answer_ids))`, float32 in [0, 1]; a row of zeros teaches "none of these".
+        `torch.Tensor` of shape `(batch, len(answer_ids))`, float32 in [0, 1]; a row of zeros is the target "none of
+        these".
     """
     targets = torch.zeros(len(answers), len(answer_ids))
     for row, annotators in enumerate(answers):
-        for place, score in soft_scores(annotators, answer_ids, normalize).items():
-            targets[row, place] = score
+        for position, score in soft_scores(annotators, answer_ids, normalize).items():
+            targets[row, position] = score
     return targets
 
 

@@ -1,4 +1,4 @@
-"""Augmentations of rows: each is called with a row and a `random.Random`, and gives a new row."""
+"""Augmentations of examples: each is called with an example and a `random.Random`, and gives a new example."""
 
 import random
 import re
@@ -12,10 +12,10 @@ from torchvision.transforms import v2
 
 from transformers_glipv2.data.masks import Segmentation, decode_mask
 
-Row = dict[str, Any]
-Augmentation = Callable[[Row, random.Random], Row]
+Example = dict[str, Any]
+Augmentation = Callable[[Example, random.Random], Example]
 
-# "right next to", "right now" and "left over" speak of no side.
+# "right next to", "right now" and "left over" name no side.
 _SIDE = re.compile(
     r"\b(?:(left)(?!\s+(?:over|alone|behind|out|open|unattended)\b)"
     r"|(right)(?!\s+(?:next|now|away|after|before|behind|beside|besides|by|at|in|there|here|above|below|beneath|under"
@@ -36,15 +36,15 @@ class Compose:
     def __init__(self, augmentations: Sequence[Augmentation]):
         self.augmentations = list(augmentations)
 
-    def __call__(self, row: Row, rng: random.Random) -> Row:
+    def __call__(self, example: Example, rng: random.Random) -> Example:
         for augmentation in self.augmentations:
-            row = augmentation(row, rng)
-        return row
+            example = augmentation(example, rng)
+        return example
 
 
 class HorizontalFlip:
     """
-    Mirrors image, boxes and masks, and swaps "left" and "right" in every text of the row.
+    Mirrors image, boxes and masks, and swaps "left" and "right" in every text of the example.
 
     Args:
         probability (`float`, *optional*, defaults to 0.5).
@@ -53,8 +53,8 @@ class HorizontalFlip:
     def __init__(self, probability: float = 0.5):
         self.probability = _checked_probability(probability)
 
-    def __call__(self, row: Row, rng: random.Random) -> Row:
-        return flip_row(row) if rng.random() < self.probability else row
+    def __call__(self, example: Example, rng: random.Random) -> Example:
+        return flip_example(example) if rng.random() < self.probability else example
 
 
 class PhotometricDistortion:
@@ -78,29 +78,30 @@ class PhotometricDistortion:
     ):
         self.transform = v2.RandomPhotometricDistort(brightness, contrast, saturation, hue, probability)
 
-    def __call__(self, row: Row, rng: random.Random) -> Row:
-        # torchvision draws from the global stream; it is lent to it and given back.
+    def __call__(self, example: Example, rng: random.Random) -> Example:
+        # torchvision samples from the global stream, whose state is kept.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.getrandbits(63))
-            return {**row, "image": self.transform(row["image"])}
+            return {**example, "image": self.transform(example["image"])}
 
 
 class CopyPaste:
     """
     Cuts objects out of another detection image and pastes them into this one.
 
-    Only detection rows are changed: a sentence does not speak of what is pasted. Only objects with a mask, and only of
-    classes that the row's labels hold, are pasted: of others nobody said where they are in this image. What the
+    Only detection examples are changed: a sentence does not mention what is pasted. Only objects with a mask, and only
+        of
+    classes that the example's labels hold, are pasted: where others are in this image is unknown. What the
     pasted objects hide is taken off the masks and, where there is one, off the box; objects of which less than
     `min_visible` is left are dropped.
 
     Args:
-        source: a map-style data set of detection rows with `segmentation`.
+        source: a map-style data set of detection examples with `segmentation`.
         probability (`float`, *optional*, defaults to 0.5).
         max_objects (`int`, *optional*, defaults to 3): pasted into one image.
         scale (`tuple[float, float]`, *optional*, defaults to `(0.5, 1.5)`): range of the objects' enlargement, after
             the images' shorter sides were brought to the same.
-        min_visible (`float`, *optional*, defaults to 0.3): share of an object's area that must stay visible.
+        min_visible (`float`, *optional*, defaults to 0.3): fraction of an object's area that must stay visible.
     """
 
     def __init__(
@@ -119,11 +120,11 @@ class CopyPaste:
         self.scale = scale
         self.min_visible = _checked_probability(min_visible)
 
-    def __call__(self, row: Row, rng: random.Random) -> Row:
-        if row["kind"] != "detection" or rng.random() >= self.probability:
-            return row
+    def __call__(self, example: Example, rng: random.Random) -> Example:
+        if example["kind"] != "detection" or rng.random() >= self.probability:
+            return example
         donor = self.source[rng.randrange(len(self.source))]
-        labels = set(row["labels"])
+        labels = set(example["labels"])
         segmentations = donor["objects"].get("segmentation") or []
         fit = [
             index
@@ -133,73 +134,77 @@ class CopyPaste:
         for index in rng.sample(fit, min(rng.randint(1, self.max_objects), len(fit))):
             object_crop = _crop_out(donor, index)
             if object_crop is not None:
-                row = self._paste(row, donor["objects"]["category"][index], *object_crop, donor["image"].size, rng)
-        return row
+                example = self._paste(
+                    example, donor["objects"]["category"][index], *object_crop, donor["image"].size, rng
+                )
+        return example
 
     def _paste(
         self,
-        row: Row,
+        example: Example,
         name: str,
         object_crop: Image.Image,
         alpha: Image.Image,
         size: tuple[int, int],
         rng: random.Random,
-    ) -> Row:
-        """The row with one object crop (image and mask of the same size) somewhere inside it."""
-        width, height = row["image"].size
+    ) -> Example:
+        """The example with one object crop (image and mask of the same size) somewhere inside it."""
+        width, height = example["image"].size
         factor = rng.uniform(*self.scale) * min(width, height) / min(size)
         factor = min(factor, width / object_crop.width, height / object_crop.height)
         new_size = (max(1, int(object_crop.width * factor)), max(1, int(object_crop.height * factor)))
         if rng.random() < 0.5 and not _SIDE.search(name):
             object_crop, alpha = ImageOps.mirror(object_crop), ImageOps.mirror(alpha)
         alpha = alpha.resize(new_size, Image.Resampling.BILINEAR)
-        place = (rng.randint(0, width - new_size[0]), rng.randint(0, height - new_size[1]))
+        position = (rng.randint(0, width - new_size[0]), rng.randint(0, height - new_size[1]))
         mask = np.zeros((height, width), dtype=bool)
-        mask[place[1] : place[1] + new_size[1], place[0] : place[0] + new_size[0]] = np.asarray(alpha) >= 128
+        mask[position[1] : position[1] + new_size[1], position[0] : position[0] + new_size[0]] = (
+            np.asarray(alpha) >= 128
+        )
         if not mask.any():
-            return row
-        image = row["image"].copy()
-        image.paste(object_crop.resize(new_size, Image.Resampling.BILINEAR), place, alpha)
-        objects = hide(row["objects"], mask, self.min_visible)
+            return example
+        image = example["image"].copy()
+        image.paste(object_crop.resize(new_size, Image.Resampling.BILINEAR), position, alpha)
+        objects = hide(example["objects"], mask, self.min_visible)
         objects = {column: list(values) for column, values in objects.items()}
         new = {"bbox": mask_box(mask), "category": name, "segmentation": mask, "area": float(mask.sum()), "iscrowd": 0}
         count = len(objects["bbox"])
         objects.setdefault("segmentation", [None] * count)
         for column in objects:
             objects[column].append(new.get(column))
-        row = {**row, "image": image, "objects": objects}
-        if row.get("negative_labels") is not None:
-            row["negative_labels"] = [label for label in row["negative_labels"] if label != name]
-        return row
+        example = {**example, "image": image, "objects": objects}
+        if example.get("negative_labels") is not None:
+            example["negative_labels"] = [label for label in example["negative_labels"] if label != name]
+        return example
 
 
-def flip_row(row: Mapping[str, Any]) -> Row:
+def flip_example(example: Mapping[str, Any]) -> Example:
     """
-    A row mirrored left to right.
+    An example mirrored left to right.
 
     Args:
-        row (`Mapping`): of any kind.
+        example (`Mapping`): of any kind.
 
     Returns:
         `dict`: image, boxes, masks, and all texts with their sides swapped; spans follow their words.
     """
-    width, height = row["image"].size
-    flipped = {**row, "image": ImageOps.mirror(row["image"])}
+    width, height = example["image"].size
+    flipped = {**example, "image": ImageOps.mirror(example["image"])}
     for field in ("text", "question"):
-        if row.get(field) is not None:
-            flipped[field] = swap_sides(row[field])
+        if example.get(field) is not None:
+            flipped[field] = swap_sides(example[field])
     for field in ("labels", "negative_labels", "answers", "captions"):
-        if row.get(field) is not None:
-            flipped[field] = [swap_sides(text) for text in row[field]]
-    if row.get("objects") is None:
+        if example.get(field) is not None:
+            flipped[field] = [swap_sides(text) for text in example[field]]
+    if example.get("objects") is None:
         return flipped
-    objects = dict(row["objects"])
+    objects = dict(example["objects"])
     objects["bbox"] = [[width - x - w, y, w, h] for x, y, w, h in objects["bbox"]]
     for column in ("category", "phrase"):
         if column in objects:
             objects[column] = [swap_sides(name) if isinstance(name, str) else name for name in objects[column]]
     if "tokens_positive" in objects:
-        moved = SpanMap(row["question"] if row["kind"] == "vqa" else row["text"])
+        moved = SpanMap(example["question"] if example["kind"] == "vqa" else example["text"])
         objects["tokens_positive"] = [[moved(*span) for span in spans] for spans in objects["tokens_positive"]]
     if "segmentation" in objects:
         objects["segmentation"] = [_flip_segmentation(mask, height, width) for mask in objects["segmentation"]]
@@ -239,12 +244,12 @@ class SpanMap:
 
 def hide(objects: Mapping[str, Sequence[Any]], mask: np.ndarray, min_visible: float) -> dict[str, list[Any]]:
     """
-    What is left of an image's objects when something lies over them.
+    What is left of an image's objects when something covers them.
 
     Args:
         objects (`Mapping[str, Sequence]`): columns of the schema.
         mask (`np.ndarray` of shape `(height, width)`): bool, what is hidden.
-        min_visible (`float`): share of an object that must stay visible for it to be kept.
+        min_visible (`float`): fraction of an object that must stay visible for it to be kept.
 
     Returns:
         `dict[str, list]`: masks without the hidden part, boxes around what is left of them. An object without a mask
@@ -278,15 +283,15 @@ def mask_box(mask: np.ndarray) -> list[float]:
     return [x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y]
 
 
-def _crop_out(row: Mapping[str, Any], index: int) -> tuple[Image.Image, Image.Image] | None:
+def _crop_out(example: Mapping[str, Any], index: int) -> tuple[Image.Image, Image.Image] | None:
     """Image and mask (mode L) of one object, cropped to it."""
-    width, height = row["image"].size
-    mask = decode_mask(row["objects"]["segmentation"][index], height, width)
+    width, height = example["image"].size
+    mask = decode_mask(example["objects"]["segmentation"][index], height, width)
     if mask is None or not mask.any():
         return None
     x, y, w, h = (int(value) for value in mask_box(mask))
     alpha = Image.fromarray(mask[y : y + h, x : x + w].astype(np.uint8) * 255)
-    return row["image"].crop((x, y, x + w, y + h)), alpha
+    return example["image"].crop((x, y, x + w, y + h)), alpha
 
 
 def _flip_segmentation(segmentation: Segmentation | None, height: int, width: int) -> Segmentation | None:
@@ -296,7 +301,8 @@ def _flip_segmentation(segmentation: Segmentation | None, height: int, width: in
         mask = decode_mask(segmentation, height, width)
         return None if mask is None else mask[:, ::-1]
     return [
-        [width - value if place % 2 == 0 else value for place, value in enumerate(polygon)] for polygon in segmentation
+        [width - value if position % 2 == 0 else value for position, value in enumerate(polygon)]
+        for polygon in segmentation
     ]
 
 

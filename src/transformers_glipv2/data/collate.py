@@ -1,4 +1,4 @@
-"""Rows of the schema become inputs of the model."""
+"""Collates examples of the schema into inputs of the model."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -25,34 +25,35 @@ logger = logging.get_logger(__name__)
 
 class GroundingCollator:
     """
-    Collates rows of any kind for training.
+    Collates examples of any kind for training.
 
-    Every choice (augmentation, class names, hidden words, size) is drawn for one row from a stream that depends on
-    `seed` and the row's `draw` number alone (`MixtureDataset` numbers its rows). So a batch comes out the same in
-    whatever worker or process, and a resumed run goes on exactly. Rows without `draw` are numbered as they come; then
-    `state_dict` and `load_state_dict` carry the count over (without data loader workers, which keep counts of their
-    own).
+    Every choice (augmentation, class names, masked tokens, size) is drawn for one example from a stream that depends
+    on `seed` and the example's `sample_index` alone (`MixtureDataset` numbers its samples). So a batch comes out the
+    same in whatever worker or process, and a resumed run goes on exactly. Examples without one are numbered as they
+    come; then `state_dict` and `load_state_dict` carry the count over (without data loader workers, which keep counts
+    of their own).
 
     Args:
         processor (`GLIPv2Processor`): called with images, text, annotations and, with `sizes`, size.
-        sampler (`DetectionSampler`, *optional*): turns detection rows into sentences; by default one that fits the
+        sampler (`DetectionSampler`, *optional*): turns detection examples into sentences; by default one that fits the
             processor's text length.
-        augment (`Callable[[dict, random.Random], dict]`, *optional*): row to row; see `data/augment.py`.
+        augment (`Callable[[dict, random.Random], dict]`, *optional*): example to example; see `data/augment.py`.
         sizes (`Sequence[int]`, *optional*): shortest edges in pixels to choose from; without it the processor's own.
         max_size (`int`, *optional*): the longest edge that goes with `sizes`; the processor's own by default.
-        size_period (`int`, *optional*, defaults to 1): so many consecutive draws share a size; make it the global
+        size_period (`int`, *optional*, defaults to 1): so many consecutive samples share a size; make it the global
             batch size, so that a batch is of one size and the same on any number of processes.
-        mlm_probability (`float`, *optional*, defaults to 0.0): of a word to be hidden; above 0 gives `mlm_labels`.
+        mlm_probability (`float`, *optional*, defaults to 0.0): of a token to be masked; above 0 gives `mlm_labels`.
         with_masks (`bool`, *optional*, defaults to `False`): give masks, all False for objects that have none.
         max_text_length (`int`, *optional*): tokens of a text at most, special tokens included; by default the
             processor's `max_tokens`.
         seed (`int`, *optional*, defaults to 0).
 
-    Returns (when called with a list of rows):
+    Returns (when called with a list of examples):
         `dict`: what the processor gives (pixel_values, pixel_mask, input_ids, attention_mask, labels), and
-        `mlm_labels` of shape `(batch, tokens)` with `mlm_probability`. `labels` of a row without `objects` (a caption
-        whose boxes are unknown, not absent) is `None`; those of a detection row also hold "prompt_class_ids" `(k,)`,
-        every class that its sentence lists, and "prompt_map" `(k, tokens)`, which L_inter needs.
+        `mlm_labels` of shape `(batch, tokens)` with `mlm_probability`. `labels` of an example without `objects` (a
+        caption whose boxes are unknown, not absent) is `None`; those of a detection example also hold
+        "prompt_class_ids" `(k,)`, every class that its sentence lists, and "prompt_map" `(k, tokens)`, which L_inter
+        needs.
     """
 
     def __init__(
@@ -91,34 +92,40 @@ class GroundingCollator:
         self.count = 0
         self.cut_off = 0
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        draws = [self._number(row) for row in rows]
-        rows = [self._augmented(row, draw) for row, draw in zip(rows, draws, strict=True)]
-        texts = [self._grounded(row, draw) for row, draw in zip(rows, draws, strict=True)]
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        sample_indices = [self._number(example) for example in examples]
+        examples = [
+            self._augmented(example, sample_index)
+            for example, sample_index in zip(examples, sample_indices, strict=True)
+        ]
+        texts = [
+            self._grounded(example, sample_index)
+            for example, sample_index in zip(examples, sample_indices, strict=True)
+        ]
         tokens = [self._tokens(text.text) for text in texts]
-        for row, text, token in zip(rows, texts, tokens, strict=True):
-            self._drop_cut_off(row, text, token["offset_mapping"])
+        for example, text, token in zip(examples, texts, tokens, strict=True):
+            self._drop_cut_off(example, text, token["offset_mapping"])
         batch = dict(
             self.processor(
-                images=[row["image"] for row in rows],
+                images=[example["image"] for example in examples],
                 text=[text.text for text in texts],
-                annotations=[self._annotation(row, text) for row, text in zip(rows, texts, strict=True)],
+                annotations=[self._annotation(example, text) for example, text in zip(examples, texts, strict=True)],
                 truncation=True,
                 max_length=self.max_text_length,
                 return_tensors="pt",
-                **self._size_arguments(draws[0]),
+                **self._size_arguments(sample_indices[0]),
             )
         )
         batch["labels"] = [
             labels | encode_listed_classes(text, token["offset_mapping"], mask)
-            if row.get("objects") is not None
+            if example.get("objects") is not None
             else None
-            for row, labels, text, token, mask in zip(
-                rows, batch["labels"], texts, tokens, batch["attention_mask"], strict=True
+            for example, labels, text, token, mask in zip(
+                examples, batch["labels"], texts, tokens, batch["attention_mask"], strict=True
             )
         ]
         if self.mlm_probability:
-            self._hide_words(batch, texts, tokens, draws)
+            self._mask_tokens(batch, texts, tokens, sample_indices)
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -129,22 +136,22 @@ class GroundingCollator:
         """Go on where `state_dict` was taken."""
         self.seed, self.count = state["seed"], state["count"]
 
-    def _number(self, row: Mapping[str, Any]) -> int | str:
-        if "draw" in row:
-            return row["draw"]
+    def _number(self, example: Mapping[str, Any]) -> int | str:
+        if "sample_index" in example:
+            return example["sample_index"]
         self.count += 1
         worker = torch.utils.data.get_worker_info()
         return self.count - 1 if worker is None else f"{worker.id}/{self.count - 1}"
 
-    def _augmented(self, row: Mapping[str, Any], draw: int | str) -> dict[str, Any]:
+    def _augmented(self, example: Mapping[str, Any], sample_index: int | str) -> dict[str, Any]:
         if self.augment is None:
-            return dict(row)
-        return self.augment(dict(row), derive_random(self.seed, "augment", draw))
+            return dict(example)
+        return self.augment(dict(example), derive_random(self.seed, "augment", sample_index))
 
-    def _grounded(self, row: Mapping[str, Any], draw: int | str) -> GroundedText:
-        if row["kind"] == "detection":
-            return self.sampler(row, derive_random(self.seed, "sentence", draw))
-        return grounded_sentence(row)
+    def _grounded(self, example: Mapping[str, Any], sample_index: int | str) -> GroundedText:
+        if example["kind"] == "detection":
+            return self.sampler(example, derive_random(self.seed, "sentence", sample_index))
+        return grounded_sentence(example)
 
     def _tokens(self, text: str) -> dict[str, Any]:
         return self.tokenizer(
@@ -155,15 +162,15 @@ class GroundingCollator:
             return_special_tokens_mask=True,
         )
 
-    def _drop_cut_off(self, row: Mapping[str, Any], text: GroundedText, offsets: Sequence[Sequence[int]]) -> None:
-        """Leave out boxes whose words were cut off with the end of the text: their class cannot be told."""
+    def _drop_cut_off(self, example: Mapping[str, Any], text: GroundedText, offsets: Sequence[Sequence[int]]) -> None:
+        """Leave out boxes whose tokens were cut off with the end of the text: their class is not in it."""
         end = max((stop for _, stop in offsets), default=0)
         lost = [index for index, spans in enumerate(text.spans) if spans and all(span[0] >= end for span in spans)]
         if not lost:
             return
         if not self.cut_off:
             logger.warning(
-                f"image {row['image_id']!r}: {len(lost)} boxes left out, their words lie beyond the "
+                f"image {example['image_id']!r}: {len(lost)} boxes left out, their words are beyond the "
                 f"{self.max_text_length} tokens of a text. Further ones are counted in `cut_off`."
             )
         self.cut_off += len(lost)
@@ -172,8 +179,8 @@ class GroundingCollator:
             if text.class_names is not None:
                 del text.class_names[index]
 
-    def _annotation(self, row: Mapping[str, Any], text: GroundedText) -> dict[str, Any]:
-        objects = row.get("objects") or {"bbox": []}
+    def _annotation(self, example: Mapping[str, Any], text: GroundedText) -> dict[str, Any]:
+        objects = example.get("objects") or {"bbox": []}
         boxes = [objects["bbox"][index] for index in text.kept]
         annotation: dict[str, Any] = {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
@@ -181,40 +188,40 @@ class GroundingCollator:
             "class_names": text.class_names,
         }
         if self.with_masks:
-            width, height = row["image"].size
+            width, height = example["image"].size
             segmentations = objects.get("segmentation") or [None] * len(objects["bbox"])
             masks = stack_masks([segmentations[index] for index in text.kept], height, width)
             annotation["masks"] = torch.from_numpy(np.ascontiguousarray(masks))
         return annotation
 
-    def _size_arguments(self, draw: int | str) -> dict[str, Any]:
+    def _size_arguments(self, sample_index: int | str) -> dict[str, Any]:
         if self.sizes is None:
             return {}
-        period = draw // self.size_period if isinstance(draw, int) else draw
+        period = sample_index // self.size_period if isinstance(sample_index, int) else sample_index
         shortest = derive_random(self.seed, "size", period).choice(self.sizes)
         longest = self.max_size or self.processor.image_processor.size["longest_edge"]
         return {"size": {"shortest_edge": shortest, "longest_edge": longest}}
 
-    def _hide_words(
+    def _mask_tokens(
         self,
         batch: dict[str, Any],
         texts: Sequence[GroundedText],
         tokens: Sequence[Mapping[str, Any]],
-        draws: Sequence[int | str],
+        sample_indices: Sequence[int | str],
     ) -> None:
         batch["input_ids"] = batch["input_ids"].clone()
         batch["mlm_labels"] = torch.full_like(batch["input_ids"], -100)
-        for index, (text, token, draw) in enumerate(zip(texts, tokens, draws, strict=True)):
+        for index, (text, token, sample_index) in enumerate(zip(texts, tokens, sample_indices, strict=True)):
             count = len(token["input_ids"])
             flags = greenlight_map(token["offset_mapping"], text.maskable, token["special_tokens_mask"])
             # Whatever side the processor pads on, the attended tokens are the text.
-            places = batch["attention_mask"][index].bool().nonzero().flatten()[:count]
-            batch["input_ids"][index, places], batch["mlm_labels"][index, places] = mask_tokens(
-                batch["input_ids"][index, places],
-                torch.tensor(flags[: len(places)]),
+            positions = batch["attention_mask"][index].bool().nonzero().flatten()[:count]
+            batch["input_ids"][index, positions], batch["mlm_labels"][index, positions] = mask_tokens(
+                batch["input_ids"][index, positions],
+                torch.tensor(flags[: len(positions)]),
                 self.tokenizer.mask_token_id,
                 len(self.tokenizer),
-                torch.Generator().manual_seed(derive_seed(self.seed, "words", draw)),
+                torch.Generator().manual_seed(derive_seed(self.seed, "words", sample_index)),
                 self.mlm_probability,
             )
 

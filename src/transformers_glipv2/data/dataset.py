@@ -117,7 +117,7 @@ class ImageStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        if worker is None or self._source_shares_among_workers:
+        if worker is None or self._source_splits_by_worker:
             return self._examples(0, 1)
         return self._examples(worker.id, worker.num_workers)
 
@@ -129,7 +129,7 @@ class ImageStream(IterableDataset):
             ValueError: for a stream of the Hub in one of several workers, where `datasets` gives each a part.
         """
         worker = get_worker_info()
-        if self._source_shares_among_workers and worker is not None and worker.num_workers > 1:
+        if self._source_splits_by_worker and worker is not None and worker.num_workers > 1:
             raise ValueError(
                 f"`datasets` shares a stream between the {worker.num_workers} workers of a data loader, so its "
                 "examples cannot be numbered; use one worker, or load the data set with `streaming=False`."
@@ -142,8 +142,8 @@ class ImageStream(IterableDataset):
             self.read_records.set_epoch(epoch)
 
     @property
-    def _source_shares_among_workers(self) -> bool:
-        return getattr(self.read_records, "shares_among_workers", False)
+    def _source_splits_by_worker(self) -> bool:
+        return getattr(self.read_records, "splits_by_worker", False)
 
     def _examples(self, worker_id: int, num_workers: int) -> Iterator[dict[str, Any]]:
         self.report.counts.clear()

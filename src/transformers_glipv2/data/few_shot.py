@@ -1,4 +1,4 @@
-"""Few-shot training sets as the ODinW protocol draws them."""
+"""Few-shot training sets as the ODinW protocol samples them."""
 
 import random
 from collections import Counter
@@ -22,7 +22,7 @@ def few_shot(
     A part of a detection data set in which every class is in `shots` images or more.
 
     Args:
-        dataset (`ImageDataset`): rows of kind "detection".
+        dataset (`ImageDataset`): examples of kind "detection".
         shots (`int`): 1, 3, 5 or 10 in the protocol.
         seed (`int`, *optional*, defaults to 3): 3, 30 and 300 in the protocol.
         copies (`int`, *optional*): how often the images are repeated; by default 8, 4, 2, 1 for 1, 3, 5, 10 shots,

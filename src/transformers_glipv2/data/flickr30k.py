@@ -31,7 +31,7 @@ class FlickrPhrase:
     Attributes:
         text (`str`): its words.
         span (`tuple[int, int]`): its characters [start, end) in the sentence.
-        first_word (`int`): its first word's place in the sentence.
+        first_word (`int`): its first word's position in the sentence.
         chain_id (`str`): phrases of an image with the same id mean the same; "0" means nothing visible.
         types (`tuple[str, ...]`): "people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "scene",
             "other", "notvisual".
@@ -160,7 +160,7 @@ def load_flickr30k(
     streaming: bool = False,
 ) -> ImageDataset | ImageStream:
     """
-    Grounding rows of Flickr30k Entities, one a sentence.
+    Grounding examples of Flickr30k Entities, one a sentence.
 
     Args:
         folder (`str` or `Path`): holds `Annotations/`, `Sentences/` and `train.txt`, `val.txt`, `test.txt`.
@@ -172,11 +172,11 @@ def load_flickr30k(
         same_box_iou (`float`, *optional*, defaults to 0.95): boxes of one sentence that overlap as much are one object
             with the phrases of both, as in the files that MDETR and GLIP were trained on; the first's corners stay.
         keep_empty (`bool`, *optional*, defaults to `True`): keep sentences without a box, as those files do.
-        streaming (`bool`, *optional*, defaults to `False`): read files while rows are asked for.
+        streaming (`bool`, *optional*, defaults to `False`): read files while examples are asked for.
 
     Returns:
-        `ImageDataset` or `ImageStream`: rows with `sentence_id` (the sentence's place in its file) and objects of
-        bbox, phrase (the first of the box's) and tokens_positive.
+        `ImageDataset` or `ImageStream`: examples with `sentence_id` (the sentence's position in its file) and objects
+        of bbox, phrase (the first of the box's) and tokens_positive.
 
     Raises:
         FileNotFoundError: when there is no list of the split.
@@ -210,14 +210,14 @@ def sentence_objects(
     objects: dict[str, list[Any]] = {"bbox": [], "phrase": [], "tokens_positive": []}
     firsts: list[int] = []
     for index, ((x1, y1, x2, y2), phrase) in enumerate(named):
-        place = next((place for place, first in enumerate(firsts) if same[index][first]), None)
-        if place is None:
+        position = next((position for position, first in enumerate(firsts) if same[index][first]), None)
+        if position is None:
             firsts.append(index)
             objects["bbox"].append([float(x1), float(y1), float(x2 - x1), float(y2 - y1)])
             objects["phrase"].append(phrase.text)
             objects["tokens_positive"].append([list(phrase.span)])
-        elif list(phrase.span) not in objects["tokens_positive"][place]:
-            objects["tokens_positive"][place].append(list(phrase.span))
+        elif list(phrase.span) not in objects["tokens_positive"][position]:
+            objects["tokens_positive"][position].append(list(phrase.span))
     return objects
 
 

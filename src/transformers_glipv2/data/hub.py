@@ -1,8 +1,8 @@
 """
-Data sets of the Hugging Face Hub, and local parquet and image folders, as rows of the schema.
+Data sets of the Hugging Face Hub, and local parquet and image folders, as examples of the schema.
 
 Read are the usual detection schema (an image, and `objects` of bbox and category, as `cppe-5` has it; also a list of
-objects in the place of columns), and what `to_hf_dataset` writes (any kind of row, told by its column `kind`).
+objects instead of columns), and what `to_hf_dataset` writes (any kind of example, by its column `kind`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Names that columns go by; the first that is there counts.
 _NAMES = {
-    "image": ("image", "img", "image"),
+    "image": ("image", "img", "picture"),
     "image_id": ("image_id", "img_id", "id"),
     "width": ("width",),
     "height": ("height",),
@@ -47,7 +47,7 @@ def load_hub(
     **load_arguments: Any,
 ) -> ImageDataset | ImageStream:
     """
-    Rows of a data set of the Hub or a local folder.
+    Examples of a data set of the Hub or a local folder.
 
     Args:
         path (`str`): as for `datasets.load_dataset`: a Hub id, a folder of parquet files or of images with
@@ -60,7 +60,7 @@ def load_hub(
         class_names (`Sequence[str]`, *optional*): where the data set has no `ClassLabel`: the names that integer
             categories point into, or all names that may come.
         policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
-        streaming (`bool`, *optional*, defaults to `False`): download and read while rows are asked for.
+        streaming (`bool`, *optional*, defaults to `False`): download and read while examples are asked for.
         load_arguments: go to `datasets.load_dataset`, for example `name`, `revision` or `data_files`.
 
     Returns:
@@ -86,7 +86,7 @@ def from_hf_dataset(
     name: str = "",
 ) -> ImageDataset | ImageStream:
     """
-    A `datasets` data set as rows of the schema.
+    A `datasets` data set as examples of the schema.
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`): one split.
@@ -94,13 +94,13 @@ def from_hf_dataset(
         name (`str`, *optional*): the data set, for messages.
 
     Returns:
-        `ImageDataset` for a map-style data set: boxes are checked once, in a pass over all rows (which opens the
+        `ImageDataset` for a map-style data set: boxes are checked once, in a pass over all examples (which opens the
         heads of images where there is no width and height), images stay where they are until asked for.
-        `ImageStream` for an iterable one. Where there is no column of ids, a row's number is its id.
+        `ImageStream` for an iterable one. Where there is no column of ids, an example's number is its id.
 
     Raises:
         TypeError: when it is not one split.
-        ValueError: when there are no rows, the columns are not understood, or the policy refuses.
+        ValueError: when there are no examples, the columns are not understood, or the policy refuses.
     """
     datasets = import_datasets()
     if box_format not in _FORMATS:
@@ -115,7 +115,7 @@ def from_hf_dataset(
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     first = next(iter(dataset), None)
     if first is None:
-        raise ValueError(f"the data set {name} has no rows; is it the right split?")
+        raise ValueError(f"the data set {name} has no examples; is it the right split?")
     reader = _reader(datasets, first if features is None else features, dict(columns or {}), box_format, class_names)
     if isinstance(dataset, datasets.IterableDataset):
         reader.check_class_names(first)
@@ -128,38 +128,38 @@ def from_hf_dataset(
 
 
 @dataclass
-class _RowReader:
-    """Turns a row of `datasets` into a record; `columns` are the data set's names by ours."""
+class _ExampleReader:
+    """Turns an example of `datasets` into a record; `columns` are the data set's names by ours."""
 
     columns: dict[str, str]
     box_format: str
     is_ours: bool
     class_names: list[str] | None
 
-    def names_classes(self, row: Mapping[str, Any]) -> bool:
-        """Whether the classes of this row's data set must be known, and the row does not say them itself."""
-        return (not self.is_ours or row["kind"] == "detection") and row.get("labels") is None
+    def names_classes(self, example: Mapping[str, Any]) -> bool:
+        """Whether the classes of this example's data set must be known, and the example does not say them itself."""
+        return (not self.is_ours or example["kind"] == "detection") and example.get("labels") is None
 
-    def check_class_names(self, row: Mapping[str, Any]) -> None:
-        if self.class_names is None and self.names_classes(row):
+    def check_class_names(self, example: Mapping[str, Any]) -> None:
+        if self.class_names is None and self.names_classes(example):
             raise ValueError(
                 f"the column {self.columns.get('category')!r} does not tell which classes there are (it is no "
                 "ClassLabel); pass `class_names`."
             )
 
-    def record(self, row: Mapping[Any, Any], index: int, source: Any, report: BoxReport) -> dict[str, Any] | None:
-        """Without `image_path`; `None` where the row is of no kind, or its image cannot be measured."""
+    def record(self, example: Mapping[Any, Any], index: int, source: Any, report: BoxReport) -> dict[str, Any] | None:
+        """Without `image_path`; `None` where the example is of no kind, or its image cannot be measured."""
         if self.is_ours:
-            record = {field: value for field, value in row.items() if value is not None and field != "image"}
+            record = {field: value for field, value in example.items() if value is not None and field != "image"}
             if record.get("kind") not in KINDS:
-                report.add("bad_entry", f"row {index} has the kind {record.get('kind')!r}")
+                report.add("bad_entry", f"example {index} has the kind {record.get('kind')!r}")
                 return None
         else:
-            image_id = row.get(self.columns.get("image_id"))
+            image_id = example.get(self.columns.get("image_id"))
             record = {"kind": "detection", "image_id": index if image_id is None else image_id}
-            record["objects"] = row[self.columns["objects"]] or {}
-        where = f"image {record['image_id']!r}, row {index}"
-        width, height = (row.get(self.columns.get(side)) for side in ("width", "height"))
+            record["objects"] = example[self.columns["objects"]] or {}
+        where = f"image {record['image_id']!r}, example {index}"
+        width, height = (example.get(self.columns.get(side)) for side in ("width", "height"))
         size = (int(width), int(height)) if width and height else None
         if size is not None:
             record["width"], record["height"] = size
@@ -182,7 +182,7 @@ class _RowReader:
         columns = {ours.get(name, name): list(values) for name, values in objects.items() if values is not None}
         columns.setdefault("bbox", [])
         if self.is_ours:
-            # What a row lacks, Arrow fills with None.
+            # What an example lacks, Arrow fills with None.
             columns = {name: v for name, v in columns.items() if not v or any(x is not None for x in v)}
         if not self.is_ours or "category" in columns:
             class_names = self.class_names or ()
@@ -207,29 +207,29 @@ class _HubRecords(Sequence):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[position] for position in range(*index.indices(len(self)))]
         record = self.records[index]
-        row = record.pop("hub_row")
-        return {**record, "image_path": _HubImage(self.images, row)}
+        example = record.pop("hub_index")
+        return {**record, "image_path": _HubImage(self.images, example)}
 
 
 class _HubImage:
     """Reads one image when it is called."""
 
-    def __init__(self, images: Any, row: int):
+    def __init__(self, images: Any, example: int):
         self.images = images
-        self.row = row
+        self.example = example
 
     def __call__(self) -> str | bytes | Image.Image:
-        return image_source(next(iter(self.images[self.row].values())))
+        return image_source(next(iter(self.images[self.example].values())))
 
 
 class _StreamedRecords:
     """Starts passes for `ImageStream`; a class, so that it can be pickled."""
 
-    shares_among_workers = True
+    splits_by_worker = True
 
-    def __init__(self, dataset: Any, reader: _RowReader):
+    def __init__(self, dataset: Any, reader: _ExampleReader):
         self.dataset = dataset
         self.reader = reader
 
@@ -237,23 +237,23 @@ class _StreamedRecords:
         self.dataset.set_epoch(epoch)
 
     def __call__(self, report: BoxReport) -> Iterator[dict[str, Any]]:
-        for index, row in enumerate(self.dataset):
-            source = partial(image_source, row[self.reader.columns["image"]])
-            record = self.reader.record(row, index, source, report)
+        for index, example in enumerate(self.dataset):
+            source = partial(image_source, example[self.reader.columns["image"]])
+            record = self.reader.record(example, index, source, report)
             if record is not None:
                 yield {**record, "image_path": source}
 
 
-def _checked_records(dataset: Any, reader: _RowReader, report: BoxReport) -> Iterator[dict[str, Any]]:
+def _checked_records(dataset: Any, reader: _ExampleReader, report: BoxReport) -> Iterator[dict[str, Any]]:
     image = reader.columns["image"]
     images = dataset.select_columns(image)
     # With the sizes in columns of their own, the images' bytes are not even read.
-    rows = dataset.remove_columns(image) if "width" in reader.columns and "height" in reader.columns else dataset
-    for index, row in enumerate(rows):
-        source = partial(image_source, row[image]) if image in row else _HubImage(images, index)
-        record = reader.record(row, index, source, report)
+    examples = dataset.remove_columns(image) if "width" in reader.columns and "height" in reader.columns else dataset
+    for index, example in enumerate(examples):
+        source = partial(image_source, example[image]) if image in example else _HubImage(images, index)
+        record = reader.record(example, index, source, report)
         if record is not None:
-            yield {**record, "hub_row": index}
+            yield {**record, "hub_index": index}
 
 
 def image_source(value: Any) -> str | bytes | Image.Image:
@@ -261,7 +261,7 @@ def image_source(value: Any) -> str | bytes | Image.Image:
     if isinstance(value, Mapping):
         value = value["path"] if value.get("bytes") is None else value["bytes"]
     if value is None:
-        raise OSError("the row has no image")
+        raise OSError("the example has no image")
     if isinstance(value, str) and is_url(value):
         return download_image(value)
     if isinstance(value, str) and "://" in value:
@@ -281,11 +281,11 @@ def _stored_size(source: Any, report: BoxReport, where: str) -> tuple[int, int] 
         return None
 
 
-def _all_names(dataset: Any, reader: _RowReader) -> list[str]:
-    """The names that the rows' objects have, by alphabet, where no feature lists them."""
+def _all_names(dataset: Any, reader: _ExampleReader) -> list[str]:
+    """The names that the examples' objects have, by alphabet, where no feature lists them."""
     names: set[Any] = set()
-    for row in dataset.select_columns(reader.columns["objects"]):
-        names.update(reader._objects(next(iter(row.values())) or {}).get("category", ()))
+    for example in dataset.select_columns(reader.columns["objects"]):
+        names.update(reader._objects(next(iter(example.values())) or {}).get("category", ()))
     names.discard(None)
     if not all(isinstance(name, str) for name in names):
         reader.check_class_names({"kind": "detection"})
@@ -298,13 +298,13 @@ def _reader(
     given: dict[str, str],
     box_format: str,
     class_names: Sequence[str] | None,
-) -> _RowReader:
+) -> _ExampleReader:
     unknown = [name for name in given if name not in _NAMES]
     if unknown:
         raise ValueError(f"`columns` names {unknown[0]!r}; what can be named: {', '.join(_NAMES)}.")
     outer = [name for name in _NAMES if name not in ("bbox", "category")]
     columns = _find(outer, features, given)
-    # The feature of a list of objects, or the list itself where there are no features but a first row.
+    # The feature of a list of objects, or the list itself where there are no features but a first example.
     inner: Any = features.get(columns["objects"], {}) if "objects" in columns else {}
     inner = getattr(inner, "feature", inner)
     inner = inner[0] if isinstance(inner, list) and inner else inner
@@ -319,7 +319,7 @@ def _reader(
     category = getattr(category, "feature", category)
     if class_names is None and isinstance(category, datasets.ClassLabel):
         class_names = category.names
-    return _RowReader(columns, box_format, is_ours, None if class_names is None else list(class_names))
+    return _ExampleReader(columns, box_format, is_ours, None if class_names is None else list(class_names))
 
 
 def _find(names: Sequence[str], available: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Rows of the schema as a `datasets.Dataset`, which `push_to_hub` publishes and `data/hub.py` reads back."""
+"""Examples of the schema as a `datasets.Dataset`, which `push_to_hub` publishes and `data/hub.py` reads back."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -13,7 +13,7 @@ from transformers_glipv2.image_io import image_size
 if TYPE_CHECKING:
     import datasets
 
-# Arrow wants rows in handfuls: small enough to keep Python's copies out of the way.
+# Arrow wants examples in handfuls: small enough to keep Python's copies out of the way.
 _CHUNK = 1000
 
 
@@ -54,14 +54,14 @@ def to_hf_dataset(
         return datasets.IterableDataset.from_generator(_iterate, gen_kwargs={"stream": dataset})
     class_names = list(dict.fromkeys(dataset.class_names)) if dataset.class_names is not None else None
     features = _features(datasets, dataset.records, class_names)
-    chunks, rows = [], []
-    for record in tqdm(dataset.records, desc="to datasets", unit=" rows", delay=5, leave=False):
-        rows.append(_encode(record, features, class_names))
-        if len(rows) == _CHUNK:
-            chunks.append(datasets.Dataset.from_list(rows, features=features))
-            rows = []
-    if rows or not chunks:
-        chunks.append(datasets.Dataset.from_list(rows, features=features))
+    chunks, examples = [], []
+    for record in tqdm(dataset.records, desc="to datasets", unit=" examples", delay=5, leave=False):
+        examples.append(_encode(record, features, class_names))
+        if len(examples) == _CHUNK:
+            chunks.append(datasets.Dataset.from_list(examples, features=features))
+            examples = []
+    if examples or not chunks:
+        chunks.append(datasets.Dataset.from_list(examples, features=features))
     return datasets.concatenate_datasets(chunks)
 
 
@@ -76,7 +76,7 @@ def _features(
     columns: dict[str, Any] = {}
     for record in records:
         for field, value in record.items():
-            # A later row may tell more: of an empty list, or of ids that are words.
+            # A later example may show the type: of an empty list, or of ids that are strings.
             if field not in ("objects", "image_path") and _tells_more(fields.get(field), value):
                 fields[field] = value
         for column, values in (record.get("objects") or {}).items():
@@ -111,7 +111,7 @@ def _object_feature(datasets: ModuleType, column: str, example: Any, class_names
 
 
 def _feature(datasets: ModuleType, name: str, example: Any) -> Any:
-    # Nothing but None in every row: any type will do.
+    # Nothing but None in every example: any type will do.
     if example is None:
         return datasets.Value("string")
     for kind, arrow in ((bool, "bool"), (int, "int64"), (float, "float64"), (str, "string")):
@@ -123,22 +123,22 @@ def _feature(datasets: ModuleType, name: str, example: Any) -> Any:
 
 
 def _encode(record: Mapping[str, Any], features: Mapping[str, Any], class_names: list[str] | None) -> dict[str, Any]:
-    row = {field: record.get(field) for field in features}
+    example = {field: record.get(field) for field in features}
     source = record["image_path"]
     source = source() if callable(source) else source
-    row["image"] = features["image"].encode_example(source)
+    example["image"] = features["image"].encode_example(source)
     if features["image_id"].dtype == "string":
-        row["image_id"] = str(record["image_id"])
+        example["image_id"] = str(record["image_id"])
     if record.get("objects") is not None:
         count = len(record["objects"]["bbox"])
         objects = {column: list(record["objects"].get(column, [None] * count)) for column in features["objects"]}
         if class_names is not None and "category" in objects:
-            places = {name: place for place, name in enumerate(class_names)}
-            objects["category"] = [places.get(name) for name in objects["category"]]
+            positions = {name: position for position, name in enumerate(class_names)}
+            objects["category"] = [positions.get(name) for name in objects["category"]]
         if "segmentation" in objects:
             objects["segmentation"] = _run_lengths(objects["segmentation"], record, source)
-        row["objects"] = objects
-    return row
+        example["objects"] = objects
+    return example
 
 
 def _run_lengths(segmentations: Sequence[Any], record: Mapping[str, Any], source: Any) -> list[dict[str, Any] | None]:

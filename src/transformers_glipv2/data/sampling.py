@@ -1,4 +1,4 @@
-"""Detection rows become sentences: class names sampled, shuffled and joined, spans kept."""
+"""Detection examples become sentences: class names sampled, shuffled and joined, spans kept."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +12,16 @@ from transformers_glipv2.prompts import Span, join_labels
 @dataclass
 class GroundedText:
     """
-    A sentence and what each box of an image has to do with it.
+    A sentence and the parts of it that refer to each box of an image.
 
     Attributes:
         text (`str`): the sentence.
-        kept (`list[int]`): indices of the row's objects that stay, in order.
+        kept (`list[int]`): indices of the example's objects that stay, in order.
         spans (`list[list[tuple[int, int]]]`): character spans [start, end) of each kept object.
         class_names (`list[str]` or `None`): the class of each kept object; `None` for sentences that are no lists of
             classes, whose words say nothing about other images.
-        maskable (`list[tuple[int, int]]` or `None`): characters that masked language modelling may hide; `None` means
-            all. In a list of classes only the names that have a box can be told from the image.
+        maskable (`list[tuple[int, int]]` or `None`): characters that masked language modelling may mask; `None` means
+            all. In a list of classes only the names that have a box can be predicted from the image.
         labels (`list[str]` or `None`), label_spans (`list[tuple[int, int]]`): every class that the sentence lists,
             present or not, and its characters; `None` for other sentences.
     """
@@ -37,7 +37,7 @@ class GroundedText:
 
 class DetectionSampler:
     """
-    Turns detection rows into `GroundedText`, anew each time.
+    Turns detection examples into `GroundedText`, anew each time.
 
     As in the original's pre-training, an image's own classes (positives) meet sampled absent ones (negatives): with
     `full_probability` as many negatives as allowed, else a uniform number from 1 up. All of it is shuffled, so that
@@ -48,12 +48,12 @@ class DetectionSampler:
         full_probability (`float`, *optional*, defaults to 0.5): how often all allowed negatives are taken.
         separator (`str`, *optional*, defaults to `". "`): between class names.
         prefix (`str`, *optional*): before the first name, as the original's "object detection : ".
-        shuffle (`bool`, *optional*, defaults to `True`): `False` keeps the order of the row's labels.
+        shuffle (`bool`, *optional*, defaults to `True`): `False` keeps the order of the example's labels.
         max_tokens (`int`, *optional*, defaults to 254): tokens of the sentence, special tokens not counted.
         count_tokens (`Callable[[str], int]`, *optional*): tokens of a text, without special tokens; see
             `token_counter`. Without it nothing is cut.
-        clean (`Callable[[Sequence[str]], Sequence[str]]`, *optional*): gives the classes of a row as the sentence has
-            them, for example `transformers_glipv2.prompts.clean_labels`.
+        clean (`Callable[[Sequence[str]], Sequence[str]]`, *optional*): gives the classes of an example as the sentence
+            has them, for example `transformers_glipv2.prompts.clean_labels`.
 
     Raises:
         ValueError: when a number is out of range.
@@ -86,23 +86,23 @@ class DetectionSampler:
         self.clean = clean
         self._last: tuple[list[str], dict[str, str]] = ([], {})
 
-    def __call__(self, row: Mapping[str, Any], rng: random.Random) -> GroundedText:
+    def __call__(self, example: Mapping[str, Any], rng: random.Random) -> GroundedText:
         """
-        A sentence for a row.
+        A sentence for an example.
 
         Args:
-            row (`Mapping`): a row of kind "detection"; no image is needed.
+            example (`Mapping`): an example of kind "detection"; no image is needed.
             rng (`random.Random`): the only source of chance.
 
         Returns:
-            `GroundedText`: objects whose class found no room in `max_tokens` are not in `kept`.
+            `GroundedText`: objects whose class does not fit `max_tokens` are not in `kept`.
         """
-        labels = row["labels"]
+        labels = example["labels"]
         written = self._written(labels)
-        categories = [category_name(category, labels) for category in row["objects"].get("category", ())]
+        categories = [category_name(category, labels) for category in example["objects"].get("category", ())]
         names = [written.get(category, category) for category in categories]  # type: ignore[arg-type]  # checked
         positives = list(dict.fromkeys(names))
-        negatives = self._sample_negatives(row, written, set(positives), rng)
+        negatives = self._sample_negatives(example, written, set(positives), rng)
         if self.shuffle:
             # Who is cut when room is short must not depend on the file's order.
             rng.shuffle(positives)
@@ -127,7 +127,7 @@ class DetectionSampler:
         )
 
     def _written(self, labels: Sequence[str]) -> dict[str, str]:
-        """Each label as the sentence has it; most rows of a data set have the same labels."""
+        """Each label as the sentence has it; most examples of a data set have the same labels."""
         labels = list(labels)
         if labels != self._last[0]:
             names = labels if self.clean is None else self.clean(labels)
@@ -135,10 +135,10 @@ class DetectionSampler:
         return self._last[1]
 
     def _sample_negatives(
-        self, row: Mapping[str, Any], written: Mapping[str, str], positives: set[str], rng: random.Random
+        self, example: Mapping[str, Any], written: Mapping[str, str], positives: set[str], rng: random.Random
     ) -> list[str]:
-        known_absent = row.get("negative_labels")
-        pool = row["labels"] if known_absent is None else known_absent
+        known_absent = example.get("negative_labels")
+        pool = example["labels"] if known_absent is None else known_absent
         pool = dict.fromkeys(written.get(name, name) for name in pool)
         pool = [name for name in pool if name not in positives]
         allowed = min(self.max_negatives, len(pool))
@@ -184,18 +184,18 @@ class _TokenCounter:
         return self.known[text]
 
 
-def grounded_sentence(row: Mapping[str, Any]) -> GroundedText:
+def grounded_sentence(example: Mapping[str, Any]) -> GroundedText:
     """
-    The sentence of a grounding, caption or vqa row as it stands.
+    The sentence of a grounding, caption or vqa example as it stands.
 
     Args:
-        row (`Mapping`): objects without `tokens_positive` get no span and teach "no word" (background text).
+        example (`Mapping`): objects without `tokens_positive` get no span: none of the words refers to them.
 
     Returns:
         `GroundedText`: every object is kept; every word may be masked.
     """
-    text = row["question"] if row["kind"] == "vqa" else row["text"]
-    objects = row.get("objects") or {}
+    text = example["question"] if example["kind"] == "vqa" else example["text"]
+    objects = example.get("objects") or {}
     count = len(objects.get("bbox", ()))
     spans = objects.get("tokens_positive", [[] for _ in range(count)])
     return GroundedText(text=text, kept=list(range(count)), spans=[[tuple(span) for span in box] for box in spans])
@@ -207,11 +207,11 @@ def greenlight_map(
     special_tokens: Sequence[int] | None = None,
 ) -> list[bool]:
     """
-    Which tokens masked language modelling may hide and ask for.
+    Which tokens masked language modelling may mask and predict.
 
     Args:
         offsets (`Sequence` of pairs): characters [start, end) of each token; (0, 0) for special tokens and padding.
-        spans (`Sequence` of pairs, *optional*): characters that may be hidden; `None` means all.
+        spans (`Sequence` of pairs, *optional*): characters that may be masked; `None` means all.
         special_tokens (`Sequence[int]`, *optional*): 1 for special tokens and padding.
 
     Returns:

@@ -14,7 +14,7 @@ AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
 
 
 def outside_areas(areas: np.ndarray) -> np.ndarray:
-    """`(4, n)` bool: whether each of `(n,)` areas lies outside each of `AREA_RANGES`."""
+    """`(4, n)` bool: whether each of `(n,)` areas is outside each of `AREA_RANGES`."""
     return (areas < AREA_RANGES[:, :1]) | (areas > AREA_RANGES[:, 1:])
 
 

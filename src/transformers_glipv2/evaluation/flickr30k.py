@@ -31,7 +31,7 @@ def flickr30k_annotations(folder: str | Path, split: str = "test", progress: boo
         progress (`bool`, *optional*, defaults to `True`): show a bar.
 
     Returns:
-        `list[dict]`: a sentence each: `image_id` (int), `sentence_id` (its place in the file), `width`, `height`,
+        `list[dict]`: a sentence each: `image_id` (int), `sentence_id` (its index in the file), `width`, `height`,
         `text`, and `phrases`: {"phrase", "span" [start, end) in the text, "types", "boxes" (x1, y1, x2, y2 in pixels
         as the files have them)}. A sentence may have none.
 
@@ -112,8 +112,8 @@ def evaluate_flickr30k(
                     hits[protocol].setdefault(name, []).append(rank)
     results: dict[str, Any] = {}
     for protocol, ranks in hits.items():
-        results[protocol] = {f"recall@{k}": _share_within(ranks, k) for k in top_k}
-        results[protocol]["upper_bound"] = _share_within(ranks, np.inf, inclusive=False)
+        results[protocol] = {f"recall@{k}": _fraction_within(ranks, k) for k in top_k}
+        results[protocol]["upper_bound"] = _fraction_within(ranks, np.inf, inclusive=False)
     results["phrase_counts"] = {name: len(ranks) for name, ranks in hits["any_box"].items()}
     return results
 
@@ -135,7 +135,7 @@ def first_hit(boxes: np.ndarray, truths: np.ndarray) -> float:
     return float(met.argmax()) + 1 if met.any() else np.inf
 
 
-def _share_within(ranks: Mapping[str, Sequence[float]], limit: float, inclusive: bool = True) -> dict[str, float]:
+def _fraction_within(ranks: Mapping[str, Sequence[float]], limit: float, inclusive: bool = True) -> dict[str, float]:
     """The fraction of each type's phrases that are found within the limit; -1 where there is no phrase."""
     return {
         name: float(np.mean([rank <= limit if inclusive else rank < limit for rank in values])) if values else -1.0

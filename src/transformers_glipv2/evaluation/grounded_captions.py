@@ -7,12 +7,12 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 ARTICLES = ("a ", "an ", "the ")
-# "an image of ..." claims nothing.
-NO_CLAIMS = ("image",)
+# "a picture of ..." claims nothing.
+NO_CLAIMS = ("picture", "image")
 
 
 def grounded_caption_scores(
-    rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
+    examples: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
 ) -> dict[str, float]:
     """
     Scores captions and their boxes against images whose objects have phrases.
@@ -21,29 +21,29 @@ def grounded_caption_scores(
     it overlaps one of them. "An image" does not count.
 
     Args:
-        rows: of the schema, with `objects` of "bbox" and "phrase".
-        results: one a row, {"phrases": a list of {"phrase", "boxes"}} as `caption_and_ground` gives them; the first
-            box of a phrase counts.
+        examples: of the schema, with `objects` of "bbox" and "phrase".
+        results: one an example, {"phrases": a list of {"phrase", "boxes"}} as `caption_and_ground` gives them; the
+            first box of a phrase counts.
         iou_threshold: from which a box overlaps.
 
     Returns:
-        In percent, -1 where there is nothing to average: "phrase_precision", the share of phrases that are true;
-        "phrase_recall", the share of the images' phrases that are told; "R@1", the share of true phrases whose box
-        is right.
+        In percent, -1 where there is nothing to average: "phrase_precision", the fraction of phrases that are true;
+        "phrase_recall", the fraction of the images' phrases that are mentioned; "R@1", the fraction of true phrases
+        whose box is right.
 
     Raises:
-        ValueError: when rows and results differ in number.
+        ValueError: when examples and results differ in number.
     """
-    if len(rows) != len(results):
-        raise ValueError(f"There are {len(results)} captions for {len(rows)} images; pass one for each.")
-    told = true = right = known = found = 0
-    for row, result in zip(rows, results, strict=True):
+    if len(examples) != len(results):
+        raise ValueError(f"There are {len(results)} captions for {len(examples)} images; pass one for each.")
+    mentioned = true = right = known = found = 0
+    for example, result in zip(examples, results, strict=True):
         objects: dict[str, list[Sequence[float]]] = {}
-        for box, phrase in zip(row["objects"]["bbox"], row["objects"]["phrase"], strict=True):
+        for box, phrase in zip(example["objects"]["bbox"], example["objects"]["phrase"], strict=True):
             objects.setdefault(bare(phrase), []).append(box)
         phrases = [(bare(phrase["phrase"]), phrase["boxes"]) for phrase in result["phrases"]]
         phrases = [(name, boxes) for name, boxes in phrases if name not in NO_CLAIMS]
-        told += len(phrases)
+        mentioned += len(phrases)
         known += len(objects)
         found += len(objects.keys() & {name for name, _ in phrases})
         for name, boxes in phrases:
@@ -52,7 +52,7 @@ def grounded_caption_scores(
                 truths = box_convert(torch.tensor(objects[name], dtype=torch.float32), "xywh", "xyxy")
                 right += bool(len(boxes)) and bool((box_iou(boxes[:1].float().cpu(), truths) >= iou_threshold).any())
     return {
-        "phrase_precision": _percent(true, told),
+        "phrase_precision": _percent(true, mentioned),
         "phrase_recall": _percent(found, known),
         "R@1": _percent(right, true),
     }

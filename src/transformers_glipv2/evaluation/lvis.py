@@ -150,7 +150,7 @@ def top_of_each(groups: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarra
 
 
 def _by_category(table: DetectionTable, category_ids: Sequence[int]) -> Iterable[tuple[int, np.ndarray]]:
-    """Category ids with the rows of each: by image, then by falling score, then in the order given."""
+    """Category ids with the indices of each in the table: by image, then by falling score, then in the order given."""
     order = np.lexsort((-table.scores, table.image_ids, table.category_ids))
     bounds = np.searchsorted(table.category_ids[order], [*category_ids, np.iinfo(np.int64).max])
     for index, category_id in enumerate(category_ids):

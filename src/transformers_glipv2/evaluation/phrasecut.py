@@ -133,13 +133,15 @@ class _Ranks:
         self.attributes = {name: rank for rank, (name, _) in reversed(list(enumerate(counts["att"])))}
 
 
-def phrase_subsets(task: Mapping[str, Any], gt_share: float, image: Mapping[str, Any], ranks: Any = None) -> list[str]:
+def phrase_subsets(
+    task: Mapping[str, Any], gt_fraction: float, image: Mapping[str, Any], ranks: Any = None
+) -> list[str]:
     """
     The subsets that a phrase belongs to, in the official evaluator's names.
 
     Args:
         task (`Mapping`): an entry of `refer_SPLIT.json`.
-        gt_share (`float`): pixels of its true mask over those of the image.
+        gt_fraction (`float`): pixels of its true mask over those of the image.
         image (`Mapping`): its entry of `image_data_split.json`.
         ranks: of names and attributes; without them the subsets by frequency are left out.
     """
@@ -162,9 +164,9 @@ def phrase_subsets(task: Mapping[str, Any], gt_share: float, image: Mapping[str,
         "p_relm": len(relations) > 1,
         "p_att_rel": bool(attributes) and bool(relations),
         "p_verbose": kind == "verbose",
-        "s_small": gt_share < 0.02,
-        "s_mid": 0.02 <= gt_share <= 0.2,
-        "s_large": gt_share > 0.2,
+        "s_small": gt_fraction < 0.02,
+        "s_mid": 0.02 <= gt_fraction <= 0.2,
+        "s_large": gt_fraction > 0.2,
         "d_cocotv": image.get("coco_id") is not None,
         "d_notcocotv": image.get("coco_id") is None,
     }

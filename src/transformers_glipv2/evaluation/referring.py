@@ -1,4 +1,4 @@
-"""Referring segmentation: masks of phrases, and their scores on rows that refer to one object."""
+"""Referring segmentation: masks of phrases, and their scores on examples that refer to one object."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def segment_phrases(
         model: `GLIPv2ForInstanceSegmentation`, in evaluation mode.
         processor: `GLIPv2Processor`.
         image (`Image.Image`): RGB.
-        phrases (`Sequence[str]`): each read by itself.
+        phrases (`Sequence[str]`): each read alone.
         target_size (`tuple[int, int]`, *optional*): (height, width) of boxes and masks; by default the image's.
         threshold (`float`, *optional*, defaults to 0.25): boxes from this score on are part of a mask; the best one
             always is.
@@ -62,37 +62,37 @@ def segment_phrases(
 
 
 def evaluate_referring(
-    rows: Iterable[Mapping[str, Any]], segment: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    examples: Iterable[Mapping[str, Any]], segment: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """
-    PhraseCut's scores on rows whose text refers to some of their objects, and how many phrases are found at all.
+    PhraseCut's scores on examples whose text refers to some of their objects, and how many phrases are found at all.
 
     Args:
-        rows: of kind "grounding" with `referents`, as `ReferringScenes` gives them; each is read once.
-        segment: gives a row's "mask", boolean `(height, width)`, and "boxes" `(n, 4)` inclusive xyxy in pixels, the
-            surest first.
+        examples: of kind "grounding" with `referents`, as `ReferringScenes` gives them; each is read once.
+        segment: gives an example's "mask", boolean `(height, width)`, and "boxes" `(n, 4)` inclusive xyxy in pixels,
+            the highest-scoring first.
 
     Returns:
         `dict`: "count", "mean_mask_iou", "cum_mask_iou", "mask_precision" {threshold: fraction with an IoU above it},
-        and "found", the fraction of phrases whose surest box overlaps a referent's by 0.5 or more.
+        and "found", the fraction of phrases whose highest-scoring box overlaps a referent's by 0.5 or more.
 
     Raises:
-        ValueError: when a row refers to nothing or there are no rows.
+        ValueError: when an example refers to nothing or there are no examples.
     """
     scores, found = [], []
-    for row in rows:
-        width, height = row["image"].size
-        objects, referents = row["objects"], row["referents"]
+    for example in examples:
+        width, height = example["image"].size
+        objects, referents = example["objects"], example["referents"]
         if not referents:
-            raise ValueError(f"the row {row['image_id']!r} refers to no object: {row['text']!r}.")
+            raise ValueError(f"the example {example['image_id']!r} refers to no object: {example['text']!r}.")
         masks: list[Any] = [decode_mask(objects["segmentation"][index], height, width) for index in referents]
         true = np.any(masks, axis=0)
-        result = segment(row)
+        result = segment(example)
         iou, intersection, union = mask_iou(np.asarray(result["mask"]), true)
         scores.append({"mask_iou": iou, "intersection": intersection, "union": union})
         boxes = torch.tensor([objects["bbox"][index] for index in referents], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2] - 1
         found.append(bool((box_iou_inclusive(result["boxes"][:1].float(), boxes) >= FOUND_IOU).any()))
     if not scores:
-        raise ValueError("there are no rows to score.")
+        raise ValueError("there are no examples to score.")
     return {**mean_scores(scores), "found": sum(found) / len(found)}

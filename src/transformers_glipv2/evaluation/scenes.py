@@ -6,33 +6,33 @@ from typing import Any
 from transformers_glipv2.boxes import inclusive_xyxy_to_coco
 from transformers_glipv2.data.masks import encode_mask
 
-Row = Mapping[str, Any]
+Example = Mapping[str, Any]
 
 
-def evaluate_rows(
-    rows: Iterable[Row], detect: Callable[[Row], Mapping[str, Any]]
+def evaluate_examples(
+    examples: Iterable[Example], detect: Callable[[Example], Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
-    Asks a model for the labels of each row and writes down what is there and what it found, in COCO's format.
+    Asks a model for the labels of each example and writes down what is there and what it found, in COCO's format.
 
     Args:
-        rows: of kind "detection", in any number; each is read once.
-        detect: gives a row's {"scores" `(n,)`, "labels" `(n,)` (indices of the row's `labels`), "boxes" `(n, 4)` x1,
-            y1, x2, y2 in pixels}, and maybe "masks", n run lengths.
+        examples: of kind "detection", in any number; each is read once.
+        detect: gives an example's {"scores" `(n,)`, "labels" `(n,)` (indices of the example's `labels`), "boxes" `(n,
+            4)` x1, y1, x2, y2 in pixels}, and maybe "masks", n run lengths.
 
     Returns:
-        Annotations and predictions, as `evaluate_coco` takes them. Categories are all labels of all rows, numbered in
-        the order they come in.
+        Annotations and predictions, as `evaluate_coco` takes them. Categories are all labels of all examples, numbered
+        in the order they come in.
     """
     categories: dict[str, int] = {}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     predictions: list[dict[str, Any]] = []
-    for image_id, row in enumerate(rows, start=1):
-        width, height = row["image"].size
-        images.append({"id": image_id, "file_name": str(row["image_id"]), "width": width, "height": height})
-        ids = [categories.setdefault(label, len(categories) + 1) for label in row["labels"]]
-        objects = row["objects"]
+    for image_id, example in enumerate(examples, start=1):
+        width, height = example["image"].size
+        images.append({"id": image_id, "file_name": str(example["image_id"]), "width": width, "height": height})
+        ids = [categories.setdefault(label, len(categories) + 1) for label in example["labels"]]
+        objects = example["objects"]
         segmentations = objects.get("segmentation") or [None] * len(objects["bbox"])
         for box, name, mask in zip(objects["bbox"], objects["category"], segmentations, strict=True):
             entry = {
@@ -44,7 +44,7 @@ def evaluate_rows(
                 "iscrowd": 0,
             }
             annotations.append(entry if mask is None else {**entry, "segmentation": encode_mask(mask)})
-        found = detect(row)
+        found = detect(example)
         boxes = inclusive_xyxy_to_coco(found["boxes"].float()).tolist()
         for index, (score, label) in enumerate(zip(found["scores"].tolist(), found["labels"].tolist(), strict=True)):
             entry = {"image_id": image_id, "category_id": ids[label], "bbox": boxes[index], "score": score}

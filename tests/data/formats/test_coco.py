@@ -31,15 +31,15 @@ GOOD = {"image_id": 0, "category_id": 3, "bbox": [1, 2, 10, 12]}
 def test_folders_with_a_split(tmp_path):
     dataset = load_coco(write_folder(tmp_path, [GOOD]), split="train")
     assert len(dataset) == 2
-    row = dataset[0]
-    assert row["image"].size == (40, 30) and row["image"].mode == "RGB"
-    assert row["labels"] == ["dog", "traffic light"] == dataset.class_names
+    example = dataset[0]
+    assert example["image"].size == (40, 30) and example["image"].mode == "RGB"
+    assert example["labels"] == ["dog", "traffic light"] == dataset.class_names
     assert dataset.category_ids == [7, 3]
-    assert row["objects"]["category"] == ["traffic light"]
-    assert row["objects"]["bbox"] == [[1.0, 2.0, 10.0, 12.0]]
+    assert example["objects"]["category"] == ["traffic light"]
+    assert example["objects"]["bbox"] == [[1.0, 2.0, 10.0, 12.0]]
     assert dataset[1]["objects"]["bbox"] == []
     assert len(load_coco(tmp_path, split="train", keep_empty=False)) == 1
-    check_example(row)
+    check_example(example)
 
 
 def test_roboflow_folders(tmp_path):
@@ -74,7 +74,7 @@ def test_bad_boxes_are_counted_skipped_or_refused(tmp_path, problem):
     dataset = load_coco(tmp_path, split="train")
     assert dataset.report.counts == {problem: 2}
     assert "2 times" in dataset.report.summary() and "the first: " in dataset.report.summary()
-    assert sum(len(row["objects"]["bbox"]) for row in dataset) == 1
+    assert sum(len(example["objects"]["bbox"]) for example in dataset) == 1
     with pytest.raises(ValueError, match="policy"):
         load_coco(tmp_path, split="train", policy="refuse")
     with pytest.raises(ValueError, match="policy"):
@@ -147,8 +147,8 @@ def test_objects365_and_gzip(tmp_path):
     content = {"images": images, "annotations": annotations, "categories": [{"id": 20, "name": "Cabinet/shelf"}]}
     with gzip.open(tmp_path / "zhiyuan_objv2_train.json.gz", "wt") as file:
         json.dump(content, file)
-    rows = list(load_coco(tmp_path / "zhiyuan_objv2_train.json.gz", tmp_path / "train"))
-    assert [row["objects"]["category"] for row in rows] == [[], ["Cabinet/shelf"]]
+    examples = list(load_coco(tmp_path / "zhiyuan_objv2_train.json.gz", tmp_path / "train"))
+    assert [example["objects"]["category"] for example in examples] == [[], ["Cabinet/shelf"]]
 
 
 def test_policies_are_checked():
@@ -165,13 +165,13 @@ def test_unreadable_and_wrong_images(tmp_path):
     write_folder(tmp_path, [GOOD], num_images=3)
     (tmp_path / "train" / "1.jpg").write_bytes(b"no image")
     dataset = load_coco(tmp_path, split="train")
-    assert [row["image_id"] for row in dataset] == [0, 2]
+    assert [example["image_id"] for example in dataset] == [0, 2]
     assert dataset[1]["image_id"] == 2
     assert dataset.report.counts == {"unreadable_image": 2}
     with pytest.raises(ValueError, match=r"1\.jpg"):
         load_coco(tmp_path, split="train", policy={"unreadable_image": "refuse"})[1]
     Image.new("RGB", (10, 10)).save(tmp_path / "train" / "2.jpg")
-    assert [row["image_id"] for row in load_coco(tmp_path, split="train")] == [0]
+    assert [example["image_id"] for example in load_coco(tmp_path, split="train")] == [0]
     kept = load_coco(tmp_path, split="train", policy={"wrong_size": "keep"})
     assert kept[2]["image"].size == (10, 10)
 
@@ -260,7 +260,7 @@ def test_masks_of_every_kind():
 
 def test_select_and_filter(tmp_path):
     dataset = load_coco(write_folder(tmp_path, [GOOD], num_images=3), split="train")
-    assert [row["image_id"] for row in dataset.select([2, 0, 0])] == [2, 0, 0]
+    assert [example["image_id"] for example in dataset.select([2, 0, 0])] == [2, 0, 0]
     assert len(dataset.filter(lambda record: record["objects"]["bbox"])) == 1
     assert dataset[-1]["image_id"] == 2
     with pytest.raises(IndexError):
@@ -273,9 +273,9 @@ def test_real_images(data_dir):
     assert sum(len(record["objects"]["bbox"]) for record in coco.records) == 2974 - sum(
         count for problem, count in coco.report.counts.items() if problem != "crowd"
     )
-    row = coco[0]
-    masks = stack_masks(row["objects"]["segmentation"], *row["image"].size[::-1])
-    for (x, y, w, h), mask in zip(row["objects"]["bbox"], masks, strict=True):
+    example = coco[0]
+    masks = stack_masks(example["objects"]["segmentation"], *example["image"].size[::-1])
+    for (x, y, w, h), mask in zip(example["objects"]["bbox"], masks, strict=True):
         if mask.any():
             rows, columns = np.nonzero(mask)
             edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_glipv2.data.augment import flip_row
+from transformers_glipv2.data.augment import flip_example
 from transformers_glipv2.data.scenes.mosaics import MosaicScenes, class_name, content_box
 from transformers_glipv2.data.schema import check_example
 
@@ -39,25 +39,25 @@ def test_boxes_are_around_what_is_shown(folder):
     colours = {name: colour for colour, name in FOLDERS.values() if name}
     counts = Counter()
     for index in range(40):
-        row = check_example(mosaics[index])
-        pixels = np.asarray(row["image"], dtype=int)
-        assert max(row["image"].size) == 300
-        counts[len(row["objects"]["bbox"])] += 1
-        for (x, y, w, h), category in zip(row["objects"]["bbox"], row["objects"]["category"], strict=True):
+        example = check_example(mosaics[index])
+        pixels = np.asarray(example["image"], dtype=int)
+        assert max(example["image"].size) == 300
+        counts[len(example["objects"]["bbox"])] += 1
+        for (x, y, w, h), category in zip(example["objects"]["bbox"], example["objects"]["category"], strict=True):
             inside = pixels[int(y) + 5 : int(y + h) - 5, int(x) + 5 : int(x + w) - 5]
             assert np.abs(inside - colours[category]).max() < 60
             # The image's white border lies around the box.
             assert pixels[int(y + h / 2), int(x) - 4].min() > 200
-        check_example(flip_row(row))
+        check_example(flip_example(example))
     assert counts[1] and counts[4] and counts[9] and not set(counts) - set(range(10))
 
 
 def test_absent_classes(folder):
     mosaics = MosaicScenes(folder, size=200, tiles={4: 1})
     for index in range(30):
-        row = mosaics[index]
-        present, absent = set(row["objects"]["category"]), set(row["negative_labels"])
-        assert not present & absent and row["labels"] == mosaics.class_names
+        example = mosaics[index]
+        present, absent = set(example["objects"]["category"]), set(example["negative_labels"])
+        assert not present & absent and example["labels"] == mosaics.class_names
         # A leopard is a wild cat: neither stands beside the other, nor is denied.
         for one, other in (("leopard", "wild cat"), ("wild cat", "leopard")):
             if one in present:
@@ -66,10 +66,10 @@ def test_absent_classes(folder):
 
 def test_determined_by_number(folder):
     mosaics = MosaicScenes(folder, size=120)
-    row = mosaics[5]
+    example = mosaics[5]
     for again in (MosaicScenes(folder, size=120)[5], pickle.loads(pickle.dumps(mosaics))[5]):
-        assert again["image"].tobytes() == row["image"].tobytes() and again["objects"] == row["objects"]
-    assert MosaicScenes(folder, size=120, seed=1)[5]["image"].tobytes() != row["image"].tobytes()
+        assert again["image"].tobytes() == example["image"].tobytes() and again["objects"] == example["objects"]
+    assert MosaicScenes(folder, size=120, seed=1)[5]["image"].tobytes() != example["image"].tobytes()
     with pytest.raises(TypeError):
         len(mosaics)
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 
 from tests.data.scene_assets_folder import NOUNS, make_assets
-from transformers_glipv2.data.augment import flip_row, mask_box
+from transformers_glipv2.data.augment import flip_example, mask_box
 from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.data.sampling import DetectionSampler
@@ -54,28 +54,34 @@ def same_rows(one, other):
     )
 
 
-def words_of(row):
-    texts = [row.get("text"), row.get("question"), *row.get("labels", ()), *row.get("negative_labels", ())]
-    texts += [*row.get("captions", ()), *row.get("answers", ()), *row["objects"].get("category", ())]
+def words_of(example):
+    texts = [
+        example.get("text"),
+        example.get("question"),
+        *example.get("labels", ()),
+        *example.get("negative_labels", ()),
+    ]
+    texts += [*example.get("captions", ()), *example.get("answers", ()), *example["objects"].get("category", ())]
     return [text for text in texts if text]
 
 
-# ------------------------------------------------------------------------------------------------ rows and determinism
+# ------------------------------------------------------------------------------------------------ examples and
+# determinism
 
 
 def test_rows_depend_on_seed_and_number_alone(assets):
     source = scenes(assets)
-    rows = [source[index] for index in range(12)]
+    examples = [source[index] for index in range(12)]
     again = scenes(SceneAssets(assets.folder))
     for index in (11, 3, 7):
-        assert same_rows(again[index], rows[index])
-    assert same_rows(pickle.loads(pickle.dumps(source))[5], rows[5])
+        assert same_rows(again[index], examples[index])
+    assert same_rows(pickle.loads(pickle.dumps(source))[5], examples[5])
     assert not same_rows(scenes(assets, "detection", seed=1)[5], scenes(assets, "detection")[5])
     mixture = MixtureDataset([source], length=12)
     workers = DataLoader(mixture, batch_size=4, collate_fn=list, num_workers=2, multiprocessing_context="fork")
-    for index, row in enumerate(row for batch in workers for row in batch):
-        assert (row.pop("draw"), row.pop("source")) == (index, 0)
-        assert same_rows(row, rows[index])
+    for index, example in enumerate(example for batch in workers for example in batch):
+        assert (example.pop("sample_index"), example.pop("source")) == (index, 0)
+        assert same_rows(example, examples[index])
     with pytest.raises(TypeError):
         len(source)
 
@@ -83,18 +89,18 @@ def test_rows_depend_on_seed_and_number_alone(assets):
 def test_rows_fit_the_schema_and_boxes_fit_masks(assets):
     kinds = set()
     for index in range(60):
-        row = check_example(scenes(assets)[index])
-        kinds.add(row["kind"])
-        width, height = row["image"].size
+        example = check_example(scenes(assets)[index])
+        kinds.add(example["kind"])
+        width, height = example["image"].size
         assert max(width, height) == 160 and min(width, height) >= 120
-        objects = row["objects"]
+        objects = example["objects"]
         assert len({len(column) for column in objects.values()}) == 1
         for box, mask, area in zip(objects["bbox"], objects["segmentation"], objects["area"], strict=True):
             assert mask.dtype == bool and mask.shape == (height, width) and mask.sum() == area > 0
             assert box == mask_box(mask)
         if objects["segmentation"]:
             assert np.sum(objects["segmentation"], axis=0).max() == 1
-        text = row.get("question") or row.get("text")
+        text = example.get("question") or example.get("text")
         for spans in objects.get("tokens_positive", ()):
             assert spans and all(text[start:end].strip() == text[start:end] != "" for start, end in spans)
     assert kinds == {"detection", "grounding", "vqa", "caption"}
@@ -168,14 +174,14 @@ def test_object_crops_and_backgrounds_are_divided(assets):
 
 def test_prompts_of_the_test(assets):
     for part in ("seen", "held_out_pairs", "held_out_nouns"):
-        rows = test_scenes(assets, part, count=40, negatives=6, size=160)
-        assert len(rows) == 40
-        assert same_rows(rows[7], test_scenes(assets, part, negatives=6, size=160)[7])
-        for row in map(rows.__getitem__, range(20)):
-            check_example(row)
-            present, negatives = set(row["objects"]["category"]), row["negative_labels"]
+        examples = test_scenes(assets, part, count=40, negatives=6, size=160)
+        assert len(examples) == 40
+        assert same_rows(examples[7], test_scenes(assets, part, negatives=6, size=160)[7])
+        for example in map(examples.__getitem__, range(20)):
+            check_example(example)
+            present, negatives = set(example["objects"]["category"]), example["negative_labels"]
             assert present and len(negatives) == 6
-            assert sorted(row["labels"]) == sorted([*present, *negatives]) and not present & set(negatives)
+            assert sorted(example["labels"]) == sorted([*present, *negatives]) and not present & set(negatives)
             nouns = {name.split()[-1] for name in present}
             if part == "held_out_pairs":
                 assert {tuple(name.split()) for name in present} <= assets.held_out_pairs
@@ -192,9 +198,11 @@ def test_negatives_are_absent(assets):
     source = scenes(assets, "detection", colour_labels=0.5)
     coloured = 0
     for index in range(80):
-        row = source[index]
-        categories, negatives = set(row["objects"]["category"]), set(row["negative_labels"])
-        assert categories <= set(row["labels"]) and negatives <= set(row["labels"]) and not categories & negatives
+        example = source[index]
+        categories, negatives = set(example["objects"]["category"]), set(example["negative_labels"])
+        assert (
+            categories <= set(example["labels"]) and negatives <= set(example["labels"]) and not categories & negatives
+        )
         nouns = {name.split()[-1] for name in categories}
         for negative in negatives - {f"{c} {n}" for c in PAINTS for n in nouns}:
             words = negative.split()
@@ -204,10 +212,10 @@ def test_negatives_are_absent(assets):
                 coloured += 1
             else:
                 assert not assets.related[words[-1]] & nouns
-        text = DetectionSampler()(row, random.Random(index))
-        assert len(text.kept) == len(row["objects"]["bbox"])
+        text = DetectionSampler()(example, random.Random(index))
+        assert len(text.kept) == len(example["objects"]["bbox"])
     assert coloured
-    shown = [row for row in map(source.__getitem__, range(80)) if "volcano" not in row["negative_labels"]]
+    shown = [example for example in map(source.__getitem__, range(80)) if "volcano" not in example["negative_labels"]]
     assert shown, "photographs that may show a volcano must not deny it"
 
 
@@ -389,11 +397,11 @@ def test_relations_need_room():
 
 def test_flipped_rows_stay_true(assets):
     for index in range(40):
-        row = scenes(assets, "vqa")[index]
-        flipped = check_example(flip_row(row))
+        example = scenes(assets, "vqa")[index]
+        flipped = check_example(flip_example(example))
         for box, mask in zip(flipped["objects"]["bbox"], flipped["objects"]["segmentation"], strict=True):
             assert mask_box(mask) == box
-        if row["question_type"] == "left or right":
+        if example["question_type"] == "left or right":
             asked = r"(?:is|are) the (.+?) (left or right|right or left|left|right) of the (.+)\?"
             one, words, other = re.fullmatch(asked, flipped["question"]).groups()
             phrases = dict(zip(flipped["objects"]["phrase"], flipped["objects"]["bbox"], strict=True))
@@ -403,13 +411,13 @@ def test_flipped_rows_stay_true(assets):
 
 
 def test_referring_scenes(assets):
-    rows = ReferringScenes(assets, count=10, size=160)
-    assert len(rows) == 10
+    examples = ReferringScenes(assets, count=10, size=160)
+    assert len(examples) == 10
     for index in range(10):
-        row = check_example(rows[index])
-        (referent,) = row["referents"]
-        assert row["objects"]["phrase"][referent] == row["text"]
-    assert same_rows(rows[4], ReferringScenes(assets, size=160)[4])
+        example = check_example(examples[index])
+        (referent,) = example["referents"]
+        assert example["objects"]["phrase"][referent] == example["text"]
+    assert same_rows(examples[4], ReferringScenes(assets, size=160)[4])
 
 
 # ------------------------------------------------------------------------------------------------- colours and words
@@ -476,5 +484,5 @@ def test_object_crops_of_training_are_varied_and_stay_whole():
     assert len({one.tobytes() for one in varied}) > 30
     for one in varied:
         assert one.mode == "RGBA" and one.height == image.height
-        # Skewing moves rows and loses none; a coarse outline moves by a pixel.
+        # Skewing moves examples and loses none; a coarse outline moves by a pixel.
         assert abs(sum(one.getchannel("A").histogram()[128:]) - solid) < 0.1 * solid

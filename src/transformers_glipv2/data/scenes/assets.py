@@ -52,7 +52,7 @@ _SPLIT_SEED = 20
 
 @dataclass(frozen=True)
 class ObjectCrop:
-    """An image of one thing on a transparent ground."""
+    """An image of one object on a transparent ground."""
 
     file: str
     noun: str
@@ -115,30 +115,26 @@ class SceneAssets:
         self.held_out_nouns = self._draw_nouns()
         self.nouns = sorted(set(self.object_crops) - self.held_out_nouns)
         self.pairs = self._all_pairs(self.nouns)
-        self.held_out_pairs = frozenset(pair for pair in self.pairs if _lot("pair", *pair) < 0.08)
+        self.held_out_pairs = frozenset(pair for pair in self.pairs if _lottery("pair", *pair) < 0.08)
 
     def split_object_crops(self, noun: str, split: str) -> list[ObjectCrop]:
         """The object crops of a noun that a split may show; of a noun with one only, and of held-out ones, all."""
         object_crops = self.object_crops[noun]
         if len(object_crops) == 1 or noun in self.held_out_nouns:
             return object_crops
-        test = _test_places(len(object_crops), noun)
-        return [object_crop for place, object_crop in enumerate(object_crops) if (place in test) == (split == "test")]
+        test = _test_indices(len(object_crops), noun)
+        return [object_crop for index, object_crop in enumerate(object_crops) if (index in test) == (split == "test")]
 
     def split_backgrounds(self, split: str, extra: Sequence[Background | str | Path] = ()) -> list[Background]:
         """The backgrounds of a split, `extra` ones divided in the same way."""
         every = self.backgrounds + [b if isinstance(b, Background) else Background(str(b)) for b in extra]
         if len(every) == 1:
             return every
-        test = _test_places(len(every), "backgrounds")
-        return [background for place, background in enumerate(every) if (place in test) == (split == "test")]
-
-    def is_held_out(self, colour: str | None, noun: str) -> bool:
-        """Whether training must not show it."""
-        return noun in self.held_out_nouns or (colour, noun) in self.held_out_pairs
+        test = _test_indices(len(every), "backgrounds")
+        return [background for index, background in enumerate(every) if (index in test) == (split == "test")]
 
     def absent(self, vocabulary: Iterable[str], present: Iterable[str], background: Iterable[str] = ()) -> list[str]:
-        """The nouns of a vocabulary that are surely not in an image with these nouns and this background."""
+        """The nouns of a vocabulary that are certainly not in an image with these nouns and this background."""
         out = set(background)
         for noun in present:
             out.add(noun)
@@ -170,7 +166,7 @@ class SceneAssets:
                     edge += self.related[noun]
             if len(group) <= 3 and not group & (BACKGROUND_NOUNS | _SHOWN_ELSEWHERE):
                 groups.append(sorted(group))
-        groups.sort(key=lambda group: _lot("noun", group[0]))
+        groups.sort(key=lambda group: _lottery("noun", group[0]))
         wanted = round(0.08 * len(self.object_crops))
         chosen: list[str] = []
         for nouns in groups:
@@ -202,7 +198,7 @@ class ImageCache:
         self._clear()
 
     def get(self, path: str | Path, mode: str, crop: tuple[int, int, int, int] | None = None) -> Image.Image:
-        """An image in a mode ("RGB" or "RGBA"), cropped; it must not be changed in place."""
+        """An image in a mode ("RGB" or "RGBA"), cropped; it must not be changed in index."""
         key = (str(path), mode, crop)
         if key in self._images:
             self._images.move_to_end(key)
@@ -234,10 +230,10 @@ class ImageCache:
 
 def empty_crops(dataset: Any, min_side: int = 160, tries: int = 60) -> list[Background]:
     """
-    Parts of annotated images in which no object lies, as backgrounds.
+    Parts of annotated images without any object, as backgrounds.
 
     Args:
-        dataset (`ImageDataset`): detection rows; the records' paths are kept, no image is read.
+        dataset (`ImageDataset`): detection examples; the records' paths are kept, no image is read.
         min_side (`int`, *optional*, defaults to 160): pixels that a part must have in height and width.
         tries (`int`, *optional*, defaults to 60): random parts looked at in each image; the largest empty is taken.
 
@@ -273,11 +269,11 @@ def _object_crop_of(entry: Mapping[str, Any]) -> ObjectCrop:
     return ObjectCrop(entry["file"], entry["noun"], tuple(entry.get("attributes", ())), way, entry.get("hue", 0))
 
 
-def _test_places(count: int, name: str) -> set[int]:
+def _test_indices(count: int, name: str) -> set[int]:
     return set(derive_random(_SPLIT_SEED, "test", name).sample(range(count), max(1, round(count / 4))))
 
 
-def _lot(*parts: str) -> float:
+def _lottery(*parts: str) -> float:
     return derive_random(_SPLIT_SEED, *parts).random()
 
 

@@ -16,8 +16,8 @@ PAINTS = {
 COLOUR_NAMES = (*PAINTS, "brown", "black", "white", "gray")
 
 # Fractions of a crop's pixels: a colour is its name when it covers so much and no other covers more than the second.
-_MAIN_SHARE = 0.55
-_OTHER_SHARE = 0.25
+_MAIN_FRACTION = 0.55
+_OTHER_FRACTION = 0.25
 _SAMPLE = 24
 _OPAQUE = 96
 
@@ -83,12 +83,12 @@ def named_colour(object_crop: Image.Image) -> str | None:
     counts = np.bincount(_TABLE[red, green, blue], minlength=len(COLOUR_NAMES) + 1)[1:] / len(pixels)
     main = int(counts.argmax())
     others = np.delete(counts, main)
-    return COLOUR_NAMES[main] if counts[main] >= _MAIN_SHARE and others.max() <= _OTHER_SHARE else None
+    return COLOUR_NAMES[main] if counts[main] >= _MAIN_FRACTION and others.max() <= _OTHER_FRACTION else None
 
 
 def recolour_way(object_crop: Image.Image) -> tuple[str | None, int]:
     """
-    How an object crop can be given another colour.
+    How an object crop can be recoloured.
 
     Args:
         object_crop (`PIL.Image.Image`): RGBA.
@@ -123,7 +123,7 @@ def recolour(object_crop: Image.Image, way: str, hue: int, colour: str) -> Image
         colour (`str`): a key of `PAINTS`.
 
     Returns:
-        `PIL.Image.Image`: RGBA. Whether it came out as that colour is for `named_colour` to say.
+        `PIL.Image.Image`: RGBA. `named_colour` decides whether it came out in that colour.
     """
     rgb, alpha = object_crop.convert("RGB"), object_crop.getchannel("A")
     if way == "tint":

@@ -14,19 +14,20 @@ RELATIONS = (*SIDES, "above", "below", "in front of", "behind")
 QUESTION_TYPES = ("what", "how many", "which color", "is there", "left or right")
 
 # How much of an object must be hidden before one says that it is behind another.
-_BEHIND_SHARE = 0.1
+_BEHIND_FRACTION = 0.1
 _SIZE_RATIO = 2.5
 
 
 @dataclass
-class GroundedText:
+class SceneText:
     """
-    Words about a scene.
+    A sentence about a scene.
 
     Attributes:
         text (`str`): a caption, a phrase or a question.
-        spans (`dict[int, list[list[int]]]`): character spans [start, end) of the words for each object told of.
-        phrases (`dict[int, str]`): the words for each object told of.
+        spans (`dict[int, list[list[int]]]`): character spans [start, end) of the words for each object that is
+            mentioned.
+        phrases (`dict[int, str]`): the words for each object that is mentioned.
         answer (`str` or `None`), question_type (`str` or `None`): of questions.
         referents (`list[int]`): of a referring phrase: the objects that the whole of it refers to.
     """
@@ -38,8 +39,8 @@ class GroundedText:
     question_type: str | None = None
     referents: list[int] = field(default_factory=list)
 
-    def add(self, words: str, objects: Iterable[int] = ()) -> "GroundedText":
-        """Append words; with objects, these words are theirs."""
+    def add(self, words: str, objects: Iterable[int] = ()) -> "SceneText":
+        """Append words; with objects, the words refer to them."""
         span = [len(self.text), len(self.text) + len(words)]
         self.text += words
         for index in objects:
@@ -51,9 +52,9 @@ class GroundedText:
 def holds(relation: str, one: SceneObject, other: SceneObject, other_index: int, one_index: int) -> bool:
     """Whether "one RELATION other" is plainly true: boxes hardly overlap in that direction, the way is not askew."""
     if relation == "behind":
-        return one.hidden_by.get(other_index, 0) >= _BEHIND_SHARE
+        return one.hidden_by.get(other_index, 0) >= _BEHIND_FRACTION
     if relation == "in front of":
-        return other.hidden_by.get(one_index, 0) >= _BEHIND_SHARE
+        return other.hidden_by.get(one_index, 0) >= _BEHIND_FRACTION
     axis = 0 if relation in SIDES else 1
     if relation in ("right of", "below"):
         one, other = other, one
@@ -65,7 +66,7 @@ def holds(relation: str, one: SceneObject, other: SceneObject, other_index: int,
 
 
 def may_hold(relation: str, one: SceneObject, other: SceneObject, other_index: int, one_index: int) -> bool:
-    """Whether somebody might say "one RELATION other": only where this is false is the sentence plainly false."""
+    """Whether somebody might say "one RELATION other"; where this is false, the sentence is plainly false."""
     if relation == "behind":
         return one.hidden_by.get(other_index, 0) > 0
     if relation == "in front of":
@@ -109,18 +110,18 @@ def group_name(noun: str, objects: Sequence[SceneObject], with_colour: bool = Tr
     return f"{NUMBERS[len(members)]} {prefix}{plural(noun)}", members
 
 
-def list_caption(objects: Sequence[SceneObject], opening: str = "", with_colour: bool = True) -> GroundedText:
+def list_caption(objects: Sequence[SceneObject], opening: str = "", with_colour: bool = True) -> SceneText:
     """Everything in the scene, from left to right."""
-    told = GroundedText().add(opening)
+    sentence = SceneText().add(opening)
     nouns = sorted({o.noun for o in objects}, key=lambda noun: min(_centre(o, 0) for o in objects if o.noun == noun))
-    for place, noun in enumerate(nouns):
-        if place:
-            told.add(" and " if place == len(nouns) - 1 else ", ")
-        told.add(*group_name(noun, objects, with_colour))
-    return told
+    for index, noun in enumerate(nouns):
+        if index:
+            sentence.add(" and " if index == len(nouns) - 1 else ", ")
+        sentence.add(*group_name(noun, objects, with_colour))
+    return sentence
 
 
-def relation_caption(objects: Sequence[SceneObject], rng: random.Random) -> GroundedText | None:
+def relation_caption(objects: Sequence[SceneObject], rng: random.Random) -> SceneText | None:
     """ "a red apple left of a wooden chair", of one or two relations; `None` where none is plain."""
     found = _plain_relations(objects, rng)
     named = [(a, relation, b) for a, relation, b in found if names_of(a, objects) and names_of(b, objects)]
@@ -128,26 +129,28 @@ def relation_caption(objects: Sequence[SceneObject], rng: random.Random) -> Grou
         return None
     first, relation, second = named[0]
     name = {index: with_article(rng.choice(names_of(index, objects))) for index in (first, second)}
-    told = GroundedText().add(rng.choice(("", "", "there is ", "a picture of ")))
-    told.add(name[first], [first]).add(f" {_spoken(relation, rng)} ").add(name[second], [second])
+    sentence = SceneText().add(rng.choice(("", "", "there is ", "a picture of ")))
+    sentence.add(name[first], [first]).add(f" {_spoken(relation, rng)} ").add(name[second], [second])
     more = [(a, r, b) for a, r, b in named[1:] if a == first and b not in (first, second)]
     if more and rng.random() < 0.6:
         _, relation, third = more[0]
-        told.add(f" and {_spoken(relation, rng)} ").add(with_article(rng.choice(names_of(third, objects))), [third])
-    return told
+        sentence.add(f" and {_spoken(relation, rng)} ").add(
+            with_article(rng.choice(names_of(third, objects))), [third]
+        )
+    return sentence
 
 
-def referring_phrase(objects: Sequence[SceneObject], rng: random.Random, hard: bool = True) -> GroundedText | None:
+def referring_phrase(objects: Sequence[SceneObject], rng: random.Random, hard: bool = True) -> SceneText | None:
     """
     "the red cup left of the bottle": words that mean exactly one object.
 
     Args:
         objects (`Sequence[SceneObject]`): the scene.
         rng (`random.Random`): the only source of chance.
-        hard (`bool`, *optional*, defaults to `True`): prefer objects that their noun alone does not tell.
+        hard (`bool`, *optional*, defaults to `True`): prefer objects that their noun alone does not identify.
 
     Returns:
-        `GroundedText | None`: `spans` hold the head of the referent and the landmark's words for the landmark;
+        `SceneText | None`: `spans` hold the head of the referent and the landmark's words for the landmark;
         `phrases` of the referent is the whole. `None` where nothing can be said without doubt.
     """
     order = list(range(len(objects)))
@@ -158,20 +161,20 @@ def referring_phrase(objects: Sequence[SceneObject], rng: random.Random, hard: b
         ways = [_by_relation, _by_relation, _by_name, _by_extreme]
         rng.shuffle(ways)
         for way in ways:
-            told = way(index, objects, rng)
-            if told is not None:
-                told.referents = [index]
-                told.phrases[index] = told.text
-                return told
+            sentence = way(index, objects, rng)
+            if sentence is not None:
+                sentence.referents = [index]
+                sentence.phrases[index] = sentence.text
+                return sentence
     return None
 
 
-def _by_name(index: int, objects: Sequence[SceneObject], rng: random.Random) -> GroundedText | None:
+def _by_name(index: int, objects: Sequence[SceneObject], rng: random.Random) -> SceneText | None:
     names = names_of(index, objects)
-    return GroundedText().add(f"the {rng.choice(names)}", [index]) if names else None
+    return SceneText().add(f"the {rng.choice(names)}", [index]) if names else None
 
 
-def _by_extreme(index: int, objects: Sequence[SceneObject], rng: random.Random) -> GroundedText | None:
+def _by_extreme(index: int, objects: Sequence[SceneObject], rng: random.Random) -> SceneText | None:
     """ "the leftmost cup", "the cup on the right", where it is so by a good margin."""
     own = objects[index]
     rivals = [o for i, o in enumerate(objects) if i != index and o.noun == own.noun]
@@ -189,10 +192,10 @@ def _by_extreme(index: int, objects: Sequence[SceneObject], rng: random.Random) 
                 words.append(f"the {adjective} {own.noun}")
                 if len(rivals) == 1 and axis == 0:
                     words.append(f"the {own.noun} on the {side}")
-    return GroundedText().add(rng.choice(words), [index]) if words else None
+    return SceneText().add(rng.choice(words), [index]) if words else None
 
 
-def _by_relation(index: int, objects: Sequence[SceneObject], rng: random.Random) -> GroundedText | None:
+def _by_relation(index: int, objects: Sequence[SceneObject], rng: random.Random) -> SceneText | None:
     own = objects[index]
     relations = [(relation, b) for a, relation, b in _plain_relations(objects, rng) if a == index]
     for relation, landmark in relations:
@@ -209,14 +212,12 @@ def _by_relation(index: int, objects: Sequence[SceneObject], rng: random.Random)
                 if i != index and o.noun == own.noun and (head == own.noun or o.colour in (own.colour, None))
             ]
             if not any(may_hold(relation, objects[i], objects[landmark], landmark, i) for i in rivals):
-                told = GroundedText().add(f"the {head}", [index]).add(f" {_spoken(relation, rng)} ")
-                return told.add(f"the {rng.choice(names)}", [landmark])
+                sentence = SceneText().add(f"the {head}", [index]).add(f" {_spoken(relation, rng)} ")
+                return sentence.add(f"the {rng.choice(names)}", [landmark])
     return None
 
 
-def question(
-    objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random, kind: str
-) -> GroundedText | None:
+def question(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random, kind: str) -> SceneText | None:
     """
     A question and its one answer.
 
@@ -227,7 +228,7 @@ def question(
         kind (`str`): one of `QUESTION_TYPES`.
 
     Returns:
-        `GroundedText | None`: `None` where the scene allows no such question without doubt.
+        `SceneText | None`: `None` where the scene allows no such question without doubt.
     """
     ask = {
         "what": _ask_what,
@@ -236,10 +237,10 @@ def question(
         "is there": _ask_presence,
         "left or right": _ask_side,
     }[kind]
-    told = ask(objects, absent, rng)
-    if told is not None:
-        told.question_type = kind
-    return told
+    sentence = ask(objects, absent, rng)
+    if sentence is not None:
+        sentence.question_type = kind
+    return sentence
 
 
 def answers_of(nouns: Iterable[str]) -> list[str]:
@@ -262,7 +263,7 @@ def coloured_labels(
         count (`int`, *optional*, defaults to 60): absent labels.
 
     Returns:
-        `tuple[list[str], list[str]]`: the label of each object, and absent labels. A noun is told with colours where
+        `tuple[list[str], list[str]]`: the label of each object, and absent labels. A noun has a colour where
         all its objects have one ("red chair"); then the same noun in other colours is among the absent.
     """
     plain = {o.noun for o in objects if o.colour is None}
@@ -286,12 +287,12 @@ def coloured_labels(
     return categories, negatives
 
 
-def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
+def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> SceneText | None:
     questions: list[tuple[str, int, int | None]] = []
     if len({o.noun for o in objects}) == 1:
         questions.append((rng.choice(("what is in the picture?", "what is this?")), 0, None))
     for index, own in enumerate(objects):
-        # A thing of two colours might be meant as well.
+        # An object of two colours might be meant as well.
         if own.colour and all(o.colour not in (own.colour, None) for i, o in enumerate(objects) if i != index):
             questions.append((f"what is the {own.colour} thing?", index, None))
     for a, relation, b in _plain_relations(objects, rng):
@@ -303,14 +304,14 @@ def _ask_what(objects: Sequence[SceneObject], absent: Sequence[str], rng: random
     if not questions:
         return None
     words, target, landmark = rng.choice(questions)
-    told = GroundedText(answer=objects[target].noun)
+    sentence = SceneText(answer=objects[target].noun)
     if landmark is None:
-        return told.add(words)
-    told.add(f"what is {_spoken(words, rng)} ").add(f"the {rng.choice(names_of(landmark, objects))}", [landmark])
-    return told.add("?")
+        return sentence.add(words)
+    sentence.add(f"what is {_spoken(words, rng)} ").add(f"the {rng.choice(names_of(landmark, objects))}", [landmark])
+    return sentence.add("?")
 
 
-def _ask_how_many(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
+def _ask_how_many(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> SceneText | None:
     # Nobody counts bread, nor scissors without asking whether pairs are meant.
     nouns = sorted({o.noun for o in objects if not (is_plural_form(o.noun) or is_mass(o.noun))})
     if not nouns:
@@ -319,12 +320,12 @@ def _ask_how_many(objects: Sequence[SceneObject], absent: Sequence[str], rng: ra
     noun = max(nouns, key=lambda n: (len(counts[n]), n)) if rng.random() < 0.8 else rng.choice(nouns)
     unseen = [n for n in rng.sample(absent, min(8, len(absent))) if not (is_plural_form(n) or is_mass(n))]
     if unseen and rng.random() < 0.1:
-        return GroundedText(answer="0").add(f"how many {plural(unseen[0])} are there?")
-    told = GroundedText(answer=str(len(counts[noun]))).add("how many ").add(plural(noun), counts[noun])
-    return told.add(rng.choice((" are there?", " are in the picture?")))
+        return SceneText(answer="0").add(f"how many {plural(unseen[0])} are there?")
+    sentence = SceneText(answer=str(len(counts[noun]))).add("how many ").add(plural(noun), counts[noun])
+    return sentence.add(rng.choice((" are there?", " are in the picture?")))
 
 
-def _ask_colour(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
+def _ask_colour(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> SceneText | None:
     named = []
     for index, o in enumerate(objects):
         names = [name for name in names_of(index, objects) if not o.colour or o.colour not in name.split()]
@@ -334,10 +335,10 @@ def _ask_colour(objects: Sequence[SceneObject], absent: Sequence[str], rng: rand
         return None
     index, name = rng.choice(named)
     verb = "are" if is_plural_form(objects[index].noun) else "is"
-    return GroundedText(answer=objects[index].colour).add(f"what color {verb} ").add(f"the {name}", [index]).add("?")
+    return SceneText(answer=objects[index].colour).add(f"what color {verb} ").add(f"the {name}", [index]).add("?")
 
 
-def _ask_presence(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
+def _ask_presence(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> SceneText | None:
     yes = rng.random() < 0.5 or not absent
     coloured = [o for o in objects if o.colour and all(r.colour for r in objects if r.noun == o.noun)]
     if coloured and rng.random() < 0.4:
@@ -353,13 +354,13 @@ def _ask_presence(objects: Sequence[SceneObject], absent: Sequence[str], rng: ra
     return _presence(rng.choice(absent), [])
 
 
-def _presence(name: str, members: list[int]) -> GroundedText:
+def _presence(name: str, members: list[int]) -> SceneText:
     verb = "are there" if is_plural_form(name) else "is there"
-    told = GroundedText(answer="yes" if members else "no").add(f"{verb} ")
-    return told.add(with_article(name) if verb == "is there" else name, members).add("?")
+    sentence = SceneText(answer="yes" if members else "no").add(f"{verb} ")
+    return sentence.add(with_article(name) if verb == "is there" else name, members).add("?")
 
 
-def _ask_side(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> GroundedText | None:
+def _ask_side(objects: Sequence[SceneObject], absent: Sequence[str], rng: random.Random) -> SceneText | None:
     found = [
         (a, relation, b)
         for a, relation, b in _plain_relations(objects, rng)
@@ -371,13 +372,13 @@ def _ask_side(objects: Sequence[SceneObject], absent: Sequence[str], rng: random
     side = relation.split()[0]
     names = [f"the {rng.choice(names_of(index, objects))}" for index in (a, b)]
     verb = "are" if is_plural_form(objects[a].noun) else "is"
-    told = GroundedText().add(f"{verb} ").add(names[0], [a])
+    sentence = SceneText().add(f"{verb} ").add(names[0], [a])
     if rng.random() < 0.5:
-        told.answer = side
-        return told.add(" left or right of ").add(names[1], [b]).add("?")
+        sentence.answer = side
+        return sentence.add(" left or right of ").add(names[1], [b]).add("?")
     asked = rng.choice(("left", "right"))
-    told.answer = "yes" if asked == side else "no"
-    return told.add(f" {asked} of ").add(names[1], [b]).add("?")
+    sentence.answer = "yes" if asked == side else "no"
+    return sentence.add(f" {asked} of ").add(names[1], [b]).add("?")
 
 
 def alike(one: str, other: str | None) -> bool:

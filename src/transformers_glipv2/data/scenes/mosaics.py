@@ -1,4 +1,4 @@
-"""Mosaics of images that are sorted by class in folders (as Caltech 101), as detection rows."""
+"""Mosaics of images that are sorted by class in folders (as Caltech 101), as detection examples."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -57,11 +57,11 @@ class MosaicScenes(Dataset):
         size (`int`, *optional*, defaults to 384): longer side of a mosaic in pixels.
         tiles (`Mapping[int, float]`, *optional*): how often which number of tiles (a square number) is taken.
         background_folder (`str`, *optional*, defaults to `"BACKGROUND_Google"`): the folder, where there is one, whose
-            images show none of the classes; they fill some tiles and lie under some mosaics.
+            images show none of the classes; they fill some tiles and are the background of some mosaics.
         names (`Mapping[str, str | None]`, *optional*): names of folders that do not say it themselves, `None` to leave
             a folder out; by default those of Caltech 101.
-        margin (`float`, *optional*, defaults to 0.04): share of an image's sides taken off its box where the border
-            says nothing.
+        margin (`float`, *optional*, defaults to 0.04): fraction of an image's sides taken off its box where the
+            border says nothing.
         cache_megabytes (`int`, *optional*, defaults to 128): of decoded images, in each worker.
 
     Raises:
@@ -88,7 +88,7 @@ class MosaicScenes(Dataset):
             or any(round(count**0.5) ** 2 != count or count < 1 for count in tiles)
             or min(tiles.values()) < 0
         ):
-            raise ValueError(f"`tiles` must give a share to each square number of tiles, got {tiles}.")
+            raise ValueError(f"`tiles` must give a fraction to each square number of tiles, got {tiles}.")
         if not 0 <= margin < 0.5 or size < 64:
             raise ValueError(f"`margin` must be in [0, 0.5) and `size` at least 64, got {margin} and {size}.")
         self.folder, self.split, self.seed, self.size = Path(folder), split, seed, size
@@ -119,16 +119,16 @@ class MosaicScenes(Dataset):
         canvas = self._canvas(rng)
         boxes: list[list[float]] = []
         categories: list[str] = []
-        for place in range(rows * rows):
+        for tile in range(rows * rows):
             if self.backgrounds and rng.random() < 0.1:
-                self._put(canvas, rng.choice(self.backgrounds), place, rows, rng)
+                self._put(canvas, rng.choice(self.backgrounds), tile, rows, rng)
                 continue
             # Related classes ("cougar" and "wild cat") may be called by each other's names.
             free = [name for name in self.class_names if not self.related[name] & set(categories)]
             if not free:
                 continue
             name = rng.choice(free)
-            boxes.append(self._put(canvas, rng.choice(self.images[name]), place, rows, rng))
+            boxes.append(self._put(canvas, rng.choice(self.images[name]), tile, rows, rng))
             categories.append(name)
         out = set(categories).union(*(self.related[name] for name in categories))
         return {
@@ -147,7 +147,7 @@ class MosaicScenes(Dataset):
             return ImageOps.fit(self.cache.get(self.folder / rng.choice(self.backgrounds), "RGB"), size)
         return Image.new("RGB", size, tuple(rng.randint(0, 255) for _ in range(3)))
 
-    def _put(self, canvas: Image.Image, file: str, place: int, rows: int, rng: random.Random) -> list[float]:
+    def _put(self, canvas: Image.Image, file: str, tile: int, rows: int, rng: random.Random) -> list[float]:
         """Paste an image into its tile; gives the box of what it shows."""
         image = self.cache.get(self.folder / file, "RGB")
         x1, y1, x2, y2 = content_box(image, self.margin)
@@ -157,8 +157,8 @@ class MosaicScenes(Dataset):
         cell_width, cell_height = canvas.width / rows, canvas.height / rows
         scale = min(cell_width / image.width, cell_height / image.height) * rng.uniform(0.65, 1)
         width, height = max(8, int(image.width * scale)), max(8, int(image.height * scale))
-        x = int(place % rows * cell_width + rng.uniform(0, max(0.0, cell_width - width)))
-        y = int(place // rows * cell_height + rng.uniform(0, max(0.0, cell_height - height)))
+        x = int(tile % rows * cell_width + rng.uniform(0, max(0.0, cell_width - width)))
+        y = int(tile // rows * cell_height + rng.uniform(0, max(0.0, cell_height - height)))
         canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR), (x, y))
         sx, sy = width / image.width, height / image.height
         return [x + x1 * sx, y + y1 * sy, (x2 - x1) * sx, (y2 - y1) * sy]
@@ -171,11 +171,11 @@ def class_name(folder: str) -> str:
 
 def content_box(image: Image.Image, margin: float) -> tuple[float, float, float, float]:
     """
-    Where the thing in an image is, as far as the image's border tells.
+    The box of the object in an image, as far as the image's border shows it.
 
     Args:
         image (`PIL.Image.Image`): RGB.
-        margin (`float`): share of the sides taken off where the border is not of one colour.
+        margin (`float`): fraction of the sides taken off where the border is not of one colour.
 
     Returns:
         `tuple[float, float, float, float]`: x1, y1, x2, y2 in pixels.
@@ -185,7 +185,7 @@ def content_box(image: Image.Image, margin: float) -> tuple[float, float, float,
     ground = np.median(border, axis=0)
     if (np.abs(border - ground).max(axis=1) <= 12).mean() >= 0.9:
         other = np.abs(pixels - ground).max(axis=2) > 28
-        # Single specks are no part of the thing.
+        # Single specks are no part of the object.
         columns, rows = (np.flatnonzero(other.sum(axis=axis) >= 2) for axis in (0, 1))
         if len(columns) > 0.2 * image.width and len(rows) > 0.2 * image.height:
             return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
@@ -197,5 +197,5 @@ def _split_files(class_folder: Path, split: str) -> list[str]:
     """The images of a split, relative to the root: every fifth, in an order drawn from the class, is for val."""
     files = sorted(path.name for path in class_folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     derive_random("mosaic split", class_folder.name).shuffle(files)
-    chosen: Sequence[str] = [file for place, file in enumerate(files) if (place % 5 == 4) == (split == "val")]
+    chosen: Sequence[str] = [file for index, file in enumerate(files) if (index % 5 == 4) == (split == "val")]
     return [f"{class_folder.name}/{file}" for file in chosen]

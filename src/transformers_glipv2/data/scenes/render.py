@@ -46,7 +46,7 @@ class SceneObject:
         colour (`str` or `None`): what a person would call it; `None` where that is not one colour.
         mask (`np.ndarray` of shape `(height, width)`): bool, the visible part.
         bbox (`list[float]`): x, y, width, height in pixels around the visible part.
-        hidden_by (`dict[int, float]`): share of it that another object of the scene (by index) hides.
+        hidden_by (`dict[int, float]`): fraction of it that another object of the scene (by index) hides.
     """
 
     noun: str
@@ -81,7 +81,8 @@ class SceneComposer:
         split (`str`): "train" or "test".
         size (`int`): longer side of the images, in pixels; the shorter one is 3/4 of it or more.
         extra_backgrounds (`Sequence`, *optional*): paths or `Background`s beside the assets' own.
-        min_visible (`float`, *optional*, defaults to 0.4): share of an object that neither others nor the border hide.
+        min_visible (`float`, *optional*, defaults to 0.4): fraction of an object that neither others nor the border
+            hide.
         cache_megabytes (`int`, *optional*, defaults to 256): of decoded images kept in memory.
     """
 
@@ -123,11 +124,11 @@ class SceneComposer:
         self, canvas: Image.Image, specs: Iterable[ObjectSpec], rng: random.Random, allow_held_out: bool = False
     ) -> tuple[Image.Image, list[SceneObject]]:
         """
-        Paste what is asked for on a background.
+        Paste objects on a background.
 
         Args:
-            canvas (`PIL.Image.Image`): RGB, painted on in place.
-            specs (`Iterable[ObjectSpec]`): those that find no room are left out.
+            canvas (`PIL.Image.Image`): RGB, painted on in corner.
+            specs (`Iterable[ObjectSpec]`): those for which there is no room are left out.
             rng (`random.Random`): the only source of chance.
             allow_held_out (`bool`, *optional*, defaults to `False`): whether held-out (colour, noun) pairs may appear.
 
@@ -146,14 +147,14 @@ class SceneComposer:
                 continue
             image, object_crop, colour = made
             solid = np.asarray(image.getchannel("A")) >= _OPAQUE
-            place = self._find_place(owner, solid, patches, limit, rng)
-            if place is None:
+            corner = self._find_corner(owner, solid, patches, limit, rng)
+            if corner is None:
                 continue
             patch = _Patch(object_crop.noun, object_crop.attributes, colour, int(solid.sum()), 0)
-            self._settle(owner, solid, place, patches, patch)
+            self._settle(owner, solid, corner, patches, patch)
             if shadow:
-                _paste_shadow(canvas, image.getchannel("A"), place, shadow)
-            canvas.paste(image, place, image)
+                _paste_shadow(canvas, image.getchannel("A"), corner, shadow)
+            canvas.paste(image, corner, image)
         return _finished(canvas, rng), _objects_of(owner, patches)
 
     def _make_patch(
@@ -194,7 +195,7 @@ class SceneComposer:
             image = image.crop(image.getchannel("A").getbbox())
         return image
 
-    def _find_place(
+    def _find_corner(
         self, owner: np.ndarray, solid: np.ndarray, patches: list[_Patch], limit: float, rng: random.Random
     ) -> tuple[int, int] | None:
         """Left and top where the object and those below it stay visible enough; `None` after a dozen tries."""
@@ -221,10 +222,10 @@ class SceneComposer:
 
     @staticmethod
     def _settle(
-        owner: np.ndarray, solid: np.ndarray, place: tuple[int, int], patches: list[_Patch], patch: _Patch
+        owner: np.ndarray, solid: np.ndarray, corner: tuple[int, int], patches: list[_Patch], patch: _Patch
     ) -> None:
         """Write the object into the map of owners and take what it hides off the others."""
-        part, inside = _overlap(owner, solid, *place)
+        part, inside = _overlap(owner, solid, *corner)
         below = part[inside]
         index = len(patches)
         if index:
@@ -238,7 +239,7 @@ class SceneComposer:
 
 
 def _varied(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Paler, darker, skewed, coarser: a noun has few object crops, and none of them is to be learned by heart."""
+    """Paler, darker, skewed, coarser: a noun has few object crops, and the model must not overfit to them."""
     if rng.random() < 0.5:
         image = ImageEnhance.Color(image).enhance(rng.uniform(0.3, 1.5))
         image = ImageEnhance.Contrast(image).enhance(rng.uniform(0.7, 1.4))
@@ -273,14 +274,14 @@ def _objects_of(owner: np.ndarray, patches: Sequence[_Patch]) -> list[SceneObjec
     return objects
 
 
-def _paste_shadow(canvas: Image.Image, alpha: Image.Image, place: tuple[int, int], strength: float) -> None:
+def _paste_shadow(canvas: Image.Image, alpha: Image.Image, corner: tuple[int, int], strength: float) -> None:
     """A soft shadow to the lower right, blurred at a quarter of the size for speed."""
     small = (max(2, alpha.width // 4), max(2, alpha.height // 4))
     soft = Image.new("L", (small[0] + 4, small[1] + 4))
     soft.paste(alpha.resize(small, Image.Resampling.BILINEAR).point([int(v * strength) for v in range(256)]), (2, 2))
     soft = soft.filter(ImageFilter.BoxBlur(1)).resize((alpha.width + 16, alpha.height + 16), Image.Resampling.BILINEAR)
     offset = max(2, max(alpha.size) // 25)
-    canvas.paste((0, 0, 0), (place[0] - 8 + offset, place[1] - 8 + offset), soft)
+    canvas.paste((0, 0, 0), (corner[0] - 8 + offset, corner[1] - 8 + offset), soft)
 
 
 def _finished(canvas: Image.Image, rng: random.Random) -> Image.Image:

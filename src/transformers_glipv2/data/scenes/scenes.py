@@ -13,7 +13,7 @@ from transformers_glipv2.data.scenes.assets import Background, SceneAssets, empt
 from transformers_glipv2.data.scenes.colours import PAINTS
 from transformers_glipv2.data.scenes.language import (
     QUESTION_TYPES,
-    GroundedText,
+    SceneText,
     answers_of,
     coloured_labels,
     list_caption,
@@ -25,20 +25,20 @@ from transformers_glipv2.data.scenes.render import ObjectSpec, SceneComposer, Sc
 from transformers_glipv2.data.seeding import derive_random
 
 DEFAULT_KINDS = {"detection": 0.5, "grounding": 0.3, "vqa": 0.1, "caption": 0.1}
-# Draws what a scene shall hold, given what its background may show.
+# Samples what a scene should hold, given what its background may show.
 Specs = Callable[[random.Random, frozenset[str]], list[ObjectSpec]]
 TEST_PARTS = ("seen", "held_out_pairs", "held_out_nouns")
 
 
 class CompositeScenes(Dataset):
     """
-    Endless scenes as rows of the schema: `scenes[i]` depends on the seed, the split and `i` alone.
+    Endless scenes as examples of the schema: `scenes[i]` depends on the seed, the split and `i` alone.
 
-    "detection" rows look for every noun of the vocabulary; `negative_labels` holds what is surely absent. A part of
-    them looks for colours too ("red chair" beside an absent "blue chair"). "grounding" rows tell of some of the
+    "detection" examples ask for every noun of the vocabulary; `negative_labels` holds what is certainly absent. A part
+    of them looks for colours too ("red chair" beside an absent "blue chair"). "grounding" examples mention some of the
     objects or refer to one of them; there `referents` lists the objects that the whole sentence means, and is empty
-    for captions. "vqa" rows have `question_type` and ten equal answers. "caption" rows tell of everything; `captions`
-    holds further true ones.
+    for captions. "vqa" examples have `question_type` and ten equal answers. "caption" examples mention everything;
+    `captions` holds further true ones.
 
     There is no `len`: give `MixtureDataset` a length.
 
@@ -48,8 +48,8 @@ class CompositeScenes(Dataset):
             nor names held-out nouns or (colour, noun) pairs; see `test_scenes` for those.
         seed (`int`, *optional*, defaults to 0).
         size (`int`, *optional*, defaults to 384): longer side in pixels; the shorter one is 3/4 of it or more.
-        kinds (`Mapping[str, float]`, *optional*): shares of the kinds of rows.
-        colour_labels (`float`, *optional*, defaults to 0.25): share of detection rows that ask for colours.
+        kinds (`Mapping[str, float]`, *optional*): fractions of the kinds of examples.
+        colour_labels (`float`, *optional*, defaults to 0.25): fraction of detection examples that ask for colours.
         max_objects (`int`, *optional*, defaults to 8): in a scene.
         extra_backgrounds (`Sequence`, *optional*): images beside the assets' own; see `empty_crops`.
         cache_megabytes (`int`, *optional*, defaults to 256): of decoded images, in each worker.
@@ -74,7 +74,7 @@ class CompositeScenes(Dataset):
         if split not in ("train", "test"):
             raise ValueError(f'`split` is {split!r}; choose "train" or "test".')
         if not kinds or set(kinds) - set(DEFAULT_KINDS) or min(kinds.values()) < 0 or not sum(kinds.values()):
-            raise ValueError(f"`kinds` must give shares of {', '.join(DEFAULT_KINDS)}, got {kinds}.")
+            raise ValueError(f"`kinds` must give fractions of {', '.join(DEFAULT_KINDS)}, got {kinds}.")
         if not 0 <= colour_labels <= 1 or not 1 <= max_objects <= 8 or size < 64:
             raise ValueError(
                 "`colour_labels` must be in [0, 1], `max_objects` in [1, 8] and `size` at least 64, got "
@@ -91,7 +91,7 @@ class CompositeScenes(Dataset):
 
     @property
     def class_names(self) -> list[str]:
-        """The nouns that detection rows look for."""
+        """The nouns that detection examples ask for."""
         return self.assets.nouns
 
     def answers(self) -> list[str]:
@@ -104,17 +104,17 @@ class CompositeScenes(Dataset):
         rng = derive_random("scene", self.split, self.seed, index)
         kind = rng.choices(list(self.kinds), list(self.kinds.values()))[0]
         make = {
-            "detection": self._detection_row,
-            "grounding": self._grounding_row,
-            "caption": self._caption_row,
-            "vqa": self._vqa_row,
+            "detection": self._detection_example,
+            "grounding": self._grounding_example,
+            "caption": self._caption_example,
+            "vqa": self._vqa_example,
         }[kind]
-        row = _first(make, rng, f"{kind} row", self.assets)
-        return {"image_id": f"{self.split}-{self.seed}-{index}", "kind": kind, **row}
+        example = _first(make, rng, f"{kind} example", self.assets)
+        return {"image_id": f"{self.split}-{self.seed}-{index}", "kind": kind, **example}
 
-    # ---------------------------------------------------------------------------------------------- kinds of rows
+    # ---------------------------------------------------------------------------------------------- kinds of examples
 
-    def _detection_row(self, rng: random.Random) -> dict[str, Any] | None:
+    def _detection_example(self, rng: random.Random) -> dict[str, Any] | None:
         image, objects, shown = self._scene(rng, self._any_specs)
         if not objects:
             return None
@@ -127,58 +127,58 @@ class CompositeScenes(Dataset):
         columns = {**_columns(objects, range(len(objects))), "category": categories}
         return {"image": image, "labels": labels, "negative_labels": negatives, "objects": columns}
 
-    def _grounding_row(self, rng: random.Random) -> dict[str, Any] | None:
+    def _grounding_example(self, rng: random.Random) -> dict[str, Any] | None:
         way = rng.random()
         image, objects, _ = self._scene(rng, self._twin_specs if way < 0.5 else self._any_specs)
         if not objects:
             return None
-        told = None
+        sentence = None
         if way < 0.5:
-            told = referring_phrase(objects, rng)
+            sentence = referring_phrase(objects, rng)
         elif way < 0.8:
-            told = relation_caption(objects, rng)
-        if told is None:
-            told = list_caption(objects, rng.choice(("", "", "a picture of ", "there is ")), rng.random() < 0.7)
-        return _grounded(image, objects, told)
+            sentence = relation_caption(objects, rng)
+        if sentence is None:
+            sentence = list_caption(objects, rng.choice(("", "", "a picture of ", "there is ")), rng.random() < 0.7)
+        return _grounded(image, objects, sentence)
 
-    def _referring_row(self, rng: random.Random) -> dict[str, Any] | None:
+    def _referring_example(self, rng: random.Random) -> dict[str, Any] | None:
         image, objects, _ = self._scene(rng, self._twin_specs)
-        told = referring_phrase(objects, rng)
-        return _grounded(image, objects, told) if told is not None else None
+        sentence = referring_phrase(objects, rng)
+        return _grounded(image, objects, sentence) if sentence is not None else None
 
-    def _caption_row(self, rng: random.Random) -> dict[str, Any] | None:
+    def _caption_example(self, rng: random.Random) -> dict[str, Any] | None:
         image, objects, _ = self._scene(rng, self._few_specs)
         if not objects:
             return None
-        told = list_caption(objects, "a picture of ")
+        sentence = list_caption(objects, "a picture of ")
         further = [list_caption(objects, "there is ").text, list_caption(objects, "", with_colour=False).text]
         related = relation_caption(objects, rng)
         if related is not None and len(related.spans) == len(objects):
             further.append(related.text)
-        columns = _told_columns(objects, told)
-        return {"image": image, "text": told.text, "captions": [told.text, *further], "objects": columns}
+        columns = _grounded_columns(objects, sentence)
+        return {"image": image, "text": sentence.text, "captions": [sentence.text, *further], "objects": columns}
 
-    def _vqa_row(self, rng: random.Random) -> dict[str, Any] | None:
+    def _vqa_example(self, rng: random.Random) -> dict[str, Any] | None:
         kind = rng.choice(QUESTION_TYPES)
         specs = {"how many": self._counted_specs, "which color": self._painted_specs}.get(kind, self._few_specs)
         image, objects, shown = self._scene(rng, specs)
         if not objects:
             return None
         absent = self.assets.absent(self.assets.nouns, [o.noun for o in objects], shown)
-        told = question(objects, absent, rng, kind)
-        if told is None or self._is_held_out(told):
+        sentence = question(objects, absent, rng, kind)
+        if sentence is None or self._is_held_out(sentence):
             return None
         return {
             "image": image,
-            "question": told.text,
-            "answers": [told.answer] * 10,
+            "question": sentence.text,
+            "answers": [sentence.answer] * 10,
             "question_type": kind,
-            "objects": _told_columns(objects, told),
+            "objects": _grounded_columns(objects, sentence),
         }
 
-    def _is_held_out(self, told: GroundedText) -> bool:
+    def _is_held_out(self, sentence: SceneText) -> bool:
         """Questions may ask for what is not there; that must not be what training never sees."""
-        return any(f"{colour} {noun}" in told.text for colour, noun in self.assets.held_out_pairs)
+        return any(f"{colour} {noun}" in sentence.text for colour, noun in self.assets.held_out_pairs)
 
     # ------------------------------------------------------------------------------------------------ what is shown
 
@@ -229,8 +229,8 @@ class CompositeScenes(Dataset):
         others = [noun for noun in others if not any(noun == one or noun in self.assets.related[one] for one in first)]
         return [self._painted(noun, rng, 0.8) for noun in [*first, *others]]
 
-    def _painted(self, noun: str, rng: random.Random, share: float) -> ObjectSpec:
-        return ObjectSpec(noun, rng.choice(list(PAINTS)) if rng.random() < share else None)
+    def _painted(self, noun: str, rng: random.Random, probability: float) -> ObjectSpec:
+        return ObjectSpec(noun, rng.choice(list(PAINTS)) if rng.random() < probability else None)
 
 
 def load_scenes(
@@ -242,7 +242,7 @@ def load_scenes(
     Args:
         assets (`str` or `Path`): the folder of the object crops.
         background_folder (`str` or `Path`, *optional*): a COCO-format folder whose images give further backgrounds,
-            where nothing annotated lies.
+            without annotated objects.
         background_split (`str`, *optional*, defaults to `"train"`): of that folder.
         options: what else `CompositeScenes` takes.
     """
@@ -251,7 +251,7 @@ def load_scenes(
 
 
 def coco_backgrounds(folder: str | Path, split: str = "train") -> list[Background]:
-    """Parts of a COCO-format folder's images where nothing annotated lies; see `empty_crops`."""
+    """Parts of a COCO-format folder's images without annotated objects; see `empty_crops`."""
     return empty_crops(load_coco(folder, split=split, policy={"crowd": "keep"}))
 
 
@@ -259,8 +259,8 @@ class TestScenes(Dataset):
     """
     A fixed list of test scenes; see `test_scenes`.
 
-    Rows are of kind "detection". `labels` is the prompt: what is in the scene and `negatives` sampled labels that are
-    not, in a random order; `negative_labels` those alone.
+    Examples are of kind "detection". `labels` is the prompt: what is in the scene and `negatives` sampled labels that
+    are not, in a random order; `negative_labels` those alone.
     """
 
     __test__ = False  # no test of pytest's, whatever its name
@@ -355,7 +355,7 @@ def test_scenes(
     Args:
         assets (`SceneAssets`, `str` or `Path`): or the folder that they are in.
         part (`str`, *optional*, defaults to `"seen"`): "seen": nouns of training; "held_out_pairs": labels such as
-            "red chair" where training showed red things and chairs but no red chair; "held_out_nouns": nouns that
+            "red chair" where training showed red objects and chairs but no red chair; "held_out_nouns": nouns that
             training neither showed nor named.
         count (`int`, *optional*, defaults to 500): scenes.
         negatives (`int`, *optional*, defaults to 20): absent labels in each prompt.
@@ -363,7 +363,7 @@ def test_scenes(
         extra_backgrounds (`Sequence`, *optional*): as in `CompositeScenes`, of which a quarter is for the test.
 
     Returns:
-        `TestScenes`: a data set of detection rows.
+        `TestScenes`: a data set of detection examples.
 
     Raises:
         ValueError: when the part is unknown or the assets have nothing for it.
@@ -384,8 +384,8 @@ class ReferringScenes(Dataset):
     """
     A fixed number of test scenes with one referring phrase each ("the red cup left of the bottle").
 
-    Rows are of kind "grounding": `referents` holds the one object that `text` as a whole means; further objects are
-    the landmarks.
+    Examples are of kind "grounding": `referents` holds the one object that `text` as a whole means; further objects
+    are the landmarks.
 
     Args:
         assets (`SceneAssets`, `str` or `Path`): or the folder that they are in.
@@ -414,8 +414,8 @@ class ReferringScenes(Dataset):
         if not 0 <= index < self.count:
             raise IndexError(f"phrase {index} of {self.count}")
         rng = derive_random("referring", self.scenes.seed, index)
-        row = _first(self.scenes._referring_row, rng, "referring phrase", self.scenes.assets)
-        return {"image_id": f"referring-{self.scenes.seed}-{index}", "kind": "grounding", **row}
+        example = _first(self.scenes._referring_example, rng, "referring phrase", self.scenes.assets)
+        return {"image_id": f"referring-{self.scenes.seed}-{index}", "kind": "grounding", **example}
 
 
 def _columns(objects: Sequence[SceneObject], indices: Sequence[int]) -> dict[str, list[Any]]:
@@ -427,20 +427,25 @@ def _columns(objects: Sequence[SceneObject], indices: Sequence[int]) -> dict[str
     }
 
 
-def _told_columns(objects: Sequence[SceneObject], told: GroundedText) -> dict[str, list[Any]]:
-    """The objects that the words tell of, with their spans."""
-    indices = sorted(told.spans)
+def _grounded_columns(objects: Sequence[SceneObject], sentence: SceneText) -> dict[str, list[Any]]:
+    """The objects that a sentence mentions, with their spans."""
+    indices = sorted(sentence.spans)
     return {
         **_columns(objects, indices),
-        "phrase": [told.phrases[index] for index in indices],
-        "tokens_positive": [told.spans[index] for index in indices],
+        "phrase": [sentence.phrases[index] for index in indices],
+        "tokens_positive": [sentence.spans[index] for index in indices],
     }
 
 
-def _grounded(image: Image.Image, objects: Sequence[SceneObject], told: GroundedText) -> dict[str, Any]:
-    indices = sorted(told.spans)
-    referents = [indices.index(index) for index in told.referents]
-    return {"image": image, "text": told.text, "objects": _told_columns(objects, told), "referents": referents}
+def _grounded(image: Image.Image, objects: Sequence[SceneObject], sentence: SceneText) -> dict[str, Any]:
+    indices = sorted(sentence.spans)
+    referents = [indices.index(index) for index in sentence.referents]
+    return {
+        "image": image,
+        "text": sentence.text,
+        "objects": _grounded_columns(objects, sentence),
+        "referents": referents,
+    }
 
 
 def _first(make: Callable[[random.Random], Any], rng: random.Random, what: str, assets: SceneAssets) -> Any:

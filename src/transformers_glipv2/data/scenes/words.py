@@ -1,4 +1,4 @@
-"""Words of composite scenes: articles, plurals, and which nouns may not be told apart."""
+"""Words of composite scenes: articles, plurals, and which nouns may be confused."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -252,20 +252,20 @@ def related_nouns(nouns: Iterable[str]) -> Mapping[str, frozenset[str]]:
 
 def _ends_with(words: str, nouns: set[str]) -> bool:
     parts = words.split()
-    return any(" ".join(parts[place:]) in nouns for place in range(len(parts)))
+    return any(" ".join(parts[position:]) in nouns for position in range(len(parts)))
 
 
 def _nouns_of_line(line: str, known: set[str]) -> set[str]:
-    """The vocabulary's nouns in a line of the table, the longest first at each place."""
-    words, found, place = line.split(), set(), 0
-    while place < len(words):
+    """The vocabulary's nouns in a line of the table, the longest first at each position."""
+    words, found, position = line.split(), set(), 0
+    while position < len(words):
         for length in (3, 2, 1):
-            noun = " ".join(words[place : place + length])
+            noun = " ".join(words[position : position + length])
             if noun in known:
                 found.add(noun)
-                place += length - 1
+                position += length - 1
                 break
-        place += 1
+        position += 1
     return found
 
 

@@ -9,8 +9,8 @@ _DESCRIPTION = "BLEU-1 to 4, METEOR, ROUGE-L and CIDEr-D of one caption an image
 
 _INPUTS = """
 Args:
-    predictions: a row an image: `image_id`, `caption`.
-    references: a row an image: `image_id`, `captions` (strings).
+    predictions: one for each image: `image_id`, `caption`.
+    references: one for each image: `image_id`, `captions` (strings).
     metrics: of "BLEU", "METEOR", "ROUGE_L", "CIDEr", "SPICE"; all but SPICE by default.
     tokenize: False where captions are words in lower case without punctuation already. Else Java is needed.
 
@@ -41,6 +41,8 @@ class COCOCaptions(evaluate.Metric):
 
     def _compute(self, predictions, references, metrics=DEFAULT_METRICS, tokenize=True):
         annotations = [
-            {"image_id": row["image_id"], "caption": caption} for row in references for caption in row["captions"]
+            {"image_id": example["image_id"], "caption": caption}
+            for example in references
+            for caption in example["captions"]
         ]
         return evaluate_captions({"annotations": annotations}, predictions, metrics, tokenize=tokenize)

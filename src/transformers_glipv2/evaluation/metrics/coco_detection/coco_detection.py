@@ -4,15 +4,15 @@ import datasets
 import evaluate
 
 from transformers_glipv2.evaluation.coco import evaluate_coco
-from transformers_glipv2.evaluation.rows import coco_content, detection_features, result_entries
+from transformers_glipv2.evaluation.metric_columns import coco_content, detection_features, result_entries
 
 _DESCRIPTION = "The twelve numbers of COCO detection or, with the configuration `segm`, instance segmentation."
 
 _INPUTS = """
 Args:
-    predictions: a row an image: `image_id`, and lists of equal length `category_id`, `score` and `bbox` (x, y, width,
-        height in pixels), with `segm` also `segmentation` (RLE: `size`, `counts`).
-    references: a row an image: `image_id`, `height`, `width`, and lists `category_id`, `bbox`, `area`, `iscrowd`,
+    predictions: one for each image: `image_id`, and lists of equal length `category_id`, `score` and `bbox` (x, y,
+        width, height in pixels), with `segm` also `segmentation` (RLE: `size`, `counts`).
+    references: one for each image: `image_id`, `height`, `width`, and lists `category_id`, `bbox`, `area`, `iscrowd`,
         with `segm` also `segmentation` (RLE).
     categories: entries of `id` and `name`; by default the ids of the references.
 

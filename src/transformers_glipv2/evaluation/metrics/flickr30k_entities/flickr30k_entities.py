@@ -9,9 +9,9 @@ _DESCRIPTION = "Recall at 1, 5 and 10 of phrase grounding, any-box and merged-bo
 
 _INPUTS = """
 Args:
-    predictions: a row a sentence: `image_id`, `sentence_id`, and `boxes`: for each phrase, in order, boxes x1, y1, x2,
-        y2 in pixels, best first.
-    references: a row a sentence: `image_id`, `sentence_id`, and `phrases`: a list of `types` and `boxes`.
+    predictions: one for each sentence: `image_id`, `sentence_id`, and `boxes`: for each phrase, in order, boxes x1,
+        y1, x2, y2 in pixels, best first.
+    references: one for each sentence: `image_id`, `sentence_id`, and `phrases`: a list of `types` and `boxes`.
     top_k: the ks, (1, 5, 10) by default.
 
 Returns:

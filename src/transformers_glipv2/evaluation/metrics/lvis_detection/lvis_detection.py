@@ -4,16 +4,16 @@ import datasets
 import evaluate
 
 from transformers_glipv2.evaluation.lvis import evaluate_lvis, evaluate_lvis_fixed
-from transformers_glipv2.evaluation.rows import coco_content, detection_features, result_entries
+from transformers_glipv2.evaluation.metric_columns import coco_content, detection_features, result_entries
 
 _DESCRIPTION = "LVIS average precision, of boxes or, with the configuration `segm`, of masks."
 
 _INPUTS = """
 Args:
-    predictions: a row an image: `image_id`, and lists of equal length `category_id`, `score` and `bbox` (x, y, width,
-        height in pixels), with `segm` also `segmentation` (RLE: `size`, `counts`).
-    references: a row an image: `image_id`, `height`, `width`, lists `category_id`, `bbox`, `area`, with `segm` also
-        `segmentation` (RLE), and the lists `neg_category_ids` and `not_exhaustive_category_ids`.
+    predictions: one for each image: `image_id`, and lists of equal length `category_id`, `score` and `bbox` (x, y,
+        width, height in pixels), with `segm` also `segmentation` (RLE: `size`, `counts`).
+    references: one for each image: `image_id`, `height`, `width`, lists `category_id`, `bbox`, `area`, with `segm`
+        also `segmentation` (RLE), and the lists `neg_category_ids` and `not_exhaustive_category_ids`.
     categories: entries of `id`, `name` and `frequency` ("r", "c" or "f"); needed.
     protocol: "fixed" (10,000 detections a category, the default) or "classic" (300 an image).
 

@@ -3,15 +3,16 @@
 import datasets
 import evaluate
 
+from transformers_glipv2.evaluation.metric_columns import rle_features
 from transformers_glipv2.evaluation.phrasecut import evaluate_phrasecut
-from transformers_glipv2.evaluation.rows import rle_features
 
 _DESCRIPTION = "Mean and cumulative IoU and precision at IoU 0.5 to 0.9 of masks of phrases."
 
 _INPUTS = """
 Args:
-    predictions: a row a phrase: `task_id`, `mask` (RLE: `size`, `counts`).
-    references: a row a phrase: `task_id`, `height`, `width`, `polygons` (instances -> polygons -> [x, y] in pixels).
+    predictions: one for each phrase: `task_id`, `mask` (RLE: `size`, `counts`).
+    references: one for each phrase: `task_id`, `height`, `width`, `polygons` (instances -> polygons -> [x, y] in
+        pixels).
 
 Returns:
     count, mean_mask_iou, cum_mask_iou, mask_precision (by threshold, of IoUs strictly above it).
@@ -40,17 +41,20 @@ class PhraseCut(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        rows = list(references)
+        examples = list(references)
         structure = {"name": "", "type": "name"}
         tasks = [
             {
-                "task_id": row["task_id"],
-                "image_id": row["task_id"],
-                "Polygons": row["polygons"],
+                "task_id": example["task_id"],
+                "image_id": example["task_id"],
+                "Polygons": example["polygons"],
                 "instance_boxes": [],
                 "phrase_structure": structure,
             }
-            for row in rows
+            for example in examples
         ]
-        images = [{"image_id": row["task_id"], "height": row["height"], "width": row["width"]} for row in rows]
+        images = [
+            {"image_id": example["task_id"], "height": example["height"], "width": example["width"]}
+            for example in examples
+        ]
         return evaluate_phrasecut(tasks, images, predictions, progress=False)["all"]

@@ -9,8 +9,8 @@ _DESCRIPTION = "The accuracy of answers against those of ten annotators."
 
 _INPUTS = """
 Args:
-    predictions: a row a question: `question_id`, `answer`.
-    references: a row a question: `question_id`, `answers` (strings), `question_type`, `answer_type`.
+    predictions: one for each question: `question_id`, `answer`.
+    references: one for each question: `question_id`, `answers` (strings), `question_type`, `answer_type`.
 
 Returns:
     overall, per_question_type, per_answer_type in percent, per_question.
@@ -43,5 +43,7 @@ class VQAv2(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        annotations = [{**row, "answers": [{"answer": text} for text in row["answers"]]} for row in references]
+        annotations = [
+            {**example, "answers": [{"answer": text} for text in example["answers"]]} for example in references
+        ]
         return evaluate_vqa({"annotations": annotations}, predictions)

@@ -1,4 +1,4 @@
-"""Detections as a row an image, the form that the folders under `metrics/` give to `evaluate`, and back."""
+"""Detections as columns of one example for each image, as the folders under `metrics/` pass them to `evaluate`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -38,29 +38,32 @@ def detection_features(config_name: str, reference: Mapping[str, Any]) -> datase
     )
 
 
-def result_entries(rows: Iterable[Mapping[str, Any]], iou_type: str) -> Iterator[dict[str, Any]]:
+def result_entries(examples: Iterable[Mapping[str, Any]], iou_type: str) -> Iterator[dict[str, Any]]:
     """Predictions as entries of a COCO result file."""
     field = "segmentation" if iou_type == "segm" else "bbox"
-    for row in rows:
-        for category_id, score, region in zip(row["category_id"], row["score"], row[field], strict=True):
-            yield {"image_id": row["image_id"], "category_id": category_id, "score": score, field: region}
+    for example in examples:
+        for category_id, score, region in zip(example["category_id"], example["score"], example[field], strict=True):
+            yield {"image_id": example["image_id"], "category_id": category_id, "score": score, field: region}
 
 
 def coco_content(
-    rows: Iterable[Mapping[str, Any]], categories: Iterable[Mapping[str, Any]] | None, iou_type: str
+    examples: Iterable[Mapping[str, Any]], categories: Iterable[Mapping[str, Any]] | None, iou_type: str
 ) -> dict[str, Any]:
     """References as the content of a COCO or LVIS file; without categories those of the objects."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     columns = ("category_id", "bbox", "area", "iscrowd", *(("segmentation",) if iou_type == "segm" else ()))
-    for row in rows:
+    for example in examples:
         images.append(
-            {"id": row["image_id"], **{key: value for key, value in row.items() if key not in ("image_id", *columns)}}
+            {
+                "id": example["image_id"],
+                **{key: value for key, value in example.items() if key not in ("image_id", *columns)},
+            }
         )
-        present = [name for name in columns if name in row]
-        for values in zip(*(row[name] for name in present), strict=True):
+        present = [name for name in columns if name in example]
+        for values in zip(*(example[name] for name in present), strict=True):
             entry = dict(zip(present, values, strict=True))
-            annotations.append({"id": len(annotations) + 1, "image_id": row["image_id"], **entry})
+            annotations.append({"id": len(annotations) + 1, "image_id": example["image_id"], **entry})
     if categories is None:
         ids = sorted({entry["category_id"] for entry in annotations})
         categories = [{"id": category_id, "name": str(category_id)} for category_id in ids]
