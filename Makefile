@@ -23,6 +23,7 @@ test: $(READY)
 quality: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 style: $(READY)
 	$(BIN)/ruff check --fix .

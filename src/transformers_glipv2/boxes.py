@@ -395,13 +395,13 @@ def assign_atss(
     for start in range(0, len(boxes), boxes_at_once):
         chunk = boxes[start : start + boxes_at_once]
         centres = (chunk[:, :2] + chunk[:, 2:]) / 2
-        candidates, first = [], 0
+        nearest, first = [], 0
         for count in num_anchors_per_level:
             if count:
                 level = _nearest_anchors(centres, anchor_centres[first : first + count], min(topk, count))
-                candidates.append(level + first)
+                nearest.append(level + first)
             first += count
-        candidates = torch.cat(candidates, dim=1)  # (boxes, candidates)
+        candidates = torch.cat(nearest, dim=1)  # (boxes, candidates)
         iou = _iou_inclusive(chunk.unsqueeze(1), anchors[candidates])
         spread = iou.std(1, keepdim=True) if iou.shape[1] > 1 else torch.zeros_like(iou)
         candidate_centres = anchor_centres[candidates]

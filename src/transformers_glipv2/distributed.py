@@ -44,7 +44,7 @@ def gather(tensor: Tensor) -> Tensor:
     from torch.distributed import _functional_collectives as collectives
 
     if hasattr(collectives, "all_gather_single_autograd"):
-        return collectives.all_gather_single_autograd(tensor.contiguous(), 0, dist.group.WORLD)
+        return collectives.all_gather_single_autograd(tensor.contiguous(), 0, dist.group.WORLD)  # type: ignore[arg-type]
     # Its predecessor, which newer releases deprecate.
     from torch.distributed.nn.functional import all_gather
 

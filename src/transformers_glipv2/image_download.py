@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 # Seconds that a download may take altogether, and how large it may be.
@@ -117,7 +118,7 @@ class _Limits:
         """Refuses a host before anything is sent to it. What cannot be resolved fails later, or only a proxy can."""
         with suppress(OSError, UnicodeError):
             for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-                self._check_address(address[0])
+                self._check_address(str(address[0]))
 
     def check_connection(self, connection: socket.socket, by_proxy: bool) -> None:
         """A name may resolve to another address now than when it was checked."""
@@ -153,7 +154,7 @@ class _MarkingProxyHandler(urllib.request.ProxyHandler):
     def proxy_open(self, req: urllib.request.Request, proxy: str, type: str):
         host = req.host
         response = super().proxy_open(req, proxy, type)
-        req.by_proxy = req.host != host
+        req.by_proxy = req.host != host  # type: ignore[attr-defined]
         return response
 
 
@@ -176,7 +177,7 @@ class _CheckingHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(self._connection(http.client.HTTPSConnection, req), req)
 
-    def _connection(self, kind: type, request: urllib.request.Request) -> type:
+    def _connection(self, kind: type, request: urllib.request.Request) -> Any:
         limits, by_proxy = self.limits, getattr(request, "by_proxy", False)
 
         class Connection(kind):

@@ -182,8 +182,8 @@ def _name(source: ImageFile) -> str:
     if isinstance(source, bytes):
         return "The image in memory"
     if isinstance(source, PIL.Image.Image):
-        source = getattr(source, "filename", "") or None
-        return "The image object" if source is None else f"The image file '{source}'"
+        file = getattr(source, "filename", "") or None
+        return "The image object" if file is None else f"The image file '{file}'"
     if isinstance(source, str) and is_url(source):
         return f"The image at {_shown(source)}"
     return f"The image file '{_shown(str(source))}'"

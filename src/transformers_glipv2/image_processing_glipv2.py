@@ -64,7 +64,7 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     if size.height and size.width:
         return size.height, size.width
     short, long = sorted((height, width))
-    new_short = size.shortest_edge
+    new_short: Any = size.shortest_edge
     if size.longest_edge and long / short * new_short > size.longest_edge:
         new_short = round(size.longest_edge * short / long)
     new_long = int(new_short * long / short)
@@ -397,7 +397,7 @@ class GLIPv2ImageProcessor(GLIPv2ImageProcessorBase, TorchvisionBackend):
         **kwargs,
     ) -> torch.Tensor:
         """`(..., 3, H, W)` to the size that [`resized_size`] gives."""
-        height, width = resized_size(*image.shape[-2:], size)
+        height, width = resized_size(image.shape[-2], image.shape[-1], size)
         if (height, width) == tuple(image.shape[-2:]):
             return image
         return super().resize(image, SizeDict(height=height, width=width), resample, antialias, **kwargs)

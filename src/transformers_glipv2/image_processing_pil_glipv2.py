@@ -46,7 +46,7 @@ class GLIPv2ImageProcessorPil(GLIPv2ImageProcessorBase, PilBackend):
         **kwargs,
     ) -> np.ndarray:
         """`(3, H, W)` to the size of GLIP's rule, by PIL."""
-        height, width = resized_size(*image.shape[-2:], size)
+        height, width = resized_size(image.shape[-2], image.shape[-1], size)
         if image.dtype == np.uint8:
             pil_image = PIL.Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
             return np.array(pil_image.resize((width, height), resample, reducing_gap=reducing_gap)).transpose(2, 0, 1)

@@ -303,7 +303,7 @@ def _classes_of_tokens(label: Mapping[str, Tensor], num_tokens: int, device: tor
     ids, class_map = label.get("prompt_class_ids"), label.get("prompt_map")
     if ids is None:
         ids, class_map = label.get("class_ids"), label.get("positive_map")
-    if ids is None or not len(ids):
+    if ids is None or class_map is None or not len(ids):
         return torch.zeros(num_tokens, dtype=torch.long, device=device)
     # The last of the classes that a token names; 0 is none.
     number = torch.arange(1, len(ids) + 1, device=ids.device)
@@ -338,7 +338,8 @@ def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tens
         filled = values.new_zeros(batch, width, *values.shape[1:])
         filled[image, number] = values[chosen]
         padded.append(filled)
-    return tuple(padded)
+    anchors, words, classes, mask = padded
+    return anchors, words, classes, mask
 
 
 def _numbers_in_images(image: Tensor, batch: int) -> Tensor:

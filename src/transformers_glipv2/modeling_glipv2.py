@@ -17,7 +17,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -257,7 +257,8 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
                 flatten_levels(feature_maps), text, text_mask, output_attentions=output_attentions
             )
             feature_maps = split_levels(vision, map_shapes(feature_maps))
-            text = self.text_layer(text, None if text_mask is None else text_mask[:, None, None, :])
+            key_mask = None if text_mask is None else text_mask[:, None, None, :]
+            text = self.text_layer(text, key_mask)  # type: ignore[misc]  # where there is fusion there is a text layer
         return text, *self.dyconv(feature_maps), *(attentions or ())
 
 
@@ -451,7 +452,7 @@ def build_text_encoder(text_config: PreTrainedConfig) -> PreTrainedModel:
             "encoder, such as bert, roberta, electra or mpnet."
         )
     model_class = MODEL_MAPPING[type(text_config)]
-    has_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters
     return AutoModel.from_config(text_config, **({"add_pooling_layer": False} if has_pooler else {}))
 
 
@@ -855,7 +856,7 @@ def with_losses(
     return (output_class or type(output))(**(fields | more))
 
 
-class GLIPv2FreezableDetector:
+class GLIPv2FreezableDetector(nn.Module):
     """
     Mixin of the models that add a head to the detector: the head can be trained alone, so that one checkpoint holds
     heads that were trained one after the other, over the same weights.
@@ -874,7 +875,7 @@ class GLIPv2FreezableDetector:
             part.requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; a frozen detector stays in evaluation mode, without dropout."""
         super().train(mode)
         if mode and self.detector_is_frozen:

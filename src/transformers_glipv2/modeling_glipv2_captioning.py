@@ -557,7 +557,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
             model_kwargs[CACHE_NAME] = DynamicCache()
 
     def _prepare_generated_length(self, *args: Any, **kwargs: Any) -> Any:
-        generation_config = super()._prepare_generated_length(*args, **kwargs)
+        generation_config = super()._prepare_generated_length(*args, **kwargs)  # type: ignore[misc]
         generation_config.max_length = min(generation_config.max_length, self.max_caption_tokens)
         return generation_config
 

@@ -423,7 +423,8 @@ def one_label_detections(
     logits, mask = outputs["logits"], outputs.get("attention_mask")
     mask = torch.ones(logits.shape[0], logits.shape[2], dtype=torch.bool) if mask is None else mask.bool()
     check_limits(threshold, nms_threshold, max_detections, pre_nms_threshold=pre_nms_threshold)
-    sizes = check_target_sizes(target_sizes, outputs["image_sizes"], keeps_aspect) or [None] * len(logits)
+    checked = check_target_sizes(target_sizes, outputs["image_sizes"], keeps_aspect)
+    sizes: Sequence[tuple[float, float] | None] = checked or [None] * len(logits)
     results = []
     for index, size in enumerate(sizes):
         tokens = mask[index].nonzero()[1:-1, 0]  # without the special tokens around the text

@@ -266,7 +266,7 @@ def label_prompt(labels: Sequence[str]) -> LabelPrompt:
     return LabelPrompt(text, spans, list(range(len(labels))))
 
 
-def count_tokens(texts: Sequence[str], tokenizer: Callable[..., Any], special: bool) -> list[int]:
+def count_tokens(texts: Sequence[str], tokenizer: Any, special: bool) -> list[int]:
     """Tokens of each text, with or without the special ones that stand around a text. Nothing is cut."""
     encoded = tokenizer(
         list(texts), add_special_tokens=special, truncation=False, padding=False, return_attention_mask=False
@@ -274,7 +274,7 @@ def count_tokens(texts: Sequence[str], tokenizer: Callable[..., Any], special: b
     return [len(ids) for ids in encoded["input_ids"]]
 
 
-def check_known_labels(labels: Sequence[str], tokenizer: Callable[..., Any]) -> None:
+def check_known_labels(labels: Sequence[str], tokenizer: Any) -> None:
     """
     Refuses labels that would all look alike to the model, since each of their tokens is the unknown one (`[UNK]`), and
     warns of those that are partly unknown.
@@ -306,7 +306,7 @@ def check_known_labels(labels: Sequence[str], tokenizer: Callable[..., Any]) -> 
 
 def split_labels(
     labels: Sequence[str],
-    tokenizer: Callable[..., Any],
+    tokenizer: Any,
     max_tokens: int,
     labels_per_prompt: int | None = None,
 ) -> list[LabelPrompt]:
@@ -357,7 +357,7 @@ def split_labels(
     return prompts
 
 
-def prompt_tokens(prompt: LabelPrompt, tokenizer: Callable[..., Any]) -> tuple[list[list[int]], int]:
+def prompt_tokens(prompt: LabelPrompt, tokenizer: Any) -> tuple[list[list[int]], int]:
     """
     Where the labels of a prompt stand among its tokens.
 
@@ -394,7 +394,7 @@ def class_id(name: str) -> int:
     return (int.from_bytes(digest, "big") >> 2) | 1
 
 
-def class_ids(names: Sequence[str | None]) -> torch.LongTensor:
+def class_ids(names: Sequence[str | None]) -> torch.Tensor:
     """`class_id` of each name, 0 where there is none (`None`): `(n,)`."""
     return torch.tensor([0 if name is None else class_id(name) for name in names], dtype=torch.long)
 
@@ -447,18 +447,19 @@ def arrange_text(text: Text, num_images: int | None) -> tuple[list[str], list[li
         repeats = num_images if num_images is not None and len(text) == 1 else 1
         sentences, spans = zip(*(join_labels(entry) for entry in text), strict=True)
         return list(sentences) * repeats, list(spans) * repeats
-    if num_images == 1 and len(text) > 1:
-        check_labels(text, "text")
-        sentence, spans = join_labels(text)
-        return [sentence], [spans]
-    for index, sentence in enumerate(text):
-        check_sentence(sentence, f"text[{index}]")
+    entries: Any = text
+    if num_images == 1 and len(entries) > 1:
+        check_labels(entries, "text")
+        prompt, label_spans = join_labels(entries)
+        return [prompt], [label_spans]
+    for index, entry in enumerate(entries):
+        check_sentence(entry, f"text[{index}]")
     if num_images is not None and len(text) != num_images:
         raise ValueError(
             f"`text` has {len(text)} sentences for {num_images} images; pass one for each image, one string for "
             "all, or `[labels]` to look for the same labels in all of them."
         )
-    return list(text), None
+    return list(entries), None
 
 
 def encode_annotation(

@@ -117,7 +117,7 @@ def language_data(
     return data, mixture, make_collator(data, processor, mixture, args.batch_size, args.seed)
 
 
-def prepare_head(model: nn.Module, way: str, source: str) -> dict[str, torch.Tensor]:
+def prepare_head(model: Any, way: str, source: str) -> dict[str, torch.Tensor]:
     """
     Makes trainable what `--train` says of a model with a head beside the detector's.
 

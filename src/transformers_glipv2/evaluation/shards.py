@@ -195,9 +195,9 @@ def predict_in_shards(
     """
     # All look before any writes, so that all divide the same list.
     remaining, loaded = shards.remaining(), _Loaded(load)
-    for block in sorted(set(shards.blocks) - set(remaining)):
-        if any(loaded[position][2] is None for position in shards.failed(block)):
-            remaining.append(block)
+    for written in sorted(set(shards.blocks) - set(remaining)):
+        if any(loaded[position][2] is None for position in shards.failed(written)):
+            remaining.append(written)
     remaining.sort()
     accelerator.wait_for_everyone()
     mine = remaining[accelerator.process_index :: accelerator.num_processes]
@@ -208,7 +208,8 @@ def predict_in_shards(
     ]
     loader = DataLoader(loaded, batch_sampler=batches, collate_fn=list, num_workers=num_workers)
     blocks = iter(mine)
-    block, entries = next(blocks, None), []
+    block: tuple[int, int] | None = next(blocks, None)
+    entries: list[dict[str, Any]] = []
     total = sum(stop - start for start, stop in mine)
     with tqdm(total=total, desc=description, unit=" images", disable=not accelerator.is_main_process) as bar:
         for batch in loader:

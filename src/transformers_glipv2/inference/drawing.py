@@ -61,7 +61,7 @@ def _with_masks(pixels: np.ndarray, ordered: Sequence[tuple[Drawn, tuple[int, in
                 f"the mask of {thing.text!r} has shape {mask.shape}; expected the image's {pixels.shape[:2]} "
                 "(height, width)."
             )
-        pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * np.float32(color)
+        pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * np.array(color, dtype=np.float32)
         inner = mask.copy()
         inner[1:-1, 1:-1] = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
         pixels[mask & ~inner] = color

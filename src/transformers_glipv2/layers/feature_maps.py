@@ -8,7 +8,7 @@ FeatureMaps = tuple[torch.Tensor, ...]
 
 def map_shapes(feature_maps: FeatureMaps) -> list[tuple[int, int]]:
     """Height and width of each map."""
-    return [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
+    return [(feature_map.shape[-2], feature_map.shape[-1]) for feature_map in feature_maps]
 
 
 def flatten_levels(feature_maps: FeatureMaps) -> torch.Tensor:
@@ -99,7 +99,7 @@ def pad_locations(
 ) -> torch.Tensor:
     """Values of the locations of an image's own maps, along `dim`, as those of `level_shapes`; 0 in the padding."""
     maps = [torch.ones(1, 1, *shape, dtype=torch.bool, device=values.device) for shape in own_shapes]
-    locations = flatten_levels(join_maps([maps], level_shapes))[0, :, 0]
+    locations = flatten_levels(join_maps([tuple(maps)], level_shapes))[0, :, 0]
     shape = [*values.shape]
     shape[dim] = len(locations)
     return values.new_zeros(shape).index_copy(dim, locations.nonzero()[:, 0], values)

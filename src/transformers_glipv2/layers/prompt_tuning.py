@@ -72,7 +72,7 @@ class GLIPv2PromptTunedTextEncoder(nn.Module):
     def _is_prompt(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch,)`: whether the attended tokens of a text are the prompt."""
         length = len(self.prompt_ids)
-        is_prompt = (input_ids[:, :length] == self.prompt_ids).all(1)
+        is_prompt = input_ids[:, :length].eq(self.prompt_ids).all(1)
         if attention_mask is None:
             return is_prompt & (input_ids.shape[1] == length)
         attended = attention_mask.bool()
