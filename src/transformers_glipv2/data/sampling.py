@@ -99,7 +99,9 @@ class DetectionSampler:
         """
         labels = example["labels"]
         written = self._written(labels)
-        categories: list[Any] = [category_name(category, labels) for category in example["objects"].get("category", ())]
+        categories: list[Any] = [
+            category_name(category, labels) for category in example["objects"].get("category", ())
+        ]
         names = [written.get(category, category) for category in categories]
         positives = list(dict.fromkeys(names))
         negatives = self._sample_negatives(example, written, set(positives), rng)
