@@ -140,7 +140,7 @@ def test_errors_of_the_server():
         open_image(f"{address}/x.png", allow_private_urls=True)
     with (
         server(lambda request: send(request, b"<html>", 200)) as address,
-        pytest.raises(ValueError, match=r"The image at http://127.0.0.1:\d+/page is no image"),
+        pytest.raises(ValueError, match=r"The image at http://127.0.0.1:\d+/page is not an image"),
     ):
         open_image(f"{address}/page", allow_private_urls=True)
 

@@ -156,7 +156,7 @@ def test_damaged_files_are_named(tmp_path, suffix):
         else:
             assert image.mode == "RGB"
     assert errors > 5
-    with pytest.raises(ValueError, match=r"image in memory.*(truncated|no image)"):
+    with pytest.raises(ValueError, match=r"image in memory.*(truncated|not an image)"):
         open_image(whole[: len(whole) // 3])
 
 
@@ -169,7 +169,7 @@ def test_what_is_no_image(tmp_path):
         open_image("long-" * 10000)
     with pytest.raises(IsADirectoryError, match="is a folder"):
         open_image(tmp_path)
-    with pytest.raises(ValueError, match=r"base64,AAAA.* is no image"):
+    with pytest.raises(ValueError, match=r"base64,AAAA.* is not an image"):
         open_image("data:image/png;base64,AAAA")
     for wrong in (np.zeros((4, 4, 3), np.uint8), None, 5):
         with pytest.raises(TypeError, match=f"not {type(wrong).__name__}"):

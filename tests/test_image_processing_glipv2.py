@@ -128,7 +128,7 @@ def test_extreme_images(backend, size):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_image_alone_and_in_a_batch(backend):
+def test_an_image_alone_and_in_a_batch(backend):
     processor = backend(size={"shortest_edge": 40, "longest_edge": 66})
     images = [natural_image(), natural_image(30, 30), natural_image(200, 50)]
     batch = processor(images, return_tensors="pt")
@@ -263,7 +263,7 @@ def test_already_normalised_images(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_files_are_turned_upright_and_objects_taken_as_they_lie(backend, tmp_path):
+def test_files_are_turned_upright_and_objects_taken_as_they_are_stored(backend, tmp_path):
     lying = natural_image(8, 24)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
@@ -324,7 +324,7 @@ def test_bad_files(backend, tmp_path):
         with pytest.raises(ValueError, match=rf"cut_{name}.*truncated or broken"):
             backend()(tmp_path / f"cut_{name}")
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png.*no image that PIL can read"):
+    with pytest.raises(ValueError, match=r"text\.png.*not an image that PIL can read"):
         backend()(tmp_path / "text.png")
 
 

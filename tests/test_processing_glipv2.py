@@ -237,7 +237,7 @@ def test_a_long_sentence_that_teaches_is_cut(processor, images, caplog):
     [
         ({"bbox": [[1, 2, 3, 4]]}, ValueError, r"`annotations\[0\]` has no \"boxes\" \(its keys are \['bbox'\]\)"),
         ({"boxes": [[1, 2, 3]], "spans": [[]]}, ValueError, r"must have shape \(n, 4\), got \(1, 3\)"),
-        ({"boxes": [[1, 2, 3, 4]]}, ValueError, 'says not what its boxes show: pass "spans"'),
+        ({"boxes": [[1, 2, 3, 4]]}, ValueError, 'does not say what its boxes show: pass "spans"'),
         ({"boxes": [[1, 2, 3, 4]], "spans": []}, ValueError, "has 1 boxes but 0 spans"),
         ({"boxes": [[1, 2, 3, 4]], "spans": [[(0, 99)]]}, ValueError, r"\['spans'\]\[0\]\[0\]` is \[0, 99\]"),
         ({"boxes": [[1, 2, -3, 4]], "spans": [[]]}, ValueError, r"is \[1.0, 2.0, -3.0, 4.0\]"),

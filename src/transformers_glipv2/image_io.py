@@ -135,7 +135,7 @@ def _content(
     decoded = _decode_base64(source) if isinstance(source, str) else None
     if decoded is None:
         raise FileNotFoundError(
-            f"There is no image file {_shown(str(source))!r} (and it is no http(s) URL or base64 image either)."
+            f"There is no image file {_shown(str(source))!r} (and it is not an http(s) URL or base64 image either)."
         )
     return io.BytesIO(decoded)
 
@@ -157,11 +157,11 @@ class ValueRangeError(ValueError):
 
 @contextmanager
 def _errors_named(name: str) -> Iterator[None]:
-    """PIL's errors with the file's name; its readers raise whatever a damaged file leads them to."""
+    """PIL's errors with the file's name; its readers raise any kind of error for a damaged file."""
     try:
         yield
     except PIL.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no image that PIL can read; convert it to PNG or JPEG.") from error
+        raise ValueError(f"{name} is not an image that PIL can read; convert it to PNG or JPEG.") from error
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels: {error}; shrink it.") from error
     except ValueRangeError as error:

@@ -94,7 +94,7 @@ def set_shortest_edge(processor: Any, shortest_edge: int) -> None:
     Lets a processor resize to another shortest edge, and to a longest one in the same proportion.
 
     Args:
-        processor: `GLIPv2Processor` or an image processor of it; changed in place, and saved so.
+        processor: `GLIPv2Processor` or an image processor of it; changed in place, also for when it is saved.
         shortest_edge (`int`): in pixels.
 
     Raises:
@@ -192,8 +192,8 @@ def to_rgb_tensor(
 
     Args:
         image: a PIL image of any mode, or an array or tensor `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4
-            channels, of 8 or 16 bits, or floating point in 0..1 or 0..255. Its pixels are taken as they lie: files
-            are turned upright when read, image objects are not.
+            channels, of 8 or 16 bits, or floating point in 0..1 or 0..255. Its pixels are taken as they are
+            stored: files are turned upright when they are opened, image objects are not.
         name: of the image in error messages.
         input_data_format: "channels_first" or "channels_last"; by default read off the shape.
         do_convert_rgb: turn grey to RGB and drop transparency; otherwise only 3 channels are allowed.
@@ -264,7 +264,7 @@ def _to_8_bit_range(image: torch.Tensor, name: str, do_rescale: bool) -> torch.T
         return image
     if low < 0 or high > 255:
         raise ValueError(
-            f"`{name}` has values from {low:g} to {high:g}; a floating point image must lie in 0..1 or 0..255. "
+            f"`{name}` has values from {low:g} to {high:g}; a floating point image must be in 0..1 or 0..255. "
             "For one that is normalised already pass `do_rescale=False, do_normalize=False`."
         )
     return image * 255 if high <= 1 else image

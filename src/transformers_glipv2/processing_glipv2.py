@@ -290,7 +290,7 @@ class GLIPv2Processor(ProcessorMixin):
         Raises:
             TypeError: for wrong types.
             ValueError: for an empty text, a text that is not that of the outputs, a span out of the text or without
-                words, wrong sizes, limits out of range.
+                tokens, wrong sizes, limits out of range.
         """
         check_outputs(outputs)
         check_limits(threshold, nms_threshold, top_k, "top_k", pre_nms_threshold)
@@ -364,7 +364,7 @@ class GLIPv2Processor(ProcessorMixin):
             with `return_rle` a list of COCO's {"size": [height, width], "counts": str}.
 
         Raises:
-            TypeError, ValueError: as there, for outputs without masks, or a threshold that is no probability.
+            TypeError, ValueError: as there, for outputs without masks, or a threshold that is not a probability.
         """
         check_fraction(mask_threshold, "mask_threshold")
         results = self.post_process_grounded_object_detection(
@@ -421,7 +421,7 @@ class GLIPv2Processor(ProcessorMixin):
             "mask", boolean `(height, width)` on the CPU, empty where the phrase refers to nothing.
 
         Raises:
-            TypeError, ValueError: as there, for outputs without masks, or a threshold that is no probability.
+            TypeError, ValueError: as there, for outputs without masks, or a threshold that is not a probability.
         """
         check_limits(threshold, nms_threshold, top_k, "top_k", pre_nms_threshold)
         check_fraction(mask_threshold, "mask_threshold")

@@ -3,7 +3,7 @@ Text to character spans to tokens: prompts from labels, positive maps, long voca
 
 A *span* is a pair [start, end) of characters of a text. An *offset* is the span of one token as a fast tokenizer gives
 it with `return_offsets_mapping=True`; special tokens and padding have the empty offset (0, 0). Tokens are found from
-offsets alone, never by searching words in the text, so that equal words in two labels stay apart.
+offsets alone, never by searching for words in the text, so that equal words in two labels stay apart.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Text = str | Sequence[str] | Sequence[Sequence[str]]
 
 # Between two labels, as in the original's evaluation. Its demo puts " . " after every label, the last one too.
 LABEL_SEPARATOR = ". "
-# The original looks this many characters further inwards for a token where a span begins or ends on white space.
+# Where a span begins or ends on white space, the original tries this many characters further inwards for a token.
 MAX_SHIFT = 2
 
 
@@ -126,7 +126,7 @@ def check_spans(spans: Sequence[Sequence[int]], text: str, name: str = "spans") 
     for index, span in enumerate(spans):
         if not is_list(span) or len(span) != 2:
             raise TypeError(f"`{name}[{index}]` must be a pair of characters [start, end), got {span!r}.")
-        if not all(isinstance(place, int) for place in span):
+        if not all(isinstance(end, int) for end in span):
             raise TypeError(f"`{name}[{index}]` must hold two integers, got {span!r}.")
         if not 0 <= span[0] < span[1] <= len(text):
             raise ValueError(
@@ -146,25 +146,25 @@ class TokenFinder:
     """
 
     def __init__(self, offsets: Sequence[Sequence[int]]):
-        words = [(start, end, index) for index, (start, end) in enumerate(offsets) if end > start]
-        self.starts = [start for start, _, _ in words]
-        self.ends = [end for _, end, _ in words]
-        self.indices = [index for _, _, index in words]
+        tokens = [(start, end, index) for index, (start, end) in enumerate(offsets) if end > start]
+        self.starts = [start for start, _, _ in tokens]
+        self.ends = [end for _, end, _ in tokens]
+        self.indices = [index for _, _, index in tokens]
 
     def first(self, character: int) -> int | None:
         """The first token that holds the character, or `None` (white space, out of the text, cut off)."""
-        last = self._last_place(character)
+        last = self._last_position(character)
         # Byte-level tokenizers give one character several tokens with equal offsets.
         return None if last is None else self.indices[bisect_left(self.starts, self.starts[last])]
 
     def last(self, character: int) -> int | None:
         """The last token that holds the character, or `None`."""
-        last = self._last_place(character)
+        last = self._last_position(character)
         return None if last is None else self.indices[last]
 
-    def _last_place(self, character: int) -> int | None:
-        place = bisect_right(self.starts, character) - 1
-        return place if place >= 0 and character < self.ends[place] else None
+    def _last_position(self, character: int) -> int | None:
+        position = bisect_right(self.starts, character) - 1
+        return position if position >= 0 and character < self.ends[position] else None
 
     def tokens(self, span: Sequence[int]) -> range:
         """
@@ -177,7 +177,7 @@ class TokenFinder:
             span: characters [start, end).
 
         Returns:
-            `range` of token indices, maybe empty.
+            `range` of token indices; empty where there is none.
         """
         start, end = span
         first = self._first_found(self.first, range(start, start + MAX_SHIFT + 1))
@@ -191,14 +191,14 @@ class TokenFinder:
 
 def spans_to_tokens(spans: Sequence[Sequence[Sequence[int]]], offsets: Sequence[Sequence[int]]) -> list[list[int]]:
     """
-    The tokens of things that are each named by one or more spans.
+    The tokens of labels or phrases, each of one or more spans.
 
     Args:
-        spans (`Sequence` of `Sequence` of pairs): for each thing its spans [start, end) of characters.
+        spans (`Sequence` of `Sequence` of pairs): for each its spans [start, end) of characters.
         offsets (`Sequence` of pairs): characters of each token.
 
     Returns:
-        `list[list[int]]`: for each thing its tokens in order, each once; empty where no span meets a token.
+        `list[list[int]]`: for each its tokens in order, each once; empty where no span meets a token.
     """
     finder = TokenFinder(offsets)
     return [sorted({token for span in own for token in finder.tokens(span)}) for own in spans]
@@ -206,15 +206,15 @@ def spans_to_tokens(spans: Sequence[Sequence[Sequence[int]]], offsets: Sequence[
 
 def positive_map(tokens: Sequence[Sequence[int]], num_tokens: int) -> torch.Tensor:
     """
-    The targets T of grounding: for each thing an even share on each of its tokens.
+    The targets T of grounding: for each box an equal fraction on each of its tokens.
 
     Args:
-        tokens (`Sequence[Sequence[int]]`): the tokens of each of n things, as `spans_to_tokens` gives them.
+        tokens (`Sequence[Sequence[int]]`): the tokens of each of n boxes, as `spans_to_tokens` gives them.
         num_tokens (`int`): width of the map.
 
     Returns:
         `torch.FloatTensor` of shape `(n, num_tokens)`: rows of ones divided by (their sum + 1e-6), as in the original;
-        zeros for things without tokens.
+        zeros for boxes without tokens.
     """
     targets = torch.zeros(len(tokens), num_tokens)
     for row, own in zip(targets, tokens, strict=True):
@@ -224,19 +224,19 @@ def positive_map(tokens: Sequence[Sequence[int]], num_tokens: int) -> torch.Tens
 
 def label_map(tokens: Sequence[Sequence[int]], attention_mask: torch.Tensor) -> torch.Tensor:
     """
-    Which tokens of a padded text name what.
+    Which tokens of a padded text belong to each label or phrase.
 
     Args:
-        tokens (`Sequence[Sequence[int]]`): the tokens of each of n things, counted in the text without padding.
-        attention_mask (`torch.Tensor` of shape `(num_tokens,)`): 1 for the text, 0 for padding, on whatever side.
+        tokens (`Sequence[Sequence[int]]`): the tokens of each of n labels, counted in the text without padding.
+        attention_mask (`torch.Tensor` of shape `(num_tokens,)`): 1 for the text, 0 for padding, on either side.
 
     Returns:
         `torch.BoolTensor` of shape `(n, num_tokens)`, on the mask's device.
     """
-    places = attention_mask.nonzero().flatten().tolist()
+    positions = attention_mask.nonzero().flatten().tolist()
     named = torch.zeros(len(tokens), len(attention_mask), dtype=torch.bool)
     for row, own in zip(named, tokens, strict=True):
-        row[[places[token] for token in own]] = True
+        row[[positions[token] for token in own]] = True
     return named.to(attention_mask.device)
 
 
@@ -251,7 +251,7 @@ class LabelPrompt:
     Attributes:
         text (`str`): the labels joined by ". ".
         spans (`list[tuple[int, int]]`): characters [start, end) of each label.
-        indices (`list[int]`): each label's place in the list that was split.
+        indices (`list[int]`): each label's index in the list that was split.
     """
 
     text: str
@@ -260,7 +260,7 @@ class LabelPrompt:
 
 
 def label_prompt(labels: Sequence[str]) -> LabelPrompt:
-    """All labels in one prompt, whatever its length; see `split_labels` for long vocabularies."""
+    """All labels in one prompt of any length; see `split_labels` for long vocabularies."""
     check_labels(labels)
     text, spans = join_labels(labels)
     return LabelPrompt(text, spans, list(range(len(labels))))
@@ -276,7 +276,7 @@ def count_tokens(texts: Sequence[str], tokenizer: Any, special: bool) -> list[in
 
 def check_known_labels(labels: Sequence[str], tokenizer: Any) -> None:
     """
-    Refuses labels that would all look alike to the model, since each of their tokens is the unknown one (`[UNK]`), and
+    Refuses labels that are all the same to the model, since each of their tokens is the unknown one (`[UNK]`), and
     warns of those that are partly unknown.
 
     Args:
@@ -359,7 +359,7 @@ def split_labels(
 
 def prompt_tokens(prompt: LabelPrompt, tokenizer: Any) -> tuple[list[list[int]], int]:
     """
-    Where the labels of a prompt stand among its tokens.
+    The tokens of the labels of a prompt.
 
     Args:
         prompt (`LabelPrompt`): labels in a sentence.
@@ -478,12 +478,12 @@ def encode_annotation(
 
     Args:
         annotation: "boxes" `(n, 4)` x, y, width, height in pixels of the image; "spans", for each box a list of
-            characters [start, end) (an empty list: no words), or where the text is a list of labels "labels", the
+            characters [start, end) (an empty list: no token), or where the text is a list of labels "labels", the
             index of each box's label; optionally "class_names", a name a box, and "masks" `(n, height, width)`.
         image_size: (height, width) of the image before resizing.
         text: the image's sentence.
         label_spans: characters of each label of the sentence.
-        offsets: characters of each token of the batch's row.
+        offsets: characters of each token of the text as it is in the batch.
         name: of the annotation in error messages.
 
     Returns:
@@ -523,8 +523,8 @@ def encode_annotation(
     lost = [index for index, own in enumerate(spans) if own and min(start for start, _ in own) >= end]
     if lost:
         logger.warning(
-            f"`{name}`: the words of {len(lost)} boxes lie beyond the end of the truncated text ({end} characters); "
-            "they teach no word. Drop these boxes or shorten the text."
+            f"`{name}`: the words of {len(lost)} boxes were cut off with the end of the text, after {end} characters. "
+            "These boxes are trained without a label; drop them or shorten the text."
         )
     boxes_xyxy = clip_boxes(coco_to_inclusive_xyxy(boxes), *image_size)
     encoded = {
@@ -541,10 +541,10 @@ def encode_annotation(
 def _spans_of_labels(
     annotation: Mapping[str, Any], label_spans: Sequence[Span] | None, text: str, name: str
 ) -> tuple[list[list[Span]], list[str]]:
-    """Spans and names of boxes that say which label of the image's list they show."""
+    """Spans and class names of boxes whose labels are given as indices of the image's list."""
     if label_spans is None or "labels" not in annotation:
         raise ValueError(
-            f'`{name}` says not what its boxes show: pass "spans" (characters of the text), or "labels" (indices) '
+            f'`{name}` does not say what its boxes show: pass "spans" (characters of the text), or "labels" (indices) '
             "where the text is a list of labels."
         )
     indices = torch.as_tensor(annotation["labels"]).flatten().tolist()
