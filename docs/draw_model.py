@@ -6,6 +6,7 @@ Draws how the model works into docs/figures/model.svg.
 Each box is a part of the network with its symbol in the paper; the small line under it names its code.
 """
 
+import argparse
 from pathlib import Path
 
 from transformers_glipv2.cli.arguments import OutputFile, ScriptParser, check_paths
@@ -62,7 +63,7 @@ def draw_model() -> str:
         "role='img'>",
         "<title>How GLIPv2 works</title>",
         "<defs><marker id='tip' viewBox='0 0 10 10' refX='9' refY='5' markerWidth='7' markerHeight='7' "
-        "orient='auto-start-reverse'><path d='M0,0 L10,5 L0,10 z' fill='#475569'/></marker></defs>",
+        "orient='auto'><path d='M0,0 L10,5 L0,10 z' fill='#475569'/></marker></defs>",
         f"<rect width='{WIDTH}' height='{HEIGHT}' fill='white'/>",
         # Encoders.
         box(16, 82, 134, 70, "input", "image", "any size"),
@@ -84,8 +85,8 @@ def draw_model() -> str:
             200,
             82,
             "fusion",
-            "bidirectional cross-attention",
-            "image locations and text tokens",
+            "cross-attention",
+            "locations and tokens, both ways",
             "GLIPv2BiAttention (fusion.py)",
         ),
         box(460, 302, 200, 62, "text", "text layer", "GLIPv2FusedTextLayer"),
@@ -129,12 +130,11 @@ def draw_model() -> str:
         arrow((742, 327), (758, 327)),
         arrow((742, 333), (742, 414), (758, 414)),
         # Losses.
-        box(190, 452, 190, 84, "loss", "L_inter", "regions and words before fusion,", "over all images of the batch"),
+        box(190, 452, 190, 84, "loss", "L_inter", "regions and tokens of all", "images, before fusion"),
         box(440, 452, 240, 84, "loss", "L_loc + L_intra", "boxes, centerness and S", "against the annotations"),
         box(760, 474, 340, 62, "loss", "L_mlm", "masked tokens, predicted from image and text"),
-        text(20, 480, "Training adds", 14, anchor="start", weight="bold"),
-        text(20, 500, "three tasks", 14, anchor="start", weight="bold"),
-        text(20, 520, "(losses.py)", 12, anchor="start"),
+        text(20, 490, "Losses of training", 14, anchor="start", weight="bold"),
+        text(20, 510, "(losses.py)", 12, anchor="start"),
         arrow((425, 117), (425, 420), (340, 420), (340, 450), dashed=True),
         arrow((250, 378), (250, 450), dashed=True),
         "</svg>\n",
@@ -142,10 +142,14 @@ def draw_model() -> str:
     return "\n".join(parts)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     parser.add_argument("--output", type=OutputFile, default=OUTPUT, help="(default: docs/figures/model.svg)")
-    args = check_paths(parser.parse_args(arguments))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = check_paths(parse_args(arguments))
     write_text(args.output, draw_model())
 
 

@@ -1,13 +1,17 @@
-"""What may not leave the machine: secrets, pickles, paths of this machine, strays, and weights of no GLIPv2."""
+"""What must not be published: secrets, pickles, paths of this machine, strays, and weights of another model."""
 
 import json
+import math
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from PIL import ExifTags, Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from transformers_glipv2 import (
@@ -37,6 +41,7 @@ CLASS_OF_HEAD = {
     "contrastive_head": GLIPv2ForPreTraining,
 }
 
+# Forms that are secrets wherever they are, also in the bytes of images and weights.
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
@@ -45,11 +50,26 @@ SECRETS = {
     "a Google key": r"\bAIza[A-Za-z0-9_-]{30,}",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"\bhttps?://[^\s/:@]+:[^\s/@]+@",
-    "a secret": (
-        r"(?i)(?:token|secret|passw(?:or)?d|api_?key)['\"]?\s*[:=]\s*['\"](?=[^'\"]*\d)[A-Za-z0-9_\-+/=.]{16,}['\"]"
-    ),
+    "a password in an address": r"\bhttps?://[^\s/:@\x00-\x1f\x7f-\xff]+:[^\s/@\x00-\x1f\x7f-\xff]+@",
 }
+# Values that are given to names of secrets, in text only: quoted, or as in an environment file.
+_SECRET_NAME = (
+    r"(?:token|secret|passw(?:or)?d|passphrase|pwd|credentials?|(?:api|access|account|auth|secret|private)_?key)"
+)
+NAMED_SECRETS = (
+    rf"(?i){_SECRET_NAME}['\"]?\s*[:=]\s*['\"](?=[^'\"]*\d)[A-Za-z0-9_\-+/=.]{{16,}}['\"]",
+    rf"(?i){_SECRET_NAME}\s*=\s*(?=[^\s'\"]*\d)[A-Za-z0-9_\-+/=.]{{16,}}(?![\w(\[.])",
+    r"^\s*(?:export\s+)?[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PWD|CREDENTIALS?|KEY)=['\"]?"
+    r"[^\s'\"$<{(\[]{4,}",
+)
+# Keys of clouds are long random text: letters of both cases and digits, more evenly spread than in words and paths.
+_RANDOM = re.compile(r"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/]{40,}={0,2}(?![A-Za-z0-9+/=])")
+MIN_ENTROPY = 4.4  # bits a character; random base64 of 40 characters has 4.7, an English path about 4
+# Scanned in pieces that overlap by more than the longest form.
+CHUNK, OVERLAP = 1 << 24, 1 << 12
+CODE_SUFFIXES = (".py", ".sh", ".so", ".exe", ".dll")
+CODE_STARTS = (b"#!", b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Where a path begins: not inside an address or another path.
 ABSOLUTE_PATH = re.compile(r"(?:^|[\s\"'`(=,\[])((?:/(?:[\w.+@-]+/)+|[A-Za-z]:\\{1,2}\w)[\w.+@-]*)")
 
@@ -69,10 +89,12 @@ def find_problems(folder: Path, max_file_mb: float) -> list[str]:
     for file in files_of(folder):
         name = file.relative_to(folder).as_posix()
         size = file.stat().st_size
-        if file.is_symlink() and folder.resolve() not in file.resolve().parents:
+        if file.is_symlink() and (file.is_dir() or folder.resolve() not in file.resolve().parents):
             problems.append(f"{name} is a link that leads out of the folder; put the file itself there.")
         elif is_pickle(file):
             problems.append(f"{name} is a pickle, which runs code when it is loaded; save as safetensors instead.")
+        elif "/" in name and is_code(file):
+            problems.append(f"{name} is code or executable in a sub-folder; take it away.")
         elif file.name not in ALLOWED_NAMES and file.suffix not in ALLOWED_SUFFIXES:
             problems.append(f"{name} is not part of a checkpoint ({', '.join(ALLOWED_SUFFIXES)}); take it away.")
         elif size > max_file_mb * 1e6:
@@ -80,15 +102,15 @@ def find_problems(folder: Path, max_file_mb: float) -> list[str]:
                 f"{name} has {size / 1e6:.1f} MB, more than the limit of {max_file_mb:g}; save in smaller shards "
                 "(`save_pretrained(max_shard_size=...)`) or raise --max_file_mb."
             )
-        elif file.suffix in TEXT_SUFFIXES or file.name in ALLOWED_NAMES:
-            problems += find_in_text(name, file)
+        else:
+            problems += find_in_file(name, file)
     return problems
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """The files that an upload takes, in order of their names."""
+    """The files that an upload takes, in order of their names, and links to folders."""
     for file in sorted(folder.rglob("*")):
-        if not file.is_dir() and "__pycache__" not in file.parts:
+        if (file.is_symlink() or not file.is_dir()) and "__pycache__" not in file.relative_to(folder).parts:
             yield file
 
 
@@ -96,8 +118,7 @@ def is_pickle(file: Path) -> bool:
     """By its name or by its content: a pickle's first bytes, or PyTorch's archive with one inside."""
     if file.suffix in PICKLE_SUFFIXES:
         return True
-    with file.open("rb") as stream:
-        start = stream.read(4)
+    start = first_bytes(file)
     if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
         return True
     if start != b"PK\x03\x04" or not zipfile.is_zipfile(file):
@@ -106,26 +127,135 @@ def is_pickle(file: Path) -> bool:
         return any(member.endswith(".pkl") for member in archive.namelist())
 
 
+def is_code(file: Path) -> bool:
+    """By its name, its permissions or its first bytes."""
+    is_executable = bool(file.stat().st_mode & 0o111)
+    return file.suffix in CODE_SUFFIXES or is_executable or first_bytes(file).startswith(CODE_STARTS)
+
+
+def first_bytes(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(4)
+
+
+def find_in_file(name: str, file: Path) -> list[str]:
+    """What is wrong with the content of a file; a secret is not repeated in the message."""
+    problems = [f"{name} has {kind} in its name; rename it and revoke that." for kind in secrets_of(name)]
+    if file.suffix in TEXT_SUFFIXES or file.name in ALLOWED_NAMES:
+        return problems + find_in_text(name, file)
+    for where, text in hidden_texts(file):
+        if text is None:
+            problems.append(f"{name} is damaged: {where}; save it again.")
+        else:
+            problems += [f"{name}, {where}, holds {kind}; take it out and revoke it." for kind in secrets_of(text)]
+    kinds = {kind for chunk in chunks_of(file) for kind in secrets_of(chunk.decode("latin-1"), in_text=False)}
+    # What was found in a text is in the bytes as well.
+    new = [kind for kind in sorted(kinds) if not any(kind in problem for problem in problems)]
+    return problems + [f"{name} holds {kind} in its bytes; take it out and revoke it." for kind in new]
+
+
+def hidden_texts(file: Path) -> Iterator[tuple[str, str | None]]:
+    """The texts in images and weights, compressed ones too, with where they are; `None` where the file is damaged."""
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="pt") as weights:
+                yield "metadata", json.dumps(weights.metadata() or {}, ensure_ascii=False)
+        except SafetensorError as error:
+            yield str(error), None
+    elif file.suffix in IMAGE_SUFFIXES:
+        try:
+            with Image.open(file) as image:
+                image.load()
+                entries = {**image.info, **getattr(image, "text", {})}
+                exif = image.getexif()
+                for part in (exif, exif.get_ifd(ExifTags.IFD.Exif), exif.get_ifd(ExifTags.IFD.GPSInfo)):
+                    entries |= {f"EXIF {tag}": value for tag, value in part.items()}
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            yield str(error), None
+            return
+        for key, value in entries.items():
+            value = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            yield f"text {key!r}", f"{key}: {value}"
+
+
+def chunks_of(file: Path) -> Iterator[bytes]:
+    """All bytes of a file, in pieces that overlap."""
+    with file.open("rb") as stream:
+        kept = b""
+        while chunk := stream.read(CHUNK):
+            yield kept + chunk
+            kept = chunk[-OVERLAP:]
+
+
 def find_in_text(name: str, file: Path) -> list[str]:
-    """Secrets and absolute paths in a text file; a secret is not repeated in the message."""
+    """Secrets and absolute paths in a text file, and code of other repositories."""
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return [f"{name} is no UTF-8 text; write it again as UTF-8."]
-    problems = []
+    problems = find_foreign_code(name, file, text)
     for number, line in enumerate(text.splitlines(), 1):
-        place = f"{name}, line {number},"
-        problems += [f"{place} holds {kind}; take it out and revoke it." for kind in secrets_of(line)]
+        where = f"{name}, line {number},"
+        problems += [f"{where} holds {kind}; take it out and revoke it." for kind in secrets_of(line)]
         # Vocabularies hold words with slashes, and no paths.
         if file.name != "tokenizer.json":
             found = ABSOLUTE_PATH.findall(line)
-            problems += [f"{place} has the absolute path {path}; make it relative or take it out." for path in found]
+            problems += [f"{where} has the absolute path {path}; make it relative or take it out." for path in found]
     return problems
 
 
-def secrets_of(line: str) -> list[str]:
-    """The kinds of secrets in a line of text."""
-    return [kind for kind, pattern in SECRETS.items() if re.search(pattern, line)]
+def find_foreign_code(name: str, file: Path, text: str) -> list[str]:
+    """References of an `auto_map` that are not to a module in the same folder, and so would run other code."""
+    if file.suffix != ".json" or "auto_map" not in text:
+        return []
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        return [f"{name} is no JSON ({error}); save it again."]
+    return [
+        f"{name} has the `auto_map` reference {one!r}, which is no class of a module in this folder; save the model "
+        "again."
+        for one in leaves_of([part["auto_map"] for part in parts_of(content) if "auto_map" in part])
+        if not re.fullmatch(r"\w+\.\w+", one) or not (file.parent / f"{one.split('.')[0]}.py").is_file()
+    ]
+
+
+def parts_of(content: Any) -> Iterator[dict[str, Any]]:
+    """All dicts in a JSON value."""
+    if isinstance(content, dict):
+        yield content
+    children = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    for child in children:
+        yield from parts_of(child)
+
+
+def leaves_of(content: Any) -> Iterator[str]:
+    """All texts in a JSON value, without the keys."""
+    if isinstance(content, dict | list):
+        for child in content.values() if isinstance(content, dict) else content:
+            yield from leaves_of(child)
+    elif content is not None:
+        yield str(content)
+
+
+def secrets_of(text: str, in_text: bool = True) -> list[str]:
+    """The kinds of secrets in a line of text, or in bytes read as Latin-1."""
+    kinds = [kind for kind, pattern in SECRETS.items() if re.search(pattern, text)]
+    if in_text and not kinds:
+        if any(re.search(pattern, text) for pattern in NAMED_SECRETS):
+            kinds.append("a secret")
+        elif any(is_random(found) for found in _RANDOM.findall(text)):
+            kinds.append("what looks like a key of a cloud")
+    return kinds
+
+
+def is_random(text: str) -> bool:
+    """Whether a text without spaces is random rather than words: by its kinds of characters and its entropy."""
+    text = text.rstrip("=")
+    counts = Counter(text)
+    entropy = -sum(count / len(text) * math.log2(count / len(text)) for count in counts.values())
+    has_all = all(any(kind(char) for char in counts) for kind in (str.islower, str.isupper, str.isdigit))
+    return has_all and entropy >= MIN_ENTROPY
 
 
 def check_model(folder: Path) -> dict[str, int]:
@@ -150,7 +280,7 @@ def check_model(folder: Path) -> dict[str, int]:
     words = config.text_config.vocab_size
     if len(processor.tokenizer) > words:
         raise ValueError(
-            f"The tokenizer of '{folder}' knows {len(processor.tokenizer)} words and the model {words}; resize the "
+            f"The tokenizer of '{folder}' has {len(processor.tokenizer)} tokens and the model {words}; resize the "
             "embeddings, or save the tokenizer that the model was trained with."
         )
     shapes, counts = {}, {}

@@ -7,9 +7,9 @@ Makes a folder ready for the Hub, checks it, and publishes it.
 
 A folder of a model (what `save_pretrained` of the model and the processor wrote) gets the code that runs without this
 package, references to it, the licence, and the card `cards/NAME.md` with the numbers of `results/NAME`. A Space gets
-the drawing code and the model's name. Without `--push` nothing leaves the machine. Secrets, pickles, absolute paths,
-strays and large files are refused. What is on the Hub already is not sent again; code that is no longer needed is
-deleted there.
+the drawing code and the model's name. Without `--push` nothing leaves the machine. Everything that would be uploaded
+is scanned: secrets, pickles, absolute paths, code of other repositories, strays and large files are refused. What is
+on the Hub already is not sent again; code that is no longer needed is deleted there.
 
 Log in with `hf auth login` first, or set HF_TOKEN.
 """
@@ -27,6 +27,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.repocard import metadata_load, metadata_save
 from model_card import make_card
 
+from transformers_glipv2.cli.arguments import InputFolder, ScriptParser, check_paths, positive_float, repo_id
+from transformers_glipv2.cli.errors import run
 from transformers_glipv2.conversion.remote_code import code_files, save_remote_code
 from transformers_glipv2.data.files import write_text
 from transformers_glipv2.inference import drawing
@@ -35,30 +37,31 @@ HERE = Path(__file__).resolve().parent
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--folder", required=True, type=Path, help="a saved model with its processor, or the folder of a Space")
-    add("--repo_id", required=True, help="where to publish: USER/NAME or ORGANISATION/NAME")
+    help = "a saved model with its processor, or the folder of a Space"
+    add("--folder", required=True, type=InputFolder, help=help)
+    add("--repo_id", required=True, type=repo_id, help="where to publish: USER/NAME or ORGANISATION/NAME")
     add("--push", action="store_true", help="publish; without it, only prepare, check and show")
     add("--private", action="store_true", help="make a new repository private")
     add("--card", help="name of the card in cards/ (default: the folder's name)")
-    add("--results", type=Path, help="folder of measured numbers (default: results/CARD beside this script)")
-    add("--model", help="a Space's model on the Hub (default: what its README says)")
-    add("--max_file_mb", type=float, default=5000, help="refuse larger files (default: 5000)")
-    args = parser.parse_args(arguments)
-    if args.repo_id.count("/") != 1:
-        parser.error(f"--repo_id must be USER/NAME, got {args.repo_id!r}")
-    return args
+    help = "folder of measured numbers (default: results/CARD beside this script)"
+    add("--results", type=InputFolder, help=help)
+    add("--model", type=repo_id, help="a Space's model on the Hub (default: what its README says)")
+    help = "refuse files of more millions of bytes (default: 5000)"
+    add("--max_file_mb", type=positive_float, default=5000, help=help)
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> str | None:
     """Returns the address of the commit, or `None` where nothing was sent."""
-    args = parse_args(arguments)
+    args = check_paths(parse_args(arguments))
     is_space = (args.folder / "app.py").is_file()
     with space_folder(args.folder, args.model) if is_space else model_folder(args) as folder:
         problems = find_problems(folder, args.max_file_mb)
         if problems:
-            raise SystemExit("Refused:\n" + "\n".join(f"- {problem}" for problem in problems))
+            print("\n".join(f"- {problem}" for problem in problems))
+            raise ValueError(f"{len(problems)} problems in '{args.folder}', listed above; nothing was sent.")
         for file in files_of(folder):
             print(f"{file.stat().st_size / 1e6:10.3f} MB  {file.relative_to(folder)}")
         if not args.push:
@@ -75,13 +78,13 @@ def model_folder(args: argparse.Namespace) -> Iterator[Path]:
     known = {file.name for file in code_files()}
     strays = sorted(file.name for file in folder.glob("*.py") if file.name not in known)
     if strays:
-        raise SystemExit(f"Refused: {', '.join(strays)} in '{folder}' is none of the model's code; take it away.")
+        raise ValueError(f"{', '.join(strays)} in '{folder}' is none of the model's code; take it away.")
     save_remote_code(folder)
     name = args.card or folder.resolve().name
     template = HERE / "cards" / f"{name}.md"
     if not template.is_file():
         cards = ", ".join(sorted(path.stem for path in (HERE / "cards").glob("*.md")))
-        raise SystemExit(f"There is no card '{template.name}'; write one, or choose with --card: {cards}.")
+        raise ValueError(f"There is no card '{template.name}'; write one, or choose with --card: {cards}.")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     results = args.results or HERE / "results" / name
@@ -91,7 +94,7 @@ def model_folder(args: argparse.Namespace) -> Iterator[Path]:
     if card.data.license == "apache-2.0":
         shutil.copyfile(HERE.parent / "LICENSE", folder / "LICENSE")
     elif not (folder / "LICENSE").is_file():
-        raise SystemExit(f"The card says {card.data.license!r}; put the text of that licence into '{folder}/LICENSE'.")
+        raise ValueError(f"The card says {card.data.license!r}; put the text of that licence into '{folder}/LICENSE'.")
     for sentence in missing:
         print(f"Not in the card: {sentence}")
     yield folder
@@ -131,4 +134,4 @@ def publish(folder: Path, repo_id: str, is_space: bool, private: bool) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

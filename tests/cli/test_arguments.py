@@ -50,6 +50,15 @@ def test_a_size_that_is_no_multiple_names_the_nearest():
         arguments.multiple_of_32("100")
 
 
+@pytest.mark.parametrize(
+    "text", ["nano", "a/b/c", "some one/nano", "user/na--me", "user/nano.git", "../x", "u/", "<u>/n"]
+)
+def test_names_that_the_hub_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is no USER/NAME of the Hub"):
+        arguments.repo_id(text)
+    assert arguments.repo_id("some-one/glipv2_nano.v2") == "some-one/glipv2_nano.v2"
+
+
 def parser() -> ScriptParser:
     made = ScriptParser("what it does")
     arguments.add_threshold(made)

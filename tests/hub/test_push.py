@@ -1,16 +1,20 @@
 """hub_upload/push.py against a server that speaks the Hub's interface, and a fresh process that loads from it."""
 
+import base64
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 from functools import partial
 
+import PIL.Image
 import pytest
 import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.repocard import metadata_load
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -18,7 +22,7 @@ from tests.hub.hub_server import HubServer
 from tests.scripts import REPOSITORY, load_script
 from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForConditionalGeneration, GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2Processor
-from transformers_glipv2.conversion.remote_code import code_files, model_auto_map
+from transformers_glipv2.conversion.remote_code import code_files, model_auto_map, save_remote_code
 
 REPO = "someone/glipv2-test"
 
@@ -106,7 +110,9 @@ def results(tmp_path):
 def run(push, folder, *options, results=None, repo_id=REPO):
     arguments = ["--folder", str(folder), "--repo_id", repo_id, *options]
     if (folder / "config.json").is_file():
-        arguments += ["--card", "glipv2-nano", "--results", str(results or folder / "none")]
+        results = results or folder.parent / "no-results"
+        results.mkdir(exist_ok=True)
+        arguments += ["--card", "glipv2-nano", "--results", str(results)]
     return push.main(arguments)
 
 
@@ -242,6 +248,9 @@ def test_a_space_gets_its_model_and_the_drawing_code(push, server):
     }
 
 
+# As a cloud gives them out: 64 random bytes.
+AZURE_KEY = base64.b64encode(random.Random(0).randbytes(64)).decode()
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +276,15 @@ def problems_with(checks, folder, name, content, limit=100.0) -> list[str]:
         ("notes.docx", "words", "not part of a checkpoint"),
         (".env", "A=b", "not part of a checkpoint"),
         ("notes.md", b"caf\xe9", "no UTF-8"),
+        ("notes.md", "export AWS_SECRET_ACCESS_" + "KEY=abcdEFGH", "a secret"),
+        ("notes.txt", "DATABASE_" + "PASSWORD='hunter2'", "a secret"),
+        ("notes.txt", "api_" + "key = abcdef0123456789abcdef", "a secret"),
+        ("notes.txt", "use wJalrXUtn" + "FEMI/K7MDENG/bPxRfiCYzEXAMP1EKEY here", "a key of a cloud"),
+        ("config.json", '{"account": "' + AZURE_KEY + '"}', "a key of a cloud"),
+        ("config.json", '{"auto_map": {"AutoModel": "other/repo--modeling.Model"}}', "'other/repo--modeling.Model'"),
+        ("config.json", '{"a": [{"auto_map": {"AutoTokenizer": ["missing.A", null]}}]}', "'missing.A'"),
+        ("image.png", b"no image", "image.png is damaged"),
+        ("weights.safetensors", b"no weights", "weights.safetensors is damaged"),
     ],
 )
 def test_what_is_refused(checks, tmp_path, name, content, message):
@@ -274,6 +292,84 @@ def test_what_is_refused(checks, tmp_path, name, content, message):
     assert message in problem
     assert problem.startswith(name)
     assert "aB3aB3" not in problem
+
+
+TOKEN = "hf_" + "aB3" * 11
+
+
+def save_image(path, comment=None, compressed=None, exif=None, behind="") -> None:
+    image, texts = PIL.Image.new("RGB", (4, 4)), PngInfo()
+    if compressed is not None:
+        texts.add_itxt("Description", compressed, zip=True)
+        texts.add_text("Comment", compressed, zip=True)
+    if exif is not None:
+        image.getexif()[0x010E] = exif
+    image.save(path, pnginfo=texts, comment=comment or "", exif=image.getexif())
+    path.write_bytes(path.read_bytes() + behind.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "where"),
+    [
+        ("w.safetensors", lambda path: save_file({"a": torch.ones(1)}, path, metadata={"by": TOKEN}), "metadata"),
+        ("w.safetensors", lambda path: save_file({TOKEN: torch.ones(1)}, path), "in its bytes"),
+        (
+            "w.safetensors",
+            lambda path: save_file({"a": torch.tensor(list(f" {TOKEN} ".encode()), dtype=torch.uint8)}, path),
+            "in its bytes",
+        ),
+        ("i.png", lambda path: save_image(path, compressed=TOKEN), "text 'Comment'"),
+        ("i.png", lambda path: save_image(path, exif=TOKEN), "text 'exif'"),
+        ("i.jpg", lambda path: save_image(path, comment=TOKEN), "text 'comment'"),
+        ("i.jpg", lambda path: save_image(path, exif=TOKEN), "text 'exif'"),
+        ("i.png", lambda path: save_image(path, behind=TOKEN), "in its bytes"),
+        ("sub/folder/notes.md", lambda path: path.write_text(f"use {TOKEN}"), "line 1"),
+        (f"{TOKEN}.md", lambda path: path.write_text(""), "in its name"),
+    ],
+)
+def test_tokens_are_found_wherever_they_are(checks, tmp_path, name, write, where):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path)
+    problems = checks.find_problems(tmp_path, 1.0)
+    assert problems
+    assert any(where in problem for problem in problems)
+    assert all("a Hugging Face token" in problem and problem.startswith(name) for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mode"),
+    [("a/b/run.py", "pass", 0o644), ("a/b/notes.txt", "#!/bin/sh", 0o644), ("a/notes.md", "words", 0o755)],
+)
+def test_code_in_sub_folders_is_refused(checks, tmp_path, name, content, mode):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(content)
+    (tmp_path / name).chmod(mode)
+    assert checks.find_problems(tmp_path, 1.0) == [f"{name} is code or executable in a sub-folder; take it away."]
+
+
+def test_what_is_shipped_is_not_refused(checks, tmp_path):
+    assert checks.find_problems(REPOSITORY / "hub_upload" / "space", 100.0) == []
+    if not (SHIPPED / "model.safetensors").is_file():
+        pytest.skip(f"the shipped checkpoint is not at {SHIPPED}")
+    folder = shutil.copytree(SHIPPED, tmp_path / "nano")
+    save_remote_code(folder)
+    assert checks.find_problems(folder, 100.0) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *[("--max_file_mb", value) for value in ("nan", "0", "-1", "inf")],
+        *[("--repo_id", value) for value in ("nano", "a/b/c", "some one/nano", "<b>/nano", "user/na--me")],
+        ("--model", "nano"),
+    ],
+)
+def test_wrong_flags_are_refused(push, folder, capsys, flag, value):
+    with pytest.raises(SystemExit) as stopped:
+        run(push, folder, flag, value)
+    assert stopped.value.code == 2
+    assert f"argument {flag}: {value!r}" in capsys.readouterr().err
 
 
 def test_archives_of_pytorch_are_pickles_under_any_name(checks, tmp_path):
@@ -298,19 +394,23 @@ def test_links_out_of_the_folder_are_refused(checks, tmp_path):
         '{"cls_token": "[CLS]", "tokenizer_class": "BertTokenizer", "token_type_ids": "0123456789abcdef"}',
         "#!/usr/bin/env python",
         "a / b / c, 1/2/3, text/plain",
+        "pad_token=tokenizer.pad_token, api_key = os.environ['API_KEY1234567890'], max_tokens = 256",
+        "export HF_TOKEN=$TOKEN\nHF_TOKEN=<yours>",
+        "commit 6b95319d6af8d3fa7cea1753dea884e1e8c38012, src/transformers_glipv2/layers/paste_masks",
     ],
 )
 def test_what_is_not_refused(checks, tmp_path, text):
     assert problems_with(checks, tmp_path, "notes.md", text) == []
 
 
-def test_a_refused_folder_is_not_sent(push, folder, server):
+def test_a_refused_folder_is_not_sent(push, folder, server, capsys):
     (folder / "notes.md").write_text("hf_" + "aB3" * 11)
-    with pytest.raises(SystemExit, match=r"Refused:\n- notes.md"):
+    with pytest.raises(ValueError, match=r"1 problems in .*; nothing was sent"):
         run(push, folder, "--push")
+    assert "- notes.md, line 1, holds a Hugging Face token" in capsys.readouterr().out
     (folder / "notes.md").unlink()
     (folder / "extra.py").write_text("pass\n")
-    with pytest.raises(SystemExit, match=r"extra.py.*none of the model's code"):
+    with pytest.raises(ValueError, match=r"extra.py.*none of the model's code"):
         run(push, folder, "--push")
     assert server.requests == []
 
@@ -408,7 +508,7 @@ def test_the_card_shows_code_for_the_heads_that_are_there(push, folder, tmp_path
 
 def test_another_licence_needs_its_text(push, folder):
     arguments = ["--folder", str(folder), "--repo_id", REPO, "--card", "glip-converted"]
-    with pytest.raises(SystemExit, match=r"'mit'.*LICENSE"):
+    with pytest.raises(ValueError, match=r"'mit'.*LICENSE"):
         push.main(arguments)
     (folder / "LICENSE").write_text("MIT License\n")
     assert push.main(arguments) is None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -101,6 +102,17 @@ non_negative_float = Number(float, low=0)
 finite_float = Number(float)
 fraction = Number(float, low=0, high=1)
 fraction_below_one = Number(float, low=0, high=1, exclude_high=True)
+
+
+def repo_id(text: str) -> str:
+    """The type of a repository on the Hub, USER/NAME."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no USER/NAME of the Hub: {error}") from error
+    if text.count("/") != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no USER/NAME of the Hub; name the user or organisation too")
+    return text
 
 
 # Files and folders ---------------------------------------------------------------------------------------------------
@@ -461,4 +473,4 @@ def add_training(
         metavar="CHECKPOINT",
         help="a checkpoint folder, or `latest`, which also starts where there is none",
     )
-    add("--push_to_hub", metavar="REPO", help="upload the result to this Hub repository")
+    add("--push_to_hub", type=repo_id, metavar="USER/NAME", help="upload the result to this Hub repository")
