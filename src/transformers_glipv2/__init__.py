@@ -16,7 +16,7 @@ from transformers import (
 from .configuration_glipv2 import GLIPv2Config
 from .image_processing_glipv2 import GLIPv2ImageProcessor
 from .image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
-from .inference.detector import detect_labels, ground_phrases
+from .inference.detector import Detector, detect_labels, ground_phrases
 from .inference.language import answer_and_ground, caption_and_ground
 from .inference.segmentation import segment_labels
 from .modeling_glipv2 import GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2PreTrainedModel
@@ -48,6 +48,7 @@ AutoImageProcessor.register(
 register_pipelines()
 
 __all__ = [
+    "Detector",
     "GLIPv2Config",
     "GLIPv2ForConditionalGeneration",
     "GLIPv2ForInstanceSegmentation",

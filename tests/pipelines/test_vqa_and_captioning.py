@@ -9,13 +9,8 @@ from tests.tiny import tiny_config
 from tests.tiny_training import tiny_processor
 from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection
 from transformers_glipv2.inference.detector import Detector
-from transformers_glipv2.inference.language import (
-    answer_and_ground,
-    caption_and_ground,
-    fitting_part,
-    ground_captions,
-    top_answers,
-)
+from transformers_glipv2.inference.language import answer_and_ground, caption_and_ground
+from transformers_glipv2.inference.text_results import fitting_part, top_answers
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
 from transformers_glipv2.pipelines import register_pipelines
@@ -240,7 +235,7 @@ def test_a_caption_that_reads_longer_than_it_was_written_is_grounded_in_part(des
     assert fitting_part("a cat", processor) == "a cat"
     features = model.get_image_features(**processor.image_processor(images[0], return_tensors="pt"))
     limits = {"top_k": 1, "threshold": 0.0, "pre_nms_threshold": 0.0}
-    (result,) = ground_captions(Detector(model, processor), features, [text], [(80, 120)], limits)
+    (result,) = Detector(model, processor).ground_captions(features, [text], [(80, 120)], limits)
     assert result["caption"] == text
     start, end = result["phrases"][0]["span"]
     assert text[start:end].startswith("the red cat")

@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 from transformers.utils import ModelOutput
 
 from ..image_processing_glipv2 import ImageSource, flatten_images, get_image_size
+from ..prompts import check_labels, check_sentence, is_list
 
 # Images wait for others of their size until this many batches were read since.
 WINDOW = 4
@@ -158,6 +159,57 @@ def one_each(
     return value_of
 
 
+def labels_for(
+    images: list[Any] | Iterable[Any], text_labels: Any
+) -> tuple[Callable[[int], tuple[str, ...]], list[tuple[str, ...]]]:
+    """
+    The labels of the image at an index, and all lists of labels.
+
+    Raises:
+        TypeError, ValueError: for wrong labels, or another number of lists of labels than images.
+    """
+    if not (is_list(text_labels) and text_labels and all(is_list(labels) for labels in text_labels)):
+        check_labels(text_labels, "text_labels")
+        shared = tuple(text_labels)
+        return lambda index: shared, [shared]
+    for index, labels in enumerate(text_labels):
+        check_labels(labels, f"text_labels[{index}]")
+    lists = [tuple(labels) for labels in text_labels]
+    return one_each(lists, images, "text_labels"), lists
+
+
+def sentences_for(
+    images: list[Any] | Iterable[Any], sentences: Any, name: str, empty: bool = False
+) -> Callable[[int], str]:
+    """
+    The sentence of the image at an index.
+
+    Args:
+        images: as `single_images` gives them.
+        sentences: one for all images, or one for each.
+        name: of the argument, for errors.
+        empty: whether a sentence may be empty.
+
+    Raises:
+        TypeError, ValueError: for something else than a string or a list of them, an empty one, or another number.
+    """
+    if not isinstance(sentences, str) and not is_list(sentences):
+        raise TypeError(
+            f"`{name}` must be a string, or a list with one for each image, got {type(sentences).__name__} "
+            f"{sentences!r}."
+        )
+    single = isinstance(sentences, str)
+    for index, sentence in enumerate([sentences] if single else sentences):
+        if not (empty and sentence == ""):
+            check_sentence(sentence, name if single else f"{name}[{index}]")
+    if single:
+        return lambda index: sentences
+    return one_each(list(sentences), images, name)
+
+
+# Progress ------------------------------------------------------------------------------------------------------------
+
+
 class Progress:
     """A tqdm bar that shows itself only where the work is long; `total` is `None` where it is unknown."""
 
@@ -176,4 +228,16 @@ class Progress:
         self.bar.update(count)
 
 
-__all__ = ["PreparedImage", "group_by_shape", "in_order", "one_each", "prepare_image", "single_images", "stack_images"]
+__all__ = [
+    "PreparedImage",
+    "Progress",
+    "group_by_shape",
+    "in_order",
+    "labels_for",
+    "one_each",
+    "prepare_image",
+    "select_images",
+    "sentences_for",
+    "single_images",
+    "stack_images",
+]

@@ -1,8 +1,6 @@
 """One object behind every way to ask a model: boxes and masks of any number of labels, boxes of phrases."""
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,21 +19,24 @@ from ..post_processing import (
     merge_detections,
     scale_boxes,
 )
-from ..prompts import check_labels, check_sentence, is_list, label_map, prompt_tokens, split_labels
 from .batching import (
     PreparedImage,
     Progress,
     group_by_shape,
     in_order,
+    labels_for,
     one_each,
     prepare_image,
     select_images,
+    sentences_for,
     single_images,
     stack_images,
 )
+from .encoded_prompts import TOKENIZER_LOCK, EncodedPrompt, encode_labels, max_prompt_tokens
 from .model_checks import check_model
 from .options import LABEL_OPTIONS, MASK_OPTIONS, SHARED_OPTIONS, DetectorOptions
 from .text_features import TextFeatureCache
+from .text_results import decode_captions, fitting_part, top_answers
 
 logger = logging.get_logger(__name__)
 
@@ -43,57 +44,6 @@ logger = logging.get_logger(__name__)
 TEXT_CACHE_SIZE = 128
 # Boxes that each prompt keeps where the boxes of an image have no limit.
 PER_PROMPT = 300
-# Fast tokenizers keep the settings of the last call and fail when two threads change them at once.
-TOKENIZER_LOCK = threading.Lock()
-
-
-# Prompts -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """
-    Some labels of a vocabulary as tokens of one sentence.
-
-    Attributes:
-        input_ids (`list[int]`): special tokens included.
-        label_map (`torch.BoolTensor` of shape `(labels, tokens)`): the tokens of each label.
-        indices (`list[int]`): each label's index in the vocabulary.
-    """
-
-    input_ids: list[int]
-    label_map: Tensor
-    indices: list[int]
-
-
-def encode_labels(
-    labels: Sequence[str], tokenizer: Callable[..., Any], max_tokens: int, labels_per_prompt: int | None = None
-) -> list[EncodedPrompt]:
-    """
-    A vocabulary of any length in as few prompts as hold it; safe to call from several threads.
-
-    Args:
-        labels: names to look for.
-        tokenizer: a fast tokenizer.
-        max_tokens: of a prompt, special tokens included.
-        labels_per_prompt: labels of a prompt at most.
-
-    Raises:
-        TypeError, ValueError: as [`prompts.split_labels`] and [`prompts.prompt_tokens`].
-    """
-    encoded = []
-    with TOKENIZER_LOCK:
-        for prompt in split_labels(labels, tokenizer, max_tokens, labels_per_prompt):
-            tokens, num_tokens = prompt_tokens(prompt, tokenizer)
-            input_ids = tokenizer(prompt.text, truncation=False, padding=False)["input_ids"]
-            encoded.append(EncodedPrompt(input_ids, label_map(tokens, torch.ones(num_tokens)), prompt.indices))
-    return encoded
-
-
-def max_prompt_tokens(model: PreTrainedModel, tokenizer: Any) -> int:
-    """Tokens of a prompt at most: the smaller of the model's and the tokenizer's limit."""
-    return min(model.config.max_text_length, tokenizer.model_max_length)
-
 
 # The detector --------------------------------------------------------------------------------------------------------
 
@@ -245,7 +195,85 @@ class Detector:
         def asked(index: int) -> tuple[str, Any]:
             return sentence_of(index), None if spans_of is None else spans_of(index)
 
-        return list(self.results(images, asked, settings, respond))
+        return self._with_progress(images, asked, settings, respond)
+
+    def answer(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        questions: str | Sequence[str],
+        top_k: int = 5,
+        boxes_per_phrase: int = 1,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """
+        Answers questions about images and finds what the questions name, in the same forward pass.
+
+        Args:
+            images: as in [`Detector.detect`].
+            questions: one for all images, or one for each image.
+            top_k: answers of a question at most.
+            boxes_per_phrase: boxes of a phrase at most; ties at the cut all stay.
+            options: of [`DetectorOptions`], for this call.
+
+        Returns:
+            For each image {"answers": as [`top_answers`], "phrases": as [`Detector.ground`]}.
+
+        Raises:
+            TypeError, ValueError: for an empty or too long question, another number of questions than images, an
+                option out of range, or a model without an answer head.
+        """
+        check_model(self.model, "answer_head")
+        check_count(top_k, "top_k")
+        settings = self.options.updated(options, SHARED_OPTIONS, "answering")
+        limits = self.phrase_limits(settings, boxes_per_phrase, "boxes_per_phrase")
+        images = single_images(images)
+        question_of = sentences_for(images, questions, "questions")
+
+        def respond(features: ModelOutput, batch: list[PreparedImage]) -> list[dict[str, Any]]:
+            return self.answer_batch(features, batch, top_k, limits)
+
+        return self._with_progress(images, question_of, settings, respond)
+
+    def caption(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        text: str | Sequence[str] = "",
+        generate_kwargs: Mapping[str, Any] | None = None,
+        boxes_per_phrase: int = 1,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """
+        Describes images and finds what the noun phrases of the descriptions name.
+
+        The backbone runs once an image; then the caption is generated, and its tokens go through the fused tower once.
+
+        Args:
+            images: as in [`Detector.detect`].
+            text: how captions begin: for all images, or for each one; empty for no beginning.
+            generate_kwargs: arguments of `model.generate`; by default beam search with 5 beams and 40 new tokens at
+                most.
+            boxes_per_phrase: boxes of a phrase at most; ties at the cut all stay.
+            options: of [`DetectorOptions`], for this call.
+
+        Returns:
+            For each image {"caption": str, "phrases": as [`Detector.ground`]}; spans are characters [start, end) of
+            the caption.
+
+        Raises:
+            TypeError, ValueError: for another number of beginnings than images, one that fills the whole text, an
+                option out of range, or a model without a caption head.
+        """
+        check_model(self.model, "caption_head")
+        settings = self.options.updated(options, SHARED_OPTIONS, "captioning")
+        limits = self.phrase_limits(settings, boxes_per_phrase, "boxes_per_phrase")
+        images = single_images(images)
+        beginning_of = sentences_for(images, text, "text", empty=True)
+        generation = {"num_beams": 5, "max_new_tokens": 40} if generate_kwargs is None else generate_kwargs
+
+        def respond(features: ModelOutput, batch: list[PreparedImage]) -> list[dict[str, Any]]:
+            return self.caption_batch(features, batch, generation, limits)
+
+        return self._with_progress(images, beginning_of, settings, respond)
 
     # Parts -----------------------------------------------------------------------------------------------------------
 
@@ -313,9 +341,9 @@ class Detector:
         with TOKENIZER_LOCK:
             return dict(self.processor(text=sentences, return_tensors="pt").to(self.model.device))
 
-    def phrase_limits(self, options: DetectorOptions, top_k: int) -> dict[str, Any]:
-        """Arguments of `processor.post_process_phrase_grounding`."""
-        check_count(top_k, "top_k")
+    def phrase_limits(self, options: DetectorOptions, top_k: int, name: str = "top_k") -> dict[str, Any]:
+        """Arguments of `processor.post_process_phrase_grounding`; `name` is what `top_k` is called, for errors."""
+        check_count(top_k, name)
         return {
             "top_k": top_k,
             "threshold": options.threshold,
@@ -387,7 +415,112 @@ class Detector:
             for image, results in zip(batch, found, strict=True)
         ]
 
+    def answer_batch(
+        self,
+        features: ModelOutput,
+        batch: list[PreparedImage],
+        top_k: int,
+        limits: dict[str, Any] | None,
+    ) -> list[dict[str, Any]]:
+        """
+        Answers for images of one size, whose `asked` are questions.
+
+        Args:
+            features: of the batch, from `model.get_image_features`.
+            batch: the images.
+            top_k: answers of a question at most.
+            limits: of `Detector.phrase_limits`; `None` leaves phrases out.
+
+        Returns:
+            For each image {"answers", and with `limits` "phrases"}, from one forward pass.
+        """
+        questions = [image.asked for image in batch]
+        outputs = self.model(image_features=features, **self.text_inputs(questions))
+        answers = top_answers(outputs.answer_logits, self.model.config.id2label, top_k)
+        if limits is None:
+            return [{"answers": own} for own in answers]
+        phrases = self.phrases(outputs, questions, [image.target_size for image in batch], limits)
+        return [{"answers": own, "phrases": found} for own, found in zip(answers, phrases, strict=True)]
+
+    def caption_batch(
+        self,
+        features: ModelOutput,
+        batch: list[PreparedImage],
+        generate_kwargs: Mapping[str, Any],
+        limits: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """
+        Captions of images of one size, whose `asked` are how captions begin.
+
+        Args:
+            features: of the batch, from `model.get_image_features`.
+            batch: the images.
+            generate_kwargs: arguments of `model.generate`.
+            limits: of `Detector.phrase_limits`.
+
+        Returns:
+            For each image {"caption", "phrases"}.
+        """
+        tokenizer = self.processor.tokenizer
+        with TOKENIZER_LOCK:
+            # Not the processor, which refuses empty texts.
+            beginnings = tokenizer(
+                [image.asked for image in batch], padding=True, return_tensors="pt", return_token_type_ids=False
+            ).to(self.model.device)
+        tokens = self.model.generate(image_features=features, **beginnings, **generate_kwargs)
+        if len(tokens) != len(batch):
+            raise ValueError("Captions are grounded one an image; leave `num_return_sequences` at 1.")
+        with TOKENIZER_LOCK:
+            captions = decode_captions(tokens, tokenizer)
+        return self.ground_captions(features, captions, [image.target_size for image in batch], limits)
+
+    def ground_captions(
+        self,
+        image_features: ModelOutput,
+        captions: list[str],
+        target_sizes: list[tuple[int, int]],
+        limits: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """
+        The boxes of the noun phrases of captions; an empty one has no phrases.
+
+        Args:
+            image_features: of the images, from `model.get_image_features`.
+            captions: one an image.
+            target_sizes: (height, width) of each image.
+            limits: of `Detector.phrase_limits`.
+
+        Returns:
+            For each image {"caption", "phrases"}.
+        """
+        results: list[dict[str, Any]] = [{"caption": caption, "phrases": []} for caption in captions]
+        described = [index for index, caption in enumerate(captions) if caption]
+        if described:
+            with TOKENIZER_LOCK:
+                sentences = [fitting_part(captions[index], self.processor) for index in described]
+            features = select_images(image_features, described)
+            outputs = self.model.ground(image_features=features, **self.text_inputs(sentences))
+            phrases = self.phrases(outputs, sentences, [target_sizes[index] for index in described], limits)
+            for index, own in zip(described, phrases, strict=True):
+                results[index]["phrases"] = own
+        return results
+
     # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _with_progress(
+        self,
+        images: Any,
+        asked: Callable[[int], Any],
+        options: DetectorOptions,
+        respond: Callable[[ModelOutput, list[PreparedImage]], list[Any]],
+    ) -> list[Any]:
+        """[`Detector.results`] as a list, with a bar over the images."""
+        results = []
+        with Progress(options.progress, len(images) if isinstance(images, list) else None) as bar:
+            for result in self.results(images, asked, options, respond):
+                results.append(result)
+                bar.update()
+        return results
 
     def _find(self, images: Any, text_labels: Any, options: DetectorOptions, masks: bool) -> Iterator[dict[str, Any]]:
         images = single_images(images)
@@ -453,7 +586,7 @@ class Detector:
             return features if isinstance(features, Tensor) else features[0]
 
         keys = [tuple(prompt.input_ids) for prompt in prompts]
-        kept = self.text_features.get_or_encode_all(keys, self._text_encoder, encode)
+        kept = self.text_features.get_or_encode(keys, self._text_encoder, encode)
         length = max(len(key) for key in keys)
         features = kept[0].new_zeros(len(keys), length, kept[0].shape[-1])
         attention_mask = torch.zeros(len(keys), length, dtype=torch.long)
@@ -514,57 +647,6 @@ class Detector:
     def _warn_in_training(self) -> None:
         if self.model.training:
             logger.warning_once("The model is in training mode, so boxes are random; call `model.eval()` first.")
-
-
-# Arguments -----------------------------------------------------------------------------------------------------------
-
-
-def labels_for(
-    images: list[Any] | Iterable[Any], text_labels: Any
-) -> tuple[Callable[[int], tuple[str, ...]], list[tuple[str, ...]]]:
-    """
-    The labels of the image at an index, and all lists of labels.
-
-    Raises:
-        TypeError, ValueError: for wrong labels, or another number of lists of labels than images.
-    """
-    if not (is_list(text_labels) and text_labels and all(is_list(labels) for labels in text_labels)):
-        check_labels(text_labels, "text_labels")
-        shared = tuple(text_labels)
-        return lambda index: shared, [shared]
-    for index, labels in enumerate(text_labels):
-        check_labels(labels, f"text_labels[{index}]")
-    lists = [tuple(labels) for labels in text_labels]
-    return one_each(lists, images, "text_labels"), lists
-
-
-def sentences_for(
-    images: list[Any] | Iterable[Any], sentences: Any, name: str, empty: bool = False
-) -> Callable[[int], str]:
-    """
-    The sentence of the image at an index.
-
-    Args:
-        images: as `single_images` gives them.
-        sentences: one for all images, or one for each.
-        name: of the argument, for errors.
-        empty: whether a sentence may be empty.
-
-    Raises:
-        TypeError, ValueError: for something else than a string or a list of them, an empty one, or another number.
-    """
-    if not isinstance(sentences, str) and not is_list(sentences):
-        raise TypeError(
-            f"`{name}` must be a string, or a list with one for each image, got {type(sentences).__name__} "
-            f"{sentences!r}."
-        )
-    single = isinstance(sentences, str)
-    for index, sentence in enumerate([sentences] if single else sentences):
-        if not (empty and sentence == ""):
-            check_sentence(sentence, name if single else f"{name}[{index}]")
-    if single:
-        return lambda index: sentences
-    return one_each(list(sentences), images, name)
 
 
 # Functions -----------------------------------------------------------------------------------------------------------

@@ -87,11 +87,7 @@ class TextFeatureCache:
         with self._lock:
             self._entries.clear()
 
-    def get_or_encode(self, key: Hashable, encoder: nn.Module, encode: Callable[[], Any]) -> Any:
-        """`get_or_encode_all` for one key."""
-        return self.get_or_encode_all([key], encoder, lambda _: encode())[0]
-
-    def get_or_encode_all(
+    def get_or_encode(
         self, keys: Sequence[Hashable], encoder: nn.Module, encode: Callable[[Hashable], Any]
     ) -> list[Any]:
         """

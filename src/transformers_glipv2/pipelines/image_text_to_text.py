@@ -12,8 +12,8 @@ from transformers import BatchFeature, ImageTextToTextPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..inference.batching import PreparedImage
-from ..inference.language import decode_captions, ground_captions, plain_phrases
 from ..inference.options import SHARED_OPTIONS, DetectorOptions, check_switch
+from ..inference.text_results import decode_captions, plain_phrases
 from ..post_processing import check_count
 from .pipeline_parts import check_keywords, is_glipv2, picked, pipeline_detector
 
@@ -140,7 +140,7 @@ class GLIPv2ImageTextToTextPipeline(ImageTextToTextPipeline):
                     "Captions are grounded one an image; leave `num_return_sequences` at 1, or `ground` out."
                 )
             captions = decode_captions(tokens, self.tokenizer)
-            found = ground_captions(detector, features, captions, [one.target_size for one in batch], limits)
+            found = detector.ground_captions(features, captions, [one.target_size for one in batch], limits)
             return list(zip(tokens, found, strict=True))
 
         sequences, found = zip(*detector.respond_all(prepared, respond), strict=True)

@@ -7,8 +7,8 @@ from transformers import AutoModelForVisualQuestionAnswering, Pipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..inference.batching import PreparedImage, prepare_image
-from ..inference.language import answer_batch, plain_phrases
 from ..inference.options import SHARED_OPTIONS, DetectorOptions, check_switch
+from ..inference.text_results import plain_phrases
 from ..post_processing import check_count
 from ..prompts import check_sentence
 from .pipeline_parts import check_keywords, picked, pipeline_detector, prepared_items, with_progress
@@ -110,7 +110,7 @@ class GLIPv2VisualQuestionAnsweringPipeline(Pipeline):
         limits = detector.phrase_limits(detector.options.updated(options), boxes_per_phrase) if ground else None
 
         def respond(features: Any, batch: list[PreparedImage]) -> list[dict[str, Any]]:
-            return answer_batch(detector, features, batch, top_k, limits)
+            return detector.answer_batch(features, batch, top_k, limits)
 
         results = detector.respond_all(prepared_items(model_inputs, "questions"), respond)
         results = [
