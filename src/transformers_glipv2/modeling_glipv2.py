@@ -376,7 +376,8 @@ class GLIPv2PreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers; the model also remembers what the checkpoint lacked, which inference refuses to use."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loading: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loading
         record_new_weights(model, info["missing_keys"])
         return (model, info) if output_loading_info else model
 

@@ -357,7 +357,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         return make_visual_states(self, image_features, final_maps, self.detector_is_frozen)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # `TransformersKwargs` has the two flags for attentions and states as well
         self,
         pixel_values: torch.FloatTensor | None = None,
         input_ids: torch.LongTensor | None = None,
@@ -445,7 +445,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
             fused_feature_maps=visual_states.fused_feature_maps,
             feature_maps=None if image_features is None else image_features.feature_maps,
             visual_states=visual_states,
-            hidden_states=tuple(s if i in kept else None for i, s in enumerate(states)) if kept else None,
+            hidden_states=tuple(s if i in kept else None for i, s in enumerate(states)) if kept else None,  # type: ignore[misc]
             attentions=attentions,
         )
 

@@ -105,7 +105,7 @@ def _file_name(image: Mapping[str, Any], report: BoxReport) -> str | None:
     return None
 
 
-def _names(image: Mapping[str, Any], field: str, categories: Mapping[int, str], report: BoxReport) -> list[str]:
+def _names(image: Mapping[str, Any], field: str, categories: Mapping[Any, str], report: BoxReport) -> list[str]:
     """The class names of one of the image's lists of ids, each once."""
     names: dict[str, None] = {}
     ids = image.get(field)

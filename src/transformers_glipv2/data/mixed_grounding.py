@@ -131,11 +131,12 @@ def _objects(
 def _is_sure(entry: Mapping[str, Any], min_score: float, report: BoxReport, where: str) -> bool:
     """Whether an annotation has no score or one that is high enough; fields of a wrong kind are counted."""
     score = entry.get("score")
-    if crowd_flag(entry) is None or (score is not None and clean_number(score) is None):
+    number = clean_number(score)
+    if crowd_flag(entry) is None or (score is not None and number is None):
         wrong = f"iscrowd {entry.get('iscrowd')!r} and score {score!r}"
         report.add("bad_entry", f"{where}, annotation {entry.get('id')!r}, has {wrong}"[:300])
         return False
-    return score is None or clean_number(score) >= min_score
+    return number is None or number >= min_score
 
 
 def _first_found(finders: Sequence[ImageFinder], file_name: str, report: BoxReport, where: str) -> str | None:

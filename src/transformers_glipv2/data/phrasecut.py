@@ -64,7 +64,7 @@ def load_phrasecut(
                 seen.add(task_id)
                 record = task_record(task, *sizes[image], report)
                 image_path = find(name, report, f"task {task_id!r}") if record is not None else None
-                if image_path is not None:
+                if record is not None and image_path is not None:
                     yield {**record, "image_path": image_path}
 
     dataset = ImageDataset(PackedRecords(records()), report=report)

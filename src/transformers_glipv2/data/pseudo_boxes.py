@@ -105,10 +105,10 @@ def _records(
             entry = _parse(line, report, where) if line.strip() else None
             image_path = find(entry["image"], report, where) if entry is not None else None
             size = None
-            if image_path is not None:
+            if entry is not None and image_path is not None:
                 sides = (clean_side(entry.get("width")), clean_side(entry.get("height")))
                 size = annotated_size(*sides, image_path, report, where)
-            if size is not None:
+            if entry is not None and image_path is not None and size is not None:
                 yield _record(entry, image_path, size, min_score, box_format, report, where)
 
 

@@ -219,7 +219,7 @@ def _is_finite(value: Any) -> bool:
 
 def checked_spans(spans: Sequence[Sequence[int]], text: str, report: BoxReport, where: str) -> list[list[int]]:
     """The spans of one box that are in the text, each [start, end) with start < end; others, or none, are reported."""
-    good = []
+    good: list[list[int]] = []
     if spans is None or (isinstance(spans, Sequence) and not spans):
         report.add("bad_span", f"{where} has no span")
         return good

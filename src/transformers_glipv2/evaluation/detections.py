@@ -202,7 +202,7 @@ def checked_rle(segmentation: Any, where: str) -> dict[str, Any]:
     """COCO RLE, compressed or not, as pycocotools takes it; raises ValueError for anything else."""
     size = segmentation.get("size") if isinstance(segmentation, Mapping) else None
     sides = list(size) if isinstance(size, (list, tuple)) else []
-    problem = "no run-length mask"
+    problem: str | None = "no run-length mask"
     if len(sides) == 2 and all(clean_side(side) for side in sides):
         problem = mask_problem({**segmentation, "size": sides}, *sides)
     if problem:

@@ -101,15 +101,15 @@ def detect_augmented(
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
     found: list[list[dict[str, Tensor]]] = [[] for _ in images]
     for size in sizes:
-        options = {"target_sizes": target_sizes, "size": size, "progress": False}
+        options: dict[str, Any] = {"target_sizes": target_sizes, "size": size, "progress": False}
         for own, result in zip(found, detector.run_prompts(images, prompts, **options), strict=True):
             own.append(result)
         if flip:
             results = detector.run_prompts(mirrored, prompts, **options)
             for own, result, (_, width) in zip(found, results, target_sizes, strict=True):
                 own.append({**result, "boxes": mirror_boxes(result["boxes"], width)})
-    options = detector.options
-    return [vote_boxes(results, options.nms_threshold, options.max_detections) for results in found]
+    limits = detector.options
+    return [vote_boxes(results, limits.nms_threshold, limits.max_detections) for results in found]
 
 
 def mirror_boxes(boxes_xyxy: Tensor, width: int) -> Tensor:
@@ -149,7 +149,7 @@ def vote_boxes(
     return {"scores": scores[kept], "labels": labels[kept], "boxes": moved}
 
 
-def coco_entries(image_id: int, result: Mapping[str, Any], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def coco_entries(image_id: int, result: Mapping[str, Any], category_ids: Sequence[Any]) -> list[dict[str, Any]]:
     """
     A result as entries of a COCO result file.
 

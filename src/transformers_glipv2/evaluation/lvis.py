@@ -212,9 +212,12 @@ class _GroundTruth:
 
 def _rle(entry: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     try:
-        return encode_mask(decode_mask(entry["segmentation"], height, width))
+        mask = decode_mask(entry["segmentation"], height, width)
     except ValueError as error:
         raise ValueError(f"annotation {entry.get('id')!r} of image {entry['image_id']!r}: {error}") from error
+    if mask is None:
+        raise ValueError(f"annotation {entry.get('id')!r} of image {entry['image_id']!r} has no mask.")
+    return encode_mask(mask)
 
 
 def _evaluate_category(table: DetectionTable, truth: _GroundTruth, category_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -596,7 +596,7 @@ class Detector:
         return {"text_features": features, "attention_mask": attention_mask.to(device)}
 
     @property
-    def _text_encoder(self) -> torch.nn.Module:
+    def _text_encoder(self) -> Any:
         # Wrappers (of adapters, of compilation) put the model below further modules.
         return next(part.text_encoder for part in self.model.modules() if "text_encoder" in part._modules)
 

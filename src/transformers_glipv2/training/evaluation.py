@@ -126,7 +126,7 @@ class DetectionEvaluator:
             boxes_on=boxes_on,
             allow_outside_paths=allow_outside_paths,
         )
-        self.category_ids, self.labels = dataset.category_ids, clean_labels(dataset.class_names)
+        self.category_ids, self.labels = dataset.category_ids, clean_labels(dataset.class_names or [])
         if masks and not any(_has_mask(record["objects"]) for record in dataset.records):
             raise ValueError(f"no object of {path} has a `segmentation`; score its boxes alone (masks=False).")
         self.dataset = dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
@@ -143,9 +143,9 @@ class DetectionEvaluator:
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
         methods = ("get_image_features", "get_text_features", *(("predict_masks",) if self.masks else ()))
-        model = with_forward_methods(self.accelerator, model, *methods)
-        detector = Detector(model, self.processor, threshold=0.0, size=self.size, progress=False)
-        category_ids = dict(zip(self.dataset.class_names, self.category_ids, strict=True))
+        wrapped: Any = with_forward_methods(self.accelerator, model, *methods)
+        detector = Detector(wrapped, self.processor, threshold=0.0, size=self.size, progress=False)
+        category_ids: dict[str, Any] = dict(zip(self.dataset.class_names or [], self.category_ids, strict=True))
         results = []
         for index, example in own_examples(self.accelerator, _Read(self.dataset), self.progress):
             # Processes of a sharded model must call it equally often, also where an image cannot be read.
@@ -181,7 +181,7 @@ class _Read(Sequence):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any] | None:
+    def __getitem__(self, index: Any) -> Any:
         return self.dataset.read(index)
 
 

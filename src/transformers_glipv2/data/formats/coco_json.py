@@ -143,8 +143,8 @@ def by_image(
     for index, entry in enumerate(content["annotations"]):
         if not isinstance(entry, Mapping):
             report.add("bad_entry", f"annotations[{index}]{annotation_problem(entry)}")
-        elif clean_id(entry.get("image_id")) in images:
-            groups[clean_id(entry["image_id"])].append(entry)
+        elif (image_id := clean_id(entry.get("image_id"))) is not None and image_id in images:
+            groups[image_id].append(entry)
         else:
             report.add("unknown_image", f"annotations[{index}], id {entry.get('id')!r}, {entry.get('image_id')!r}")
     for key, image in images.items():
@@ -154,7 +154,7 @@ def by_image(
 def coco_record(
     image: Mapping[str, Any],
     annotations: Sequence[Mapping[str, Any]],
-    categories: Mapping[int | str, str],
+    categories: Mapping[Any, str],
     report: BoxReport,
     with_masks: bool = False,
 ) -> dict[str, Any]:
