@@ -33,7 +33,7 @@ from transformers_glipv2.cli.evaluation import (
 from transformers_glipv2.data.captions import load_coco_captions, load_karpathy_captions
 from transformers_glipv2.evaluation.captions import DEFAULT_METRICS, METRICS, evaluate_captions
 from transformers_glipv2.evaluation.shards import evaluation_accelerator
-from transformers_glipv2.image_io import open_image
+from transformers_glipv2.images.image_io import open_image
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 
 

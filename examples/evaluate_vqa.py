@@ -31,7 +31,7 @@ from transformers_glipv2.data.files import write_json
 from transformers_glipv2.data.vqa import load_vqa
 from transformers_glipv2.evaluation.shards import evaluation_accelerator
 from transformers_glipv2.evaluation.vqa import evaluate_vqa
-from transformers_glipv2.image_io import open_image
+from transformers_glipv2.images.image_io import open_image
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering
 
 

@@ -15,7 +15,7 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
 
-from .image_io import ImageFile, open_image, orientation_of, to_rgb
+from .images.image_io import ImageFile, open_image, orientation_of, to_rgb
 from .post_processing import one_label_detections
 
 ImageSource = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray | torch.Tensor

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.test_image_io import png_of_zeros
+from tests.images.test_image_io import png_of_zeros
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream, PackedRecords, read_example
 from transformers_glipv2.data.mixture import IndexedStream, MixtureDataset
 from transformers_glipv2.data.schema import BoxReport

@@ -10,7 +10,7 @@ from PIL import Image
 
 from transformers_glipv2.data.files import replaced_file
 from transformers_glipv2.data.hub import image_source
-from transformers_glipv2.image_io import open_image
+from transformers_glipv2.images.image_io import open_image
 
 ROWS_PER_GROUP = 1000
 

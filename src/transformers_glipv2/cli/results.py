@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from transformers_glipv2.image_io import open_image
+from transformers_glipv2.images.image_io import open_image
 from transformers_glipv2.inference.drawing import Drawn, draw
 
 SAMPLES = ("chelsea", "coffee", "astronaut", "rocket")

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from transformers_glipv2.data.orientation import fits_stored_pixels, turn_objects
 from transformers_glipv2.data.schema import BoxReport
-from transformers_glipv2.image_io import ImageFile, open_image, orientation_of
+from transformers_glipv2.images.image_io import ImageFile, open_image, orientation_of
 
 
 class ImageDataset(Dataset):

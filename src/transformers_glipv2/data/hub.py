@@ -15,8 +15,8 @@ from PIL import Image
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream, PackedRecords
 from transformers_glipv2.data.hub_export import import_datasets
 from transformers_glipv2.data.schema import KINDS, BoxReport, category_name, checked_objects, xyxy_to_xywh
-from transformers_glipv2.image_download import download_image, is_url
-from transformers_glipv2.image_io import image_size
+from transformers_glipv2.images.image_download import download_image, is_url
+from transformers_glipv2.images.image_io import image_size
 
 if TYPE_CHECKING:
     import datasets

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from transformers_glipv2.data.dataset import ImageDataset, ImageStream
 from transformers_glipv2.data.masks import decode_mask, encode_mask
-from transformers_glipv2.image_io import image_size
+from transformers_glipv2.images.image_io import image_size
 
 if TYPE_CHECKING:
     import datasets

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transformers_glipv2.data.schema import BoxReport
-from transformers_glipv2.image_io import image_size
+from transformers_glipv2.images.image_io import image_size
 
 
 class ImageFinder:

@@ -15,7 +15,7 @@ from transformers_glipv2.data.files import read_lines
 from transformers_glipv2.data.scenes.colours import PAINTS
 from transformers_glipv2.data.scenes.words import related_nouns
 from transformers_glipv2.data.seeding import derive_random
-from transformers_glipv2.image_io import open_image
+from transformers_glipv2.images.image_io import open_image
 
 
 def _names(text: str) -> frozenset[str]:

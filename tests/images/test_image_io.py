@@ -13,7 +13,7 @@ import PIL.ImageOps
 import pytest
 
 from tests.tiny_detector import natural_image
-from transformers_glipv2.image_io import image_size, open_image
+from transformers_glipv2.images.image_io import image_size, open_image
 
 
 def png_of_zeros(width: int, height: int) -> bytes:

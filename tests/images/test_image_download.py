@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.tiny_detector import natural_image, tiny_processor
-from transformers_glipv2 import image_download
-from transformers_glipv2.image_download import download_image
-from transformers_glipv2.image_io import open_image
+from transformers_glipv2.images import image_download
+from transformers_glipv2.images.image_download import download_image
+from transformers_glipv2.images.image_io import open_image
 
 
 def png() -> bytes:

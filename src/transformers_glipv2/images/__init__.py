@@ -1,0 +1,1 @@
+"""Images from files, addresses and objects, opened in one way: upright, in RGB, within limits."""
