@@ -30,7 +30,7 @@ from .boxes import (
     decode_boxes,
     denormalize_boxes,
 )
-from .distributed import gather, mean_over_processes, num_processes
+from .distributed import gather, max_over_processes, mean_over_processes, num_processes
 
 # What the original adds to unions and enclosing areas.
 GIOU_EPS = 1e-7
@@ -365,6 +365,81 @@ def contrastive_loss(similarity: Tensor, is_match: Tensor) -> Tensor:
     return -(log_probabilities.masked_fill(~is_match, 0).sum(1) / is_match.sum(1)).sum()
 
 
+@dataclass
+class ContrastiveFeatures:
+    """
+    What L_inter compares, of the images of one process.
+
+    Args:
+        regions (`torch.Tensor` of shape `(batch, regions, dim)`), tokens (`torch.Tensor` of shape
+            `(batch, tokens, dim)`): unit vectors.
+        own_tokens (boolean `torch.Tensor` of shape `(batch, regions, tokens)`): the tokens of each region's box.
+        region_mask (boolean `torch.Tensor` of shape `(batch, regions)`): `False` at fillers.
+        token_mask (boolean `torch.Tensor` of shape `(batch, tokens)`): `False` at padding.
+        region_classes (`torch.LongTensor` of shape `(batch, regions)`), token_classes (`torch.LongTensor` of shape
+            `(batch, tokens)`): `prompts.class_id`, 0 for none.
+        log_temperature (`torch.Tensor` of shape `(1,)`): what the dot products are divided by, as its logarithm.
+    """
+
+    regions: Tensor
+    tokens: Tensor
+    own_tokens: Tensor
+    region_mask: Tensor
+    token_mask: Tensor
+    region_classes: Tensor
+    token_classes: Tensor
+    log_temperature: Tensor
+
+
+@dataclass
+class ContrastGradients:
+    """
+    What L_inter of a step of several micro-batches gives one of them.
+
+    Args:
+        value (`torch.Tensor` of shape `()`): its part of the loss, weighted.
+        regions, tokens, log_temperature (`torch.Tensor`): the gradients of the step's loss with respect to the fields
+            of the micro-batch's `ContrastiveFeatures`.
+    """
+
+    value: Tensor
+    regions: Tensor
+    tokens: Tensor
+    log_temperature: Tensor
+
+    def loss(self, features: ContrastiveFeatures) -> Tensor:
+        """A loss of this value whose gradient with respect to the features is the given one."""
+        linear = sum(
+            (getattr(features, name) * getattr(self, name)).sum() for name in ("regions", "tokens", "log_temperature")
+        )
+        return self.value + linear - linear.detach()
+
+
+def padded_over_processes(parts: Sequence[ContrastiveFeatures]) -> ContrastiveFeatures:
+    """
+    Features of one or several micro-batches as those of one batch, padded to the shapes of the process that has most:
+    processes hold texts of different lengths and images with different numbers of regions. Called by all processes.
+    """
+    most = [max(part.own_tokens.shape[dim] for part in parts) for dim in (1, 2)]
+    num_regions, num_tokens = max_over_processes(most, parts[0].regions.device)
+    padded = []
+    for part in parts:
+        regions = (0, num_regions - part.own_tokens.shape[1])
+        tokens = (0, num_tokens - part.own_tokens.shape[2])
+        padded.append(
+            (
+                F.pad(part.regions, (0, 0, *regions)),
+                F.pad(part.tokens, (0, 0, *tokens)),
+                F.pad(part.own_tokens, (*tokens, *regions)),
+                F.pad(part.region_mask, regions),
+                F.pad(part.token_mask, tokens),
+                F.pad(part.region_classes, regions),
+                F.pad(part.token_classes, tokens),
+            )
+        )
+    return ContrastiveFeatures(*map(torch.cat, zip(*padded, strict=True)), parts[0].log_temperature)
+
+
 def inter_image_loss(
     regions: Tensor,
     tokens: Tensor,
@@ -384,16 +459,9 @@ def inter_image_loss(
     summed here, half each; the other processes sum theirs.
 
     Args:
-        regions: `(batch, regions, dim)`, unit vectors.
-        tokens: `(batch, tokens, dim)`, unit vectors.
-        own_tokens: boolean `(batch, regions, tokens)`.
-        region_mask: boolean `(batch, regions)`, `False` at fillers.
-        token_mask: boolean `(batch, tokens)`, `False` at padding.
-        region_classes: long `(batch, regions)`, token_classes: long `(batch, tokens)`: `prompts.class_id`, 0 for none.
-        log_temperature: `(1,)`, what the dot products are divided by, as its logarithm.
+        regions, tokens, own_tokens, region_mask, token_mask, region_classes, token_classes, log_temperature: the
+            fields of `ContrastiveFeatures`, of the same shapes on all processes (`padded_over_processes`).
         normalizer: anchors that learn a box, mean over processes.
-
-    All processes must pass the same shapes.
     """
     batch, num_regions, num_tokens = own_tokens.shape
     rank = dist.get_rank() if num_processes() > 1 else 0
@@ -519,6 +587,8 @@ def answer_loss(logits: Tensor, targets: Tensor, normalizer: Tensor | None = Non
 
 __all__ = [
     "AnchorTargets",
+    "ContrastGradients",
+    "ContrastiveFeatures",
     "answer_loss",
     "box_loss",
     "caption_loss",
@@ -532,5 +602,6 @@ __all__ = [
     "masked_token_loss",
     "match_anchors",
     "next_tokens",
+    "padded_over_processes",
     "token_loss",
 ]

@@ -797,14 +797,7 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         targets, losses = None, None
         if labels is not None:
             config = self.config
-            targets = match_anchors(
-                labels,
-                anchors,
-                [height * width for height, width in level_shapes],
-                image_sizes,
-                logits.shape[2],
-                config.atss_topk,
-            )
+            targets = self.match_anchors(labels, level_shapes, image_sizes, logits.shape[2], anchors)
             losses = detection_losses(
                 logits,
                 centerness,
@@ -830,6 +823,29 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
             **model_output,
         )
         return output, targets
+
+    def match_anchors(
+        self,
+        labels: Labels,
+        level_shapes: list[tuple[int, int]],
+        image_sizes: torch.Tensor,
+        num_tokens: int,
+        anchors: torch.Tensor | None = None,
+    ) -> AnchorTargets:
+        """
+        Which anchors learn which boxes; needs no weights.
+
+        Args:
+            labels: as in `forward`.
+            level_shapes: height and width of each level's map.
+            image_sizes: `(batch, 2)`, height and width in pixels of each un-padded image.
+            num_tokens: of the texts, padding included.
+            anchors: of these maps, where they are already made.
+        """
+        if anchors is None:
+            anchors = self.anchors(level_shapes, image_sizes.device)
+        num_per_level = [height * width for height, width in level_shapes]
+        return match_anchors(labels, anchors, num_per_level, image_sizes, num_tokens, self.config.atss_topk)
 
     def anchors(self, level_shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
         """`(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized image, for maps of these heights and widths."""

@@ -9,7 +9,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
 from .distributed import mean_over_processes
-from .losses import answer_loss, caption_loss, next_tokens
+from .losses import ContrastGradients, answer_loss, caption_loss, next_tokens
 from .modeling_glipv2 import (
     GLIPv2ImageFeatures,
     GLIPv2ModelOutput,
@@ -89,6 +89,7 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
         mlm_labels: torch.LongTensor | None = None,
         answer_labels: torch.FloatTensor | None = None,
         caption_labels: torch.LongTensor | None = None,
+        contrast: ContrastGradients | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> GLIPv2ObjectDetectionOutput:
@@ -110,6 +111,7 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
             inputs_embeds=inputs_embeds,
             labels=labels,
             mlm_labels=mlm_labels,
+            contrast=contrast,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,

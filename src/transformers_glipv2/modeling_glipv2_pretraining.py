@@ -15,9 +15,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
-from .distributed import max_over_processes
-from .layers.feature_maps import flatten_levels
-from .losses import AnchorTargets, choose_regions, classes_of_tokens, inter_image_loss, masked_token_loss
+from .layers.feature_maps import FeatureMaps, flatten_levels, map_shapes
+from .losses import (
+    AnchorTargets,
+    ContrastGradients,
+    ContrastiveFeatures,
+    choose_regions,
+    classes_of_tokens,
+    inter_image_loss,
+    masked_token_loss,
+    padded_over_processes,
+)
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2ImageFeatures,
@@ -240,6 +248,7 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: Labels | None = None,
         mlm_labels: torch.LongTensor | None = None,
+        contrast: ContrastGradients | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> GLIPv2ObjectDetectionOutput:
@@ -250,6 +259,8 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
             labels: optionally also "class_ids" `(n,)`, the class of each box, and "prompt_class_ids" `(k,)` with
                 "prompt_map" `(k, tokens)`, every class that the text lists: what L_inter propagates to other images.
             mlm_labels: `(batch, tokens)`, the ids of masked tokens and -100 elsewhere.
+            contrast: where the batch is one of several micro-batches of a step: what L_inter of the whole step gives
+                this one (`training/accumulation.py`).
         """
         model_output = self.model(
             pixel_values=pixel_values,
@@ -267,42 +278,58 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
         output, targets = self.detect(model_output, labels)
         losses = dict(output.loss_dict or {})
         if targets is not None:
-            losses["loss_inter"] = self.config.inter_loss_weight * self.inter_image_loss(output, targets, labels)
+            features = self.contrastive_features(
+                output.feature_maps, output.text_features, output.attention_mask, targets, labels
+            )
+            if contrast is None:
+                loss = inter_image_loss(**vars(padded_over_processes([features])), normalizer=targets.num_positives)
+                losses["loss_inter"] = self.config.inter_loss_weight * loss
+            else:
+                losses["loss_inter"] = contrast.loss(features)
         if mlm_labels is not None:
             losses["loss_mlm"] = self.config.mlm_loss_weight * self.mlm_head.loss(output.fused_text, mlm_labels)
         return with_losses(output, losses)
 
-    def inter_image_loss(
-        self, output: GLIPv2ObjectDetectionOutput, targets: AnchorTargets, labels: Labels
-    ) -> torch.FloatTensor:
-        """L_inter, not weighted, between the regions and tokens before fusion of all images of all processes."""
-        batch, num_tokens = output.text_features.shape[:2]
+    def contrastive_features(
+        self,
+        feature_maps: FeatureMaps,
+        text_features: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        targets: AnchorTargets,
+        labels: Labels,
+    ) -> ContrastiveFeatures:
+        """The regions and tokens before fusion that L_inter compares, of this batch on this process."""
+        batch, num_tokens = text_features.shape[:2]
         chosen = choose_regions(targets, batch, self.config.max_contrastive_regions)
-        # Processes hold texts of different lengths and images with different numbers of regions.
-        num_regions = chosen[0].shape[1]
-        sizes = max_over_processes([num_tokens, num_regions], output.text_features.device)
-        more_tokens, more_regions = sizes[0] - num_tokens, sizes[1] - num_regions
-        anchor, own_tokens, region_classes, region_mask = (
-            F.pad(values, (0, 0) * (values.ndim - 2) + (0, more_regions)) for values in chosen
-        )
+        anchor, own_tokens, region_classes, region_mask = chosen
         image = torch.arange(batch, device=anchor.device)[:, None]
-        regions = flatten_levels(output.feature_maps)[image, anchor]
-        regions, tokens, log_temperature = self.contrastive_head(regions, output.text_features)
+        regions = flatten_levels(feature_maps)[image, anchor]
+        regions, tokens, log_temperature = self.contrastive_head(regions, text_features)
         token_mask = torch.ones_like(tokens[..., 0], dtype=torch.bool)
-        if output.attention_mask is not None:
-            token_mask = output.attention_mask.bool()
+        if attention_mask is not None:
+            token_mask = attention_mask.bool()
         token_classes = classes_of_tokens(labels, num_tokens, anchor.device)
-        return inter_image_loss(
-            regions,
-            F.pad(tokens, (0, 0, 0, more_tokens)),
-            F.pad(own_tokens, (0, more_tokens)),
-            region_mask,
-            F.pad(token_mask, (0, more_tokens)),
-            region_classes,
-            F.pad(token_classes, (0, more_tokens)),
-            log_temperature,
-            targets.num_positives,
+        return ContrastiveFeatures(
+            regions, tokens, own_tokens, region_mask, token_mask, region_classes, token_classes, log_temperature
         )
+
+    def encode_contrast(
+        self,
+        pixel_values: torch.FloatTensor,
+        input_ids: torch.LongTensor,
+        labels: Labels,
+        attention_mask: torch.LongTensor | None = None,
+        pixel_mask: torch.LongTensor | None = None,
+    ) -> tuple[ContrastiveFeatures, AnchorTargets]:
+        """
+        What L_inter compares, by the encoders alone, and which anchors learn which boxes; arguments as of `forward`.
+        For steps of several micro-batches, whose regions and tokens meet those of all.
+        """
+        image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
+        text_features = token_features(self.get_text_features(input_ids, attention_mask, return_dict=True))
+        maps = image_features.feature_maps
+        targets = self.match_anchors(labels, map_shapes(maps), image_features.image_sizes, text_features.shape[1])
+        return self.contrastive_features(maps, text_features, attention_mask, targets, labels), targets
 
 
 __all__ = ["GLIPv2ForMaskedLM", "GLIPv2ForPreTraining", "GLIPv2MaskedLMOutput"]

@@ -15,14 +15,17 @@ from transformers.utils import can_return_tuple
 
 from .boxes import denormalize_boxes
 from .configuration_glipv2 import GLIPv2Config
+from .distributed import mean_over_processes
 from .layers.feature_maps import FeatureMaps
 from .layers.mask_head import (
     REGIONS_PER_CHUNK,
     GLIPv2MaskHead,
     check_regions,
+    count_masked_objects,
     init_mask_head,
     mask_loss,
     mask_targets,
+    masked_objects,
     mean_weights,
     training_regions,
 )
@@ -167,12 +170,20 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
         return logits
 
     def mask_loss(self, output: GLIPv2ObjectDetectionOutput, labels: Labels) -> torch.FloatTensor:
-        """Binary cross entropy of the masks in the objects' own boxes and in predicted ones that match them."""
+        """
+        Binary cross entropy of the masks in the objects' own boxes and in predicted ones that match them.
+
+        The mean over the regions of an object, then over objects: the number of objects is known from the labels, so
+        that the loss of a batch is the same in one piece, on several processes and in accumulated micro-batches.
+        """
         check_labels(labels, *output.fused_text.shape[:2])
+        # All processes take part in the mean, also those without a mask.
+        count = output.logits.new_tensor(float(count_masked_objects(labels)), dtype=torch.float32)
+        num_objects = mean_over_processes(count).clamp(min=torch.finfo(torch.float32).eps)
         regions = [self._image_regions(output, index, label) for index, label in enumerate(labels)]
-        boxes, positive_maps, targets = zip(*regions, strict=True)
+        boxes, positive_maps, targets, weights = zip(*regions, strict=True)
         logits = self.mask_head(self._mask_features(output), boxes, output.fused_text, positive_maps)
-        return mask_loss(logits, torch.cat(targets))
+        return mask_loss(logits, torch.cat(targets), torch.cat(weights), num_objects)
 
     def _mask_features(self, output: GLIPv2ObjectDetectionOutput) -> FeatureMaps:
         before = self.config.mask_feature_source == "before_fusion"
@@ -181,21 +192,23 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
     @torch.no_grad()
     def _image_regions(
         self, output: GLIPv2ObjectDetectionOutput, index: int, label: dict | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Boxes `(regions, 4)`, positive maps `(regions, tokens)` and targets of one image's training regions."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Boxes `(regions, 4)`, positive maps `(regions, tokens)`, targets and weights `(regions,)` of one image's
+        training regions; the weights of an object's regions add up to 1.
+        """
         device, side = output.logits.device, self.mask_head.output_size
         masks = None if label is None else label.get("masks")
         if masks is None:
             tokens = output.logits.shape[2]
             nothing = output.logits.new_zeros
-            return nothing((0, 4)), nothing((0, tokens)), nothing((0, side, side))
+            return nothing((0, 4)), nothing((0, tokens)), nothing((0, side, side)), nothing(0)
         if masks.ndim != 3 or len(masks) != len(label["boxes"]):
             raise ValueError(
                 f"`labels[{index}]['masks']` has shape {tuple(masks.shape)}; expected ({len(label['boxes'])}, height, "
                 "width), one mask for each box."
             )
-        # Boxes whose tokens were cut off with the end of the text cannot be learned either.
-        known = masks.flatten(1).any(1).to(device) & (label["positive_map"] > 0).any(1).to(device)
+        known = masked_objects(label).to(device)
         image_size = output.image_sizes[index]
         positive_map = label["positive_map"].to(device)[known]
         gt_boxes = denormalize_boxes(label["boxes"].to(device)[known], image_size)
@@ -203,7 +216,8 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
         scores = output.logits[index].sigmoid() @ mean_weights(positive_map).T
         boxes, owners = training_regions(gt_boxes, pred_boxes, scores * output.centerness[index, :, None].sigmoid())
         masks = masks[known.to(masks.device)][owners.to(masks.device)]
-        return boxes, positive_map[owners], mask_targets(masks, boxes, image_size, side)
+        weights = 1 / owners.bincount(minlength=1)[owners].float()
+        return boxes, positive_map[owners], mask_targets(masks, boxes, image_size, side), weights
 
 
 __all__ = ["GLIPv2ForInstanceSegmentation", "GLIPv2InstanceSegmentationOutput"]

@@ -10,7 +10,8 @@ the dot product with the mean token, so no tensor over all tokens is ever made.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -283,17 +284,41 @@ def init_mask_head(head: GLIPv2MaskHead) -> None:
     init.zeros_(head.text_bias)
 
 
-def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def mask_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, normalizer: Tensor | None = None
+) -> Tensor:
     """
-    Binary cross entropy, mean over pixels and regions; 0 without regions.
+    Binary cross entropy, mean over the pixels of each region, weighted sum over regions; 0 without regions.
 
     Args:
         logits: `(regions, side, side)`, mean logits over the label's tokens.
         targets: `(regions, side, side)` in [0, 1].
+        weights: `(regions,)`, `None` for 1 each.
+        normalizer: what the sum is divided by, `None` for the number of regions.
     """
     if len(logits) == 0:
         return logits.sum()
-    return F.binary_cross_entropy_with_logits(logits, targets)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
+    weighted = losses if weights is None else losses * weights
+    return weighted.sum() / (len(losses) if normalizer is None else normalizer)
+
+
+def masked_objects(label: Mapping[str, Any] | None) -> Tensor:
+    """
+    Which objects of an image's labels have a mask to learn: one with a pixel, and a label with a token (boxes whose
+    tokens were cut off with the end of the text cannot be learned).
+
+    Returns:
+        boolean `(n,)`, on the CPU; of no objects where the labels have no masks.
+    """
+    if label is None or label.get("masks") is None:
+        return torch.zeros(0, dtype=torch.bool)
+    return (label["masks"].flatten(1).any(1).cpu()) & (label["positive_map"] > 0).any(1).cpu()
+
+
+def count_masked_objects(labels: Sequence[Mapping[str, Any] | None]) -> int:
+    """How many masks a batch is trained on; `training_regions` takes so many objects of an image at most."""
+    return sum(min(int(masked_objects(label).sum()), REGIONS_PER_IMAGE) for label in labels)
 
 
 def check_regions(boxes: Sequence[Tensor], positive_maps: Sequence[Tensor], batch: int, tokens: int) -> None:

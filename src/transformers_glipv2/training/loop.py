@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from transformers_glipv2.data.files import write_json, write_text
 from transformers_glipv2.data.seeding import derive_seed
+from transformers_glipv2.training.accumulation import on_device, prepare_step
 from transformers_glipv2.training.averaging import WeightAverage
 from transformers_glipv2.training.batches import read_batches
 from transformers_glipv2.training.checkpoints import (
@@ -234,30 +235,34 @@ def training_step(
     step: int,
 ) -> dict[str, torch.Tensor]:
     """
-    One optimizer step.
+    One optimizer step, whose gradient does not depend on how many micro-batches it is cut into (`accumulation.py`).
 
     Returns:
-        `dict[str, torch.Tensor]`: this process' mean "loss", each part of the loss, and "grad_norm" before clipping;
+        `dict[str, torch.Tensor]`: this process' "loss", each part of the loss, and "grad_norm" before clipping;
         on the device, detached.
     """
     model.train()
     sums: dict[str, torch.Tensor] = {}
-    for micro in range(plan.accumulation_steps):
-        # Labels, a list, are many small tensors; the losses join and move what they need.
-        batch = {
-            name: value if isinstance(value, list) else send_to_device(value, accelerator.device, non_blocking=True)
-            for name, value in next(batches).items()
-        }
-        # Dropout depends on the step's number alone, so a resumed run drops the same. After the batch, which this
-        # process may have made: what augmentation and collation do to the global stream must not reach dropout.
-        torch.manual_seed(derive_seed(plan.seed, "noise", step, micro, accelerator.process_index))
+    device, process = accelerator.device, accelerator.process_index
+    # All of them before the first forward pass: what the losses are divided by is counted over the whole step.
+    micro_batches = [next(batches) for _ in range(plan.accumulation_steps)]
+
+    def seed_of(micro: int) -> int:
+        # Dropout depends on the step's number alone, so a resumed run drops the same.
+        return derive_seed(plan.seed, "noise", step, micro, process)
+
+    prepared = prepare_step(accelerator, model, micro_batches, seed_of)
+    for micro, (batch, whole_step) in enumerate(zip(micro_batches, prepared, strict=True)):
+        # After the batches, which this process may have made: what augmentation and collation do to the global stream
+        # must not reach dropout.
+        torch.manual_seed(seed_of(micro))
         is_last = micro == plan.accumulation_steps - 1
         with nullcontext() if is_last else accelerator.no_sync(model):
-            outputs = model(**batch)
-            accelerator.backward(outputs.loss / plan.accumulation_steps)
-        parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + value.detach().float() / plan.accumulation_steps
+            outputs = model(**on_device(batch, device), **whole_step.arguments())
+            losses = whole_step.scaled(outputs.loss, outputs.loss_dict)
+            accelerator.backward(losses["loss"])
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().float()
     norm = accelerator.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
