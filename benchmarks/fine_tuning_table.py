@@ -32,6 +32,7 @@ from transformers_glipv2.cli.arguments import (
     add_model,
     add_output_folder,
     check_paths,
+    number_after,
     positive_float,
     positive_int,
     seed_int,
@@ -118,7 +119,7 @@ def steps_of_shots(text: str) -> tuple[str, int]:
     name, _, steps = text.partition("=")
     if not steps.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} gives no number of steps; write 10=60")
-    return shots(name), positive_int(steps)
+    return shots(name), number_after(text, steps, positive_int)
 
 
 def rate_of_way(text: str) -> tuple[str, float]:
@@ -127,7 +128,7 @@ def rate_of_way(text: str) -> tuple[str, float]:
     way, colon, count = name.partition(":")
     if way not in (*TRAIN_WAYS, "baseline"):
         raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(TRAIN_WAYS)}, baseline; write full=5e-5")
-    return f"{way}:{shots(count)}" if colon else way, positive_float(rate)
+    return f"{way}:{shots(count)}" if colon else way, number_after(text, rate, positive_float)
 
 
 def make_cells(args: argparse.Namespace) -> list[Cell]:

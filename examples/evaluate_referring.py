@@ -1,7 +1,7 @@
 """
 Scores masks of referring phrases ("the red cup left of the bottle") in composite scenes that training does not show.
 
-    python examples/fetch_scene_assets.py scene-assets
+    python examples/fetch_scene_assets.py --output scene-assets
     python examples/evaluate_referring.py --model hub_upload/glipv2-nano --assets scene-assets --output referring.json
 
 One phrase a scene, which mostly holds several objects of the phrase's noun. The scores are PhraseCut's: mean IoU, IoU

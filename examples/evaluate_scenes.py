@@ -1,7 +1,7 @@
 """
 Scores a model on the composite test: boxes (and masks) of named objects in scenes that training does not show.
 
-    python examples/fetch_scene_assets.py scene-assets
+    python examples/fetch_scene_assets.py --output scene-assets
     python examples/evaluate_scenes.py --model hub_upload/glipv2-nano --assets scene-assets --output scenes.json
 
 Each prompt holds the scene's labels and 20 sampled absent ones. Three parts: nouns of training, (colour, noun) pairs

@@ -1,7 +1,7 @@
 """
 Scores answers and captions on composite scenes that training does not show, beside baselines that see no image.
 
-    python examples/fetch_scene_assets.py scene-assets
+    python examples/fetch_scene_assets.py --output scene-assets
     python examples/evaluate_scenes_vqa_captioning.py --model hub_upload/glipv2-nano --assets scene-assets \\
         --ablated_vqa outputs/vqa-ablated --output vqa_captioning.json
 

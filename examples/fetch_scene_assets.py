@@ -1,8 +1,8 @@
 """
 Fetches the object crops and backgrounds of composite scenes, from Debian and npm packages by their names.
 
-    python examples/fetch_scene_assets.py scene-assets
-    python examples/fetch_scene_assets.py scene-assets --with_gpl     # also Tux Paint's stamps and MATE's backgrounds
+    python examples/fetch_scene_assets.py --output scene-assets
+    python examples/fetch_scene_assets.py --output scene-assets --with_gpl     # also stamps and backgrounds
 
 The folder gets `index.jsonl` (one line an image: file, noun, attributes, package, licence), `object_crops/` (RGBA PNG,
 transparent borders trimmed, at most 256 px) and `backgrounds/` (JPEG, at most 800 px). Needs `apt-get` and `dpkg-deb`
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from transformers_glipv2.cli.arguments import OutputFolder, ScriptParser, check_paths
+from transformers_glipv2.cli.arguments import ScriptParser, add_output_folder, check_paths
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.files import read_lines, replaced_file, write_text
 from transformers_glipv2.data.scenes.colours import named_colour, recolour_way
@@ -52,7 +52,7 @@ class Asset:
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("folder", type=OutputFolder, help="where the images go; keep it out of the repository")
+    add_output_folder(parser, "folder for the images; keep it out of the repository")
     add("--with_gpl", action="store_true", help="also take sources under the GPL (say so in a card)")
     add("--without_drawings", action="store_true", help="leave out openclipart-png (131 MB, drawings)")
     return parser.parse_args(arguments)
@@ -60,7 +60,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = check_paths(parse_args(arguments))
-    packages = options.folder / "packages"
+    packages = options.output / "packages"
     packages.mkdir(parents=True, exist_ok=True)
 
     sources: dict[str, Callable[[], Iterable[Asset]]] = {
@@ -70,20 +70,20 @@ def main(arguments: list[str] | None = None) -> None:
         "sweethome3d-furniture": lambda: furniture(packages),
     }
     if not options.without_drawings:
-        sources["openclipart-png"] = lambda: drawings(packages, known_nouns(options.folder))
+        sources["openclipart-png"] = lambda: drawings(packages, known_nouns(options.output))
     for package in ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04"):
         sources[package] = lambda package=package: backgrounds(packages, package, "CC-BY-4.0, CC-BY-SA or CC0-1.0")
     if options.with_gpl:
-        sources["tuxpaint-stamps-default"] = lambda: stamps(packages, known_nouns(options.folder))
+        sources["tuxpaint-stamps-default"] = lambda: stamps(packages, known_nouns(options.output))
         sources["mate-backgrounds"] = lambda: backgrounds(packages, "mate-backgrounds", "GPL-2.0-or-later", "nature/")
     for name, images in sources.items():
-        take(options.folder, name, images)
-    entries = [entry for name in sources for entry in read_index(part_file(options.folder, name))]
-    write_index(options.folder / "index.jsonl", entries)
+        take(options.output, name, images)
+    entries = [entry for name in sources for entry in read_index(part_file(options.output, name))]
+    write_index(options.output / "index.jsonl", entries)
     object_crops = [entry for entry in entries if entry["kind"] == "object_crop"]
     print(
         f"{len(object_crops)} object crops of {len({entry['noun'] for entry in object_crops})} nouns and "
-        f"{len(entries) - len(object_crops)} backgrounds in {options.folder}"
+        f"{len(entries) - len(object_crops)} backgrounds in {options.output}"
     )
 
 

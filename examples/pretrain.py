@@ -32,6 +32,7 @@ from transformers_glipv2.cli.arguments import (
     fraction_below_one,
     non_negative_float,
     non_negative_int,
+    number_after,
     positive_float,
     positive_int,
 )
@@ -64,7 +65,7 @@ def loss_weight(text: str) -> tuple[str, float]:
     name, _, weight = text.partition("=")
     if name not in LOSSES:
         raise argparse.ArgumentTypeError(f"{text!r} names none of the losses {', '.join(LOSSES)}; write inter=0.5")
-    return f"{name}_loss_weight", non_negative_float(weight)
+    return f"{name}_loss_weight", number_after(text, weight, non_negative_float)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

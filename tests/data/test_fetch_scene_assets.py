@@ -61,7 +61,7 @@ def test_a_missing_client_is_named(script, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"`npm` is needed to fetch the npm package some-icons"):
         script.npm_package(tmp_path, "some-icons")
-    with pytest.raises(SystemExit, match=r"`apt-get` is needed"):
+    with pytest.raises(FileNotFoundError, match=r"`apt-get` is needed"):
         script.debian_package(tmp_path, "some-images")
 
 

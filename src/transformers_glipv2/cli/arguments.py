@@ -93,6 +93,14 @@ class Number:
         return f"{name} that is finite"
 
 
+def number_after(text: str, value: str, number: Number) -> int | float:
+    """The number in a value such as `inter=0.5`, whose whole text the error names."""
+    try:
+        return number(value)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
 positive_int = Number(int, low=1)
 non_negative_int = Number(int, low=0)
 seed_int = Number(int, low=0, high=MAX_SEED)

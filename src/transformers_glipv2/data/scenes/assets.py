@@ -99,7 +99,9 @@ class SceneAssets:
         self.folder = Path(folder)
         index = self.folder / "index.jsonl"
         if not index.is_file():
-            raise ValueError(f"{index} does not exist; fetch the images with examples/fetch_scene_assets.py FOLDER.")
+            raise ValueError(
+                f"{index} does not exist; fetch the images with examples/fetch_scene_assets.py --output FOLDER."
+            )
         entries = [json.loads(line) for line in read_lines(index)]
         self.object_crops: dict[str, list[ObjectCrop]] = defaultdict(list)
         for entry in sorted((e for e in entries if e["kind"] == "object_crop"), key=lambda e: e["file"]):
