@@ -12,7 +12,12 @@ from transformers import AutoImageProcessor
 from transformers.image_utils import SizeDict
 
 from tests.tiny_detector import natural_image
-from transformers_glipv2.image_processing_glipv2 import GLIPv2ImageProcessor, open_image, padded_size, resized_size
+from transformers_glipv2.image_processing_glipv2 import (
+    GLIPv2ImageProcessor,
+    padded_size,
+    resized_size,
+    set_shortest_edge,
+)
 from transformers_glipv2.image_processing_pil_glipv2 import GLIPv2ImageProcessorPil
 
 BACKENDS = [GLIPv2ImageProcessor, GLIPv2ImageProcessorPil]
@@ -328,6 +333,41 @@ def test_bad_files(backend, tmp_path):
         backend()(tmp_path / "text.png")
 
 
-def test_open_image_refuses_other_types():
-    with pytest.raises(TypeError, match="ndarray"):
-        open_image(np.zeros((4, 4, 3), np.uint8))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ({"shortest_edge": -5}, r"`size\[\"shortest_edge\"\]` must be a whole number of pixels, at least 1; got -5"),
+        ({"shortest_edge": 0}, "at least 1; got 0"),
+        ({"shortest_edge": 40, "longest_edge": -1}, r"`size\[\"longest_edge\"\]` must be .*; got -1"),
+        ({"height": 0, "width": 5}, r"`size\[\"height\"\]`"),
+        ({"longest_edge": 40}, '`size` must have "shortest_edge"'),
+        ({"max_height": 5, "max_width": 5}, '`size` must have "shortest_edge"'),
+    ],
+)
+def test_bad_sizes(backend, size, message):
+    """Where a processor is made and in a call."""
+    with pytest.raises(ValueError, match=message):
+        backend(size=size)
+    with pytest.raises((ValueError, TypeError), match=message):
+        backend()(natural_image(), size=size)
+    with pytest.raises(ValueError, match="whole number of pixels, at least 1; got 40.5"):
+        backend(size={"shortest_edge": 40.5})  # in a call transformers' own check of types comes first
+    for divisor in (0, -32):
+        with pytest.raises(ValueError, match=f"`size_divisor` must be an integer of at least 1, got {divisor}"):
+            backend(size_divisor=divisor)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_set_shortest_edge(backend, tmp_path):
+    processor = backend(size={"shortest_edge": 80, "longest_edge": 133})
+    set_shortest_edge(processor, 40)
+    assert dict(processor.size)["shortest_edge"] == 40 and processor.size.longest_edge == 66
+    assert processor(natural_image(), return_tensors="pt", size_divisor=1)["pixel_values"].shape[2:] == (40, 57)
+    processor.save_pretrained(tmp_path)
+    assert backend.from_pretrained(tmp_path).size == processor.size
+    for wrong in (0, -4):
+        with pytest.raises(ValueError, match=f"at least 1; got {wrong}"):
+            set_shortest_edge(processor, wrong)
+    with pytest.raises(ValueError, match="resizes to 30x40 pixels; it has no shortest edge"):
+        set_shortest_edge(backend(size={"height": 30, "width": 40}), 20)

@@ -104,11 +104,9 @@ def set_shortest_edge(processor: Any, shortest_edge: int) -> None:
     size = image_processor.size
     if not size.shortest_edge:
         raise ValueError(f"The processor resizes to {size.height}x{size.width} pixels; it has no shortest edge.")
-    scale = shortest_edge / size.shortest_edge
-    longest_edge = None if size.longest_edge is None else round(scale * size.longest_edge)
-    new_size = SizeDict(shortest_edge=shortest_edge, longest_edge=longest_edge)
-    check_size(new_size)
-    image_processor.size = new_size
+    check_size(SizeDict(shortest_edge=shortest_edge))
+    longest_edge = size.longest_edge and round(size.longest_edge * shortest_edge / size.shortest_edge)
+    image_processor.size = SizeDict(shortest_edge=shortest_edge, longest_edge=longest_edge)
 
 
 def padded_size(sizes: list[tuple[int, int]], size_divisor: int | None, pad_size: SizeDict | None) -> tuple[int, int]:
