@@ -351,7 +351,7 @@ def test_bad_sizes(backend, size, message):
         backend(size=size)
     with pytest.raises((ValueError, TypeError), match=message):
         backend()(natural_image(), size=size)
-    with pytest.raises(ValueError, match="whole number of pixels, at least 1; got 40.5"):
+    with pytest.raises(ValueError, match=r"whole number of pixels, at least 1; got 40\.5"):
         backend(size={"shortest_edge": 40.5})  # in a call transformers' own check of types comes first
     for divisor in (0, -32):
         with pytest.raises(ValueError, match=f"`size_divisor` must be an integer of at least 1, got {divisor}"):
