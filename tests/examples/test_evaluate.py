@@ -230,7 +230,7 @@ def test_odinw_averages_over_sets(folder):
     for name in ("EgoHands_generic", "thermalDogsAndPeople"):
         path = ODINW_35[name].annotation_file(folder / "odinw")
         path.parent.mkdir(parents=True)
-        (path.parent / "val").symlink_to(folder / "coco" / "val")
+        shutil.copytree(folder / "coco" / "val", path.parent / "val")
         classes = ODINW_35[name].classes
         categories = [{"id": index, "name": label} for index, label in enumerate(classes, start=1)]
         annotations = [entry for entry in content["annotations"] if entry["category_id"] <= len(classes)]
@@ -292,6 +292,58 @@ def test_labels_a_folder_and_lists_bad_images(folder, output_format):
         # What it writes can be scored against itself.
         scores = evaluate_coco(content, content["annotations"], "segm", progress=False)
         assert scores["AP"] > 0.5
+
+
+def test_an_image_that_failed_is_tried_again_by_the_same_command(folder, monkeypatch):
+    images = folder / "mended"
+    images.mkdir()
+    for name in "abcde":
+        Image.new("RGB", (96, 64), "red").save(images / f"{name}.png")
+    whole = (images / "b.png").read_bytes()
+    (images / "b.png").write_bytes(whole[:40])
+    (images / "e.png").write_bytes(b"no image")
+    given = ["--model", folder / "model", "--images", images, "--labels", "cat", "--threshold", "0"]
+    given = [str(value) for value in (*given, "--images_per_file", "2", "--output", folder / "mended-out")]
+    path = predict_folder.main(given)
+    assert list(read(path.parent / "failures.json")) == ["b.png", "e.png"]
+    shards = {file.name: file.stat().st_mtime_ns for file in (path.parent / "predictions").glob("predictions-*")}
+
+    AcceleratorState._reset_state(True)
+    (images / "b.png").write_bytes(whole)
+    predict_folder.main(given)
+    assert list(read(path.parent / "failures.json")) == ["e.png"]
+    assert [row["image"] for row in pq.read_table(path).to_pylist()] == ["a.png", "b.png", "c.png", "d.png"]
+    again = {file.name: file.stat().st_mtime_ns for file in (path.parent / "predictions").glob("predictions-*")}
+    # Only the block of the image that can be read now was predicted again.
+    assert [name for name in shards if shards[name] != again[name]] == [min(shards)]
+
+
+def test_a_file_name_that_is_not_utf8(folder):
+    images = folder / "names"
+    images.mkdir()
+    name = os.fsencode(images) + b"/caf\xe9.png"
+    Image.new("RGB", (96, 64), "red").save(images / "plain.png")
+    try:
+        os.rename(images / "plain.png", name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    given = ["--model", folder / "model", "--images", images, "--labels", "cat", "--threshold", "0"]
+    for output_format in ("parquet", "coco"):
+        AcceleratorState._reset_state(True)
+        more = ("--format", output_format, "--output", folder / f"names-{output_format}")
+        path = predict_folder.main([str(value) for value in (*given, *more)])
+        rows = read(path)["images"] if output_format == "coco" else pq.read_table(path).to_pylist()
+        assert [row.get("image", row.get("file_name")) for row in rows] == ["caf\\udce9.png"]
+
+
+def test_all_images_unreadable_is_an_error(folder):
+    images = folder / "unreadable"
+    (images / "val").mkdir(parents=True)
+    for index in range(IMAGES):
+        (images / "val" / f"{index}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"none of the 24 images could be read; check --images\. The first:"):
+        evaluate_detection.main(arguments(folder, "unreadable-out", "--images", str(images)))
+    assert not (folder / "unreadable-out" / "metrics.json").exists()
 
 
 def test_labels_a_data_set(folder):

@@ -80,7 +80,8 @@ def file_name_finder(
             return finder(file_name(image_id), report, where)
         if not isinstance(image_id, int):
             return finder(f"{image_id}.jpg", report, where)
-        old = finder(f"{subset}/COCO_{subset}_{image_id:012d}.jpg", report, where)
+        # Without a folder in front, as a name that begins with "/" is one outside of the image folder.
+        old = finder(f"{subset}/COCO_{subset}_{image_id:012d}.jpg".lstrip("/"), report, where)
         return old if old is None or Path(old).is_file() else finder(f"{image_id:012d}.jpg", report, where)
 
     return find
