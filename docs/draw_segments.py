@@ -38,7 +38,7 @@ from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.scenes.scenes import ReferringScenes, test_scenes
 from transformers_glipv2.evaluation.referring import segment_phrases
-from transformers_glipv2.inference.drawing import Drawn, draw
+from transformers_glipv2.inference.drawing import DrawnObject, draw
 from transformers_glipv2.noun_phrases import chunk_noun_phrases
 
 OUTPUT = Path(__file__).parent / "figures" / "segments.jpg"
@@ -118,17 +118,17 @@ def draw_tile(model: Any, processor: Any, example: dict[str, Any], threshold: fl
     return tile
 
 
-def drawn_objects(model, processor, image: Image.Image, labels: list[str], threshold: float) -> list[Drawn]:
+def drawn_objects(model, processor, image: Image.Image, labels: list[str], threshold: float) -> list[DrawnObject]:
     (found,) = segment_labels(model, processor, image, labels, threshold=threshold, return_rle=False)
     columns = (found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), found["masks"].numpy())
-    return [Drawn(f"{name} {score:.2f}", box, mask) for name, score, box, mask in zip(*columns, strict=True)]
+    return [DrawnObject(f"{name} {score:.2f}", box, mask) for name, score, box, mask in zip(*columns, strict=True)]
 
 
-def drawn_phrase(model, processor, image: Image.Image, phrase: str) -> list[Drawn]:
+def drawn_phrase(model, processor, image: Image.Image, phrase: str) -> list[DrawnObject]:
     """The mask in the highest-scoring box: each phrase refers to one object."""
     span = chunk_noun_phrases(phrase)[0]
     (found,) = segment_phrases(model, processor, image, [phrase], threshold=1.0, spans=[span])
-    return [Drawn(f"{found['scores'][0]:.2f}", found["boxes"][0].tolist(), found["mask"].numpy())]
+    return [DrawnObject(f"{found['scores'][0]:.2f}", found["boxes"][0].tolist(), found["mask"].numpy())]
 
 
 def as_jpeg(image: Image.Image) -> bytes:

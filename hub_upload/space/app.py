@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from huggingface_hub.repocard import metadata_load
 from PIL import Image
 from safetensors import safe_open
@@ -27,9 +26,9 @@ from transformers import (
 from transformers.utils import cached_file
 
 try:
-    from transformers_glipv2.inference.drawing import Drawn, draw
+    from transformers_glipv2.inference.drawing import DrawnObject, draw
 except ImportError:  # on the Hub the file is beside this one
-    from drawing import Drawn, draw
+    from drawing import DrawnObject, draw
 
 TASK = "zero-shot-object-detection"
 HEADS = {
@@ -50,81 +49,66 @@ class Demo:
         trust = {"trust_remote_code": True}
         self.name = name
         self.processor = AutoProcessor.from_pretrained(name, **trust)
-        # By name, not around a model: only so does transformers take the pipeline's class from the checkpoint too.
-        self.detector = pipeline(TASK, model=name, device="cpu", **trust)
-        self.processor.image_processor.allow_urls = self.detector.image_processor.allow_urls = False
-        detector = self.detector.model
+        # By name, not around a model: only so does transformers take the code of the checkpoint too.
+        found = pipeline(TASK, model=name, device="cpu", **trust).detector
+        self.processor.image_processor.allow_urls = False
         # The other models share the detector's weights in the checkpoint; only their heads are further ones in memory.
-        self.models = {"detection_head": detector}
+        self.models = {"detection_head": found.model}
         for head, auto_class in HEADS.items():
             if head in parts:
                 model = auto_class.from_pretrained(name, **trust).eval()
-                model.model, model.detection_head = detector.model, detector.detection_head
+                model.model, model.detection_head = found.model.model, found.model.detection_head
                 self.models[head] = model
+        self.detectors = {
+            head: type(found)(model, self.processor, max_detections=MAX_BOXES, progress=False)
+            for head, model in self.models.items()
+        }
 
     def has(self, head: str) -> bool:
         return head in self.models
 
     def detect(self, image: Image.Image, labels: str, threshold: float) -> tuple[Image.Image, list[list[Any]]]:
-        """Boxes of labels, which commas part."""
-        found = self.detector(image, candidate_labels=split(labels), threshold=threshold, top_k=MAX_BOXES)
-        group = {label: index for index, label in enumerate(split(labels))}
-        return show(
-            image,
-            [(one["label"], one["score"], list(one["box"].values()), None, group[one["label"]]) for one in found],
-        )
+        """Boxes of labels, which commas separate."""
+        (found,) = self.detectors["detection_head"].detect(image, split(labels), threshold=threshold)
+        columns = (found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), found["labels"].tolist())
+        return show(image, [(name, score, box, None, label) for name, score, box, label in zip(*columns, strict=True)])
 
     def ground(self, image: Image.Image, sentence: str, threshold: float) -> tuple[Image.Image, list[list[Any]]]:
         """Boxes of the noun phrases of a sentence."""
-        outputs = self.run("detection_head", image, sentence)
-        return show(image, self.phrases(outputs, sentence, image, threshold))
+        (phrases,) = self.detectors["detection_head"].ground(image, sentence, top_k=3, threshold=threshold)
+        return show(image, phrase_boxes(phrases))
 
     def segment(self, image: Image.Image, labels: str, threshold: float) -> tuple[Image.Image, list[list[Any]]]:
-        """Masks of labels, which commas part."""
-        names = split(labels)
-        (found,) = self.processor.post_process_instance_segmentation(
-            self.run("mask_head", image, [names]),
-            text_labels=[names],
-            target_sizes=[(image.height, image.width)],
-            threshold=threshold,
-            max_detections=MAX_BOXES,
-        )
+        """Masks of labels, which commas separate."""
+        options = {"threshold": threshold, "return_rle": False}
+        (found,) = self.detectors["mask_head"].segment(image, split(labels), **options)
         columns = (found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), found["masks"].numpy())
-        return show(image, [(*row, None) for row in zip(*columns, strict=True)])
+        return show(image, [(*values, None) for values in zip(*columns, strict=True)])
 
     def ask(
         self, image: Image.Image, question: str, threshold: float
     ) -> tuple[dict[str, float], Image.Image, list[list[Any]]]:
-        """The five likeliest answers, and boxes of what the question names."""
-        outputs = self.run("answer_head", image, question)
-        scores, answers = outputs.answer_logits[0].sigmoid().sort(descending=True)
-        names = self.models["answer_head"].config.id2label
-        best = zip(answers[:5].tolist(), scores[:5].tolist(), strict=True)
-        drawing, table = show(image, self.phrases(outputs, question, image, threshold))
-        return {names[answer]: score for answer, score in best}, drawing, table
+        """The five highest-scoring answers, and boxes of what the question names."""
+        options = {"boxes_per_phrase": 3, "threshold": threshold}
+        (found,) = self.detectors["answer_head"].answer(image, question, top_k=5, **options)
+        drawing, table = show(image, phrase_boxes(found["phrases"]))
+        return {answer["answer"]: answer["score"] for answer in found["answers"]}, drawing, table
 
-    @torch.no_grad()
     def caption(self, image: Image.Image, beginning: str) -> str:
         """A caption, from the given beginning where there is one."""
-        text = beginning.strip()
-        inputs = self.processor(images=image, text=text) if text else self.processor(images=image)
-        ids = self.models["caption_head"].generate(**inputs, num_beams=3, max_new_tokens=30)
-        return self.processor.batch_decode(ids, skip_special_tokens=True)[0]
+        generation = {"num_beams": 3, "max_new_tokens": 30}
+        (found,) = self.detectors["caption_head"].caption(image, beginning.strip(), generation)
+        return found["caption"]
 
-    @torch.no_grad()
-    def run(self, head: str, image: Image.Image, text: Any) -> Any:
-        return self.models[head](**self.processor(images=image, text=text))
 
-    def phrases(self, outputs: Any, sentence: str, image: Image.Image, threshold: float) -> list[tuple]:
-        (found,) = self.processor.post_process_phrase_grounding(
-            outputs, text=sentence, target_sizes=[(image.height, image.width)], top_k=3, threshold=threshold
-        )
-        rows = [
-            (phrase["phrase"], score, box, None, index)
-            for index, phrase in enumerate(found)
-            for score, box in zip(phrase["scores"].tolist(), phrase["boxes"].tolist(), strict=True)
-        ]
-        return sorted(rows, key=lambda row: -row[1])
+def phrase_boxes(phrases: list[dict[str, Any]]) -> list[tuple]:
+    """(name, score, box, no mask, group) of all boxes of phrases, the highest-scoring first."""
+    found = [
+        (phrase["phrase"], score, box, None, index)
+        for index, phrase in enumerate(phrases)
+        for score, box in zip(phrase["scores"].tolist(), phrase["boxes"].tolist(), strict=True)
+    ]
+    return sorted(found, key=lambda values: -values[1])
 
 
 def split(labels: str) -> list[str]:
@@ -134,10 +118,10 @@ def split(labels: str) -> list[str]:
 
 
 def show(image: Image.Image, found: list[tuple]) -> tuple[Image.Image, list[list[Any]]]:
-    """The drawing and the table of (name, score, box, mask or `None`, group or `None`), the surest first."""
-    things = [Drawn(f"{name} {score:.2f}", box, mask, group) for name, score, box, mask, group in found]
+    """The drawing and the table of (name, score, box, mask or `None`, group or `None`), the highest-scoring first."""
+    objects = [DrawnObject(f"{name} {score:.2f}", box, mask, group) for name, score, box, mask, group in found]
     table = [[name, round(score, 3), *(round(side) for side in box)] for name, score, box, _, _ in found]
-    return draw(image, things), table
+    return draw(image, objects), table
 
 
 def checked(function):
@@ -170,7 +154,7 @@ def build(demo: Demo) -> gr.Blocks:
                 gr.Examples([[Image.fromarray(sample)] for sample in samples], image, label="Images to try (CC0)")
             with gr.Column(scale=3), gr.Tabs():
                 with gr.Tab("Detect"):
-                    labels = gr.Textbox("cat, cup, spoon, person", label="Labels, parted by commas", elem_id="labels")
+                    labels = gr.Textbox("cat, cup, spoon, person", label="Labels, comma-separated", elem_id="labels")
                     limit = gr.Slider(**threshold)
                     button = gr.Button("Detect", variant="primary", elem_id="detect")
                     outputs = [gr.Image(format="png", label="Boxes", elem_id="detected"), gr.Dataframe(headers=TABLE)]
@@ -183,7 +167,7 @@ def build(demo: Demo) -> gr.Blocks:
                     button.click(checked(demo.ground), [image, sentence, limit], outputs, api_name="ground", **queue)
                 with gr.Tab("Segment"):
                     if demo.has("mask_head"):
-                        labels = gr.Textbox("cat, cup, spoon, person", label="Labels, parted by commas")
+                        labels = gr.Textbox("cat, cup, spoon, person", label="Labels, comma-separated")
                         limit = gr.Slider(**threshold)
                         button = gr.Button("Segment", variant="primary")
                         outputs = [gr.Image(format="png", label="Masks"), gr.Dataframe(headers=TABLE)]

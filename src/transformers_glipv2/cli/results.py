@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from transformers_glipv2.images.image_io import open_image
-from transformers_glipv2.inference.drawing import Drawn, draw
+from transformers_glipv2.inference.drawing import DrawnObject, draw
 
 SAMPLES = ("chelsea", "coffee", "astronaut", "rocket")
 
@@ -71,8 +71,8 @@ def show(image: Image.Image, found: Sequence[Found], output: Path, threshold: fl
     if not found:
         print(f"No box has a score of {threshold} or more; try a lower --threshold.")
     # A title stands at a box of no size.
-    drawn = [] if title is None else [Drawn(title, (0, 0, 0, 0))]
-    drawn += [Drawn(f"{one.label} {one.score:.2f}", one.box, one.mask, one.group) for one in found]
+    drawn = [] if title is None else [DrawnObject(title, (0, 0, 0, 0))]
+    drawn += [DrawnObject(f"{one.label} {one.score:.2f}", one.box, one.mask, one.group) for one in found]
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.partial{output.suffix}")
     draw(image, drawn).save(partial)

@@ -189,7 +189,7 @@ class Detector:
 
         def respond(features: ModelOutput, batch: list[PreparedImage]) -> list[Any]:
             texts, spans = zip(*(image.asked for image in batch), strict=True)
-            outputs = self.model(image_features=features, **self.text_inputs(list(texts)))
+            outputs = self._find_boxes(image_features=features, **self.text_inputs(list(texts)))
             return self.phrases(outputs, list(texts), [one.target_size for one in batch], limits, spans)
 
         def asked(index: int) -> tuple[str, Any]:
@@ -499,7 +499,7 @@ class Detector:
             with TOKENIZER_LOCK:
                 sentences = [fitting_part(captions[index], self.processor) for index in described]
             features = select_images(image_features, described)
-            outputs = self.model.ground(image_features=features, **self.text_inputs(sentences))
+            outputs = self._find_boxes(image_features=features, **self.text_inputs(sentences))
             phrases = self.phrases(outputs, sentences, [target_sizes[index] for index in described], limits)
             for index, own in zip(described, phrases, strict=True):
                 results[index]["phrases"] = own
@@ -574,7 +574,12 @@ class Detector:
             prompts = prompts[:1]  # the model expands either side
         elif num_images > 1:
             features = select_images(features, indices)
-        return self.model(image_features=features, **self._prompt_inputs(prompts))
+        return self._find_boxes(image_features=features, **self._prompt_inputs(prompts))
+
+    @property
+    def _find_boxes(self) -> Callable[..., ModelOutput]:
+        # `forward` of a captioning model gives tokens, and its `ground` the boxes.
+        return getattr(self.model, "ground", self.model)
 
     def _prompt_inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
         """Text features of prompts, padded on the right to the longest, kept from call to call."""

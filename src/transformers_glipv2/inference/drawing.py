@@ -1,4 +1,9 @@
-"""Results drawn into images: boxes and masks with their names."""
+"""
+Results drawn into images: boxes and masks with their names.
+
+torchvision's `draw_segmentation_masks` paints what several masks cover black, and its `draw_bounding_boxes` writes in
+the size of the image only with a font file, so masks and names are drawn here.
+"""
 
 import colorsys
 from collections.abc import Sequence
@@ -11,15 +16,15 @@ MASK_OPACITY = 0.5
 
 
 @dataclass
-class Drawn:
+class DrawnObject:
     """
-    One thing to draw.
+    One object to draw.
 
     Attributes:
         text (`str`): its name, written at the box.
         box (`Sequence[float]`): x1, y1, x2, y2 in pixels of the image.
         mask (`np.ndarray` of shape `(height, width)`, *optional*): boolean.
-        group (`int`, *optional*): things of a group share a colour; by default each has its own.
+        group (`int`, *optional*): objects of a group share a colour; by default each has its own.
     """
 
     text: str
@@ -28,37 +33,37 @@ class Drawn:
     group: int | None = None
 
 
-def draw(image: Image.Image, things: Sequence[Drawn]) -> Image.Image:
+def draw(image: Image.Image, objects: Sequence[DrawnObject]) -> Image.Image:
     """
     A copy of the image with boxes, half-transparent masks with bright outlines, and names.
 
     Args:
-        image: RGB, left as it is.
-        things: the surest first; they are drawn last, on top.
+        image: RGB; it is not changed.
+        objects: the highest-scoring first; they are drawn last, on top.
     """
-    colors = [palette_color(index if thing.group is None else thing.group) for index, thing in enumerate(things)]
-    ordered = list(zip(things, colors, strict=True))[::-1]
+    colors = [palette_color(index if one.group is None else one.group) for index, one in enumerate(objects)]
+    ordered = list(zip(objects, colors, strict=True))[::-1]
     drawing = Image.fromarray(_with_masks(np.asarray(image.convert("RGB")), ordered))
     pen = ImageDraw.Draw(drawing)
     font = ImageFont.load_default(max(12, max(image.size) // 50))
     line = max(2, max(image.size) // 300)
-    for thing, color in ordered:
-        x1, y1, x2, y2 = thing.box
+    for one, color in ordered:
+        x1, y1, x2, y2 = one.box
         pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=line)
-    for thing, color in ordered:
-        _write(pen, thing.text, thing.box[0], thing.box[1], color, font, image.size)
+    for one, color in ordered:
+        _write(pen, one.text, one.box[0], one.box[1], color, font, image.size)
     return drawing
 
 
-def _with_masks(pixels: np.ndarray, ordered: Sequence[tuple[Drawn, tuple[int, int, int]]]) -> np.ndarray:
+def _with_masks(pixels: np.ndarray, ordered: Sequence[tuple[DrawnObject, tuple[int, int, int]]]) -> np.ndarray:
     pixels = pixels.astype(np.float32)
-    for thing, color in ordered:
-        if thing.mask is None:
+    for one, color in ordered:
+        if one.mask is None:
             continue
-        mask = np.asarray(thing.mask, dtype=bool)
+        mask = np.asarray(one.mask, dtype=bool)
         if mask.shape != pixels.shape[:2]:
             raise ValueError(
-                f"the mask of {thing.text!r} has shape {mask.shape}; expected the image's {pixels.shape[:2]} "
+                f"the mask of {one.text!r} has shape {mask.shape}; expected the image's {pixels.shape[:2]} "
                 "(height, width)."
             )
         pixels[mask] = (1 - MASK_OPACITY) * pixels[mask] + MASK_OPACITY * np.array(color, dtype=np.float32)
@@ -83,4 +88,4 @@ def palette_color(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-__all__ = ["Drawn", "draw", "palette_color"]
+__all__ = ["DrawnObject", "draw", "palette_color"]
