@@ -32,6 +32,7 @@ from transformers_glipv2.cli.arguments import (
     add_image_size,
     add_model,
     add_output_folder,
+    add_outside_paths,
     add_prediction,
     add_threshold,
     check_paths,
@@ -43,10 +44,12 @@ from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.evaluation import predict_images, score_predictions, write_predictions
 from transformers_glipv2.cli.training import set_image_size
 from transformers_glipv2.data.files import read_json
-from transformers_glipv2.data.formats.coco_json import used_categories
-from transformers_glipv2.data.image_files import ImageFinder
+from transformers_glipv2.data.formats.coco_json import checked_categories
+from transformers_glipv2.data.image_files import ImageFinder, annotated_size
+from transformers_glipv2.data.lvis import image_file_name
 from transformers_glipv2.data.schema import BoxReport
 from transformers_glipv2.evaluation.coco import evaluate_coco
+from transformers_glipv2.evaluation.detections import read_annotations
 from transformers_glipv2.evaluation.detector import (
     coco_entries,
     detect_augmented,
@@ -96,6 +99,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_threshold(parser, default=0.0)
     add("--pre_nms_threshold", type=fraction, default=0.05, help="label score of a candidate box (default: 0.05)")
     add_prediction(parser)
+    add_outside_paths(parser)
     args = parser.parse_args(arguments)
     if args.benchmark != "odinw" and args.annotations is None:
         parser.error("--annotations is needed for coco and lvis")
@@ -116,7 +120,12 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
     """The data sets, one in memory at a time."""
     if args.benchmark != "odinw":
         content = read_annotation_file(args.annotations)
-        categories = used_categories(content["categories"], content.get("annotations", ()))
+        categories = checked_categories(
+            content["categories"],
+            content["annotations"] or (),
+            BoxReport("refuse", args.annotations.name),
+            args.annotations,
+        )
         labels = clean_labels(list(categories.values()))
         yield Job(args.benchmark, content, args.images, labels, list(categories))
         return
@@ -135,10 +144,9 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
 def read_annotation_file(path: Path) -> dict[str, Any]:
     """A COCO-format file, also one without annotations."""
     content = read_json(path)
-    lacking = [name for name in ("images", "categories") if not isinstance(content, dict) or name not in content]
-    if lacking:
-        raise ValueError(f"{path} has no `{lacking[0]}`; pass a COCO-format file of images and categories.")
-    return content
+    if not isinstance(content, dict) or content.get("annotations") is not None:
+        return read_annotations(content, path)
+    return {**read_annotations({**content, "annotations": []}, path), "annotations": None}
 
 
 def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> PredictionShards:
@@ -157,15 +165,15 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
     limits = {"threshold": 0.0, "pre_nms_threshold": args.pre_nms_threshold, "max_detections": args.max_detections}
     detector = Detector(model, processor, **limits, batch_size=args.batch_size, progress=False)
     images = job.content["images"][: args.max_samples]
-    find = ImageFinder(job.image_folder)
-    # LVIS v1 gives addresses, whose end names the file.
-    names = [image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:]) for image in images]
+    find = ImageFinder(job.image_folder, args.allow_outside_paths)
+    # What is wrong with an image, such as a name that leads out of the folder, makes it one that cannot be read.
+    report = BoxReport("refuse", job.name)
 
     def load(index: int):
-        image = images[index]
-        # A name that leads out of the folder is one more image that fails.
-        path = find(names[index], BoxReport("refuse"), f"image {image['id']!r}")
-        return image, open_annotated_image(path, (image["width"], image["height"]))
+        image, where = images[index], f"image {images[index]['id']!r}"
+        path = find(image_file_name(image, report), report, where)
+        width, height = annotated_size(image.get("width"), image.get("height"), path, report, where)
+        return {**image, "width": width, "height": height}, open_annotated_image(path, (width, height))
 
     def detect(items):
         entries, images = zip(*items, strict=True)
@@ -190,7 +198,7 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
 def score(job: Job, args: argparse.Namespace, shards: PredictionShards) -> dict[str, Any]:
     """Scores of a data set, on one process; none where there are no annotations."""
     write_predictions(output_of(job, args), shards, "count as empty")
-    if "annotations" not in job.content:
+    if job.content["annotations"] is None:
         return {}
     common = {"image_ids": shards.keys}
     scores = {}

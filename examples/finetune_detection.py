@@ -25,6 +25,7 @@ from transformers_glipv2.cli.arguments import (
     add_image_size,
     add_max_samples,
     add_model,
+    add_outside_paths,
     add_training,
     check_paths,
     fraction_below_one,
@@ -72,6 +73,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     help = ", ".join(f"{way} {rate:g}" for way, rate in LEARNING_RATES.items())
     add("--learning_rate", type=positive_float, help=f"(default: {help})")
     add_image_size(parser, "of training; the largest is used for evaluation and saved")
+    add_outside_paths(parser)
     add_training(parser, 4, "images of a step, over all processes", 50, TRAIN_WAYS, 300)
     return parser.parse_args(arguments)
 
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> dict:
     # Data. Every image is asked for all classes in the file's order, as it will be in use.
     processor = GLIPv2Processor.from_pretrained(args.model)
     set_image_size(processor, args.image_size)
-    dataset = load_coco(args.data, split="train")
+    dataset = load_coco(args.data, split="train", allow_outside_paths=args.allow_outside_paths)
     if args.max_samples is not None:
         dataset = dataset.select(range(min(args.max_samples, len(dataset))))
     if args.shots is not None:
@@ -118,7 +120,10 @@ def main(arguments: list[str] | None = None) -> dict:
 
     # Training; the best weights by AP are kept, or the last.
     def make_score(split: str | None) -> DetectionEvaluator | None:
-        return DetectionEvaluator(accelerator, processor, args.data, split, args.max_samples) if split else None
+        if split is None:
+            return None
+        options = {"max_samples": args.max_samples, "allow_outside_paths": args.allow_outside_paths}
+        return DetectionEvaluator(accelerator, processor, args.data, split, **options)
 
     score = make_score(None if args.eval_split == "none" else args.eval_split)
     test = make_score(args.test_split)

@@ -25,6 +25,7 @@ from transformers_glipv2.cli.arguments import (
     add_data_file,
     add_image_size,
     add_model,
+    add_outside_paths,
     add_training,
     check_paths,
     positive_float,
@@ -64,12 +65,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--test_split", help="split of a folder that the best weights are scored on at the end (default: none)")
     add("--learning_rate", type=positive_float, help=f"(default: head {HEAD_RATE:g}, else {FULL_RATE:g})")
     add_image_size(parser, "of training; the largest is used for evaluation and saved")
+    add_outside_paths(parser)
     add_training(parser, 4, "images of a step, over all processes", 200, ("head", *FROZEN_WAYS), 1000)
     return parser.parse_args(arguments)
 
 
-def coco_folder(path: Path, eval_split: str | None) -> DataFile:
+def coco_folder(path: Path, eval_split: str | None, allow_outside_paths: bool = False) -> DataFile:
     """A folder as a data file would name it: masks of its training split, mirrored and recoloured half of the time."""
+    outside = {"allow_outside_paths": True} if allow_outside_paths else {}
     try:
         find_annotation_file(path, eval_split or "val")
     except FileNotFoundError:
@@ -77,10 +80,10 @@ def coco_folder(path: Path, eval_split: str | None) -> DataFile:
             raise
         evaluation = None
     else:
-        evaluation = {"path": path.name, "split": eval_split or "val"}
+        evaluation = {"path": path.name, "split": eval_split or "val", **outside}
     return DataFile(
         folder=path.parent,
-        sources=[{"kind": "coco", "path": path.name, "split": "train", "with_masks": True}],
+        sources=[{"kind": "coco", "path": path.name, "split": "train", "with_masks": True, **outside}],
         augment={"flip": 0.5, "photometric": 0.5},
         evaluation=evaluation,
     )
@@ -94,7 +97,7 @@ def main(arguments: list[str] | None = None) -> dict:
     data = (
         read_data_file(args.data, args.allow_custom_loaders)
         if args.data.is_file()
-        else coco_folder(args.data, args.eval_split)
+        else coco_folder(args.data, args.eval_split, args.allow_outside_paths)
     )
     data.mlm_probability = 0.0
     processor = GLIPv2Processor.from_pretrained(args.model)
@@ -126,7 +129,14 @@ def main(arguments: list[str] | None = None) -> dict:
     if args.test_split:
         best = GLIPv2ForInstanceSegmentation.from_pretrained(args.output)
         best = accelerator.prepare_model(best, evaluation_mode=True).eval()
-        test = DetectionEvaluator(accelerator, processor, args.data, args.test_split, masks=True)
+        test = DetectionEvaluator(
+            accelerator,
+            processor,
+            args.data,
+            args.test_split,
+            masks=True,
+            allow_outside_paths=args.allow_outside_paths,
+        )
         metrics[args.test_split] = test(best)
     return finish_training(args, accelerator, state, metrics)
 

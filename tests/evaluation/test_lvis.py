@@ -209,7 +209,7 @@ def test_refuses_unknown_images_and_files_that_are_not_lvis():
         evaluate_lvis(lvis_file(), [{**detection(1, [0, 0, 9, 9], 0.5), "image_id": 2}], progress=False)
     annotations = lvis_file()
     del annotations["images"][0]["neg_category_ids"]
-    with pytest.raises(ValueError, match="neg_category_ids; is this an LVIS file"):
+    with pytest.raises(ValueError, match="lacks a list of neg_category_ids; is this an LVIS file"):
         evaluate_lvis(annotations, [], progress=False)
     with pytest.raises(ValueError, match="`per_category` is 0"):
         evaluate_lvis_fixed(lvis_file(), [], per_category=0, progress=False)

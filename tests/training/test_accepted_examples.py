@@ -80,6 +80,14 @@ def test_harmless_annotations_are_scored(tmp_path):
     assert scores["AP"] >= 0 and counts == {"mostly_outside": 1}
 
 
+def test_ids_may_be_words(tmp_path):
+    def named(folder, entries):
+        return [{**entry, "id": f"image {entry['id']}"} for entry in entries]
+
+    scores, counts = evaluate(write(tmp_path, [{**BOX, "image_id": "image 1"}], change=named))
+    assert scores["AP"] >= 0 and counts == {}
+
+
 def test_objects_without_a_mask_are_left_out_of_both_scores(tmp_path):
     without = {**BOX, "image_id": 2}
     del without["segmentation"]

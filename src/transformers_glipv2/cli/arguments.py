@@ -437,6 +437,15 @@ def add_data_file(parser: argparse.ArgumentParser, type: type = InputFile, help:
     )
 
 
+def add_outside_paths(parser: argparse.ArgumentParser) -> None:
+    """`--allow_outside_paths`."""
+    parser.add_argument(
+        "--allow_outside_paths",
+        action="store_true",
+        help="follow file names and links that lead out of the folder of images, where you trust the annotation file",
+    )
+
+
 def add_training(
     parser: argparse.ArgumentParser,
     batch_size: int,

@@ -40,7 +40,7 @@ class ImageDataset(Dataset):
     """
 
     # What loaders of COCO and LVIS files add: ids and frequencies of the classes, in the order of `class_names`.
-    category_ids: list[int | str]
+    category_ids: list[Any]
     frequencies: list[str | None]
 
     def __init__(

@@ -66,7 +66,7 @@ def load_lvis(
     def records() -> Iterator[dict[str, Any]]:
         for image, annotations in by_image(content, report):
             where = f"image {image['id']!r}"
-            name = _file_name(image, report)
+            name = image_file_name(image, report)
             image_path = find(name, report, where) if name else None
             size = None
             if image_path is not None:
@@ -89,12 +89,13 @@ def load_lvis(
     check_any_object(packed, content["annotations"], report, path)
     dataset = ImageDataset(packed, list(categories.values()), report)
     dataset.category_ids = list(categories)
-    frequencies = {clean_id(entry.get("id")): entry.get("frequency") for entry in content["categories"]}
+    entries = [entry for entry in content["categories"] if isinstance(entry, Mapping)]
+    frequencies = {clean_id(entry.get("id")): entry.get("frequency") for entry in entries}
     dataset.frequencies = [frequencies[category_id] for category_id in categories]
     return dataset
 
 
-def _file_name(image: Mapping[str, Any], report: BoxReport) -> str | None:
+def image_file_name(image: Mapping[str, Any], report: BoxReport) -> str | None:
     """v1 gives an address, "http://images.cocodataset.org/train2017/000000391895.jpg", whose end names the file."""
     address, name = image.get("coco_url"), image.get("file_name")
     if isinstance(address, str) and address:

@@ -24,7 +24,7 @@ def decode_mask(segmentation: Segmentation | None, height: int, width: int) -> n
         ValueError: when the segmentation is none of these, was made for another size, or holds numbers that fit no
             mask of this size.
     """
-    if segmentation is None or (isinstance(segmentation, Sequence) and not segmentation):
+    if segmentation is None or (isinstance(segmentation, (list, tuple)) and not segmentation):
         return None
     problem = mask_problem(segmentation, height, width)
     if problem:

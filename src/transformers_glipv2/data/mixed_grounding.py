@@ -6,6 +6,7 @@ the characters of the caption that name the box. The same image comes again for 
 not read: the losses take every word that is not named as negative, which is what the published files say too.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,12 @@ def _objects(
 def _is_sure(entry: Mapping[str, Any], min_score: float, report: BoxReport, where: str) -> bool:
     """Whether an annotation has no score or one that is high enough; fields of a wrong kind are counted."""
     score = entry.get("score")
-    number = clean_number(score)
-    if crowd_flag(entry) is None or (score is not None and number is None):
+    number = math.inf if score is None else clean_number(score)
+    if crowd_flag(entry) is None or number is None:
         wrong = f"iscrowd {entry.get('iscrowd')!r} and score {score!r}"
         report.add("bad_entry", f"{where}, annotation {entry.get('id')!r}, has {wrong}"[:300])
         return False
-    return number is None or number >= min_score
+    return number >= min_score
 
 
 def _first_found(finders: Sequence[ImageFinder], file_name: str, report: BoxReport, where: str) -> str | None:

@@ -88,9 +88,7 @@ def turn_segmentation(
     if segmentation is None:
         return None
     if isinstance(segmentation, (Mapping, np.ndarray)):
-        mask = decode_mask(segmentation, height, width)
-        if mask is None:
-            return None
+        mask = np.asarray(decode_mask(segmentation, height, width))
         mirrored = {2: mask[:, ::-1], 4: mask[::-1], 5: mask.T, 7: mask[::-1, ::-1].T}
         turns = {1: 0, 3: 2, 6: -1, 8: 1}
         return np.ascontiguousarray(

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
 from transformers_glipv2.data.files import read_json
+from transformers_glipv2.data.formats.coco_json import clean_id
 from transformers_glipv2.data.image_files import ImageFinder
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
@@ -16,7 +17,7 @@ def load_phrasecut(
     split: str = "train",
     *,
     policy: str | Mapping[str, str] = "skip",
-    file_names: Mapping[int, str] | None = None,
+    file_names: Mapping[Any, str] | None = None,
     allow_outside_paths: bool = False,
 ) -> ImageDataset:
     """
@@ -47,14 +48,14 @@ def load_phrasecut(
     for name, content in ((path.name, tasks), ("image_data_split.json", images)):
         if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
             raise ValueError(f"{folder / name} is not a file of PhraseCut: expected a list of objects.")
-    sizes = {entry.get("image_id"): (entry.get("width"), entry.get("height")) for entry in images}
+    sizes = {clean_id(entry.get("image_id")): (entry.get("width"), entry.get("height")) for entry in images}
     report = BoxReport(policy, f"PhraseCut {split}")
     find = ImageFinder(image_folder, allow_outside_paths)
 
     def records() -> Iterator[dict[str, Any]]:
-        seen: set[str] = set()
+        seen: set[int | str] = set()
         for task in tasks:
-            image, task_id = task.get("image_id"), task.get("task_id")
+            image, task_id = clean_id(task.get("image_id")), clean_id(task.get("task_id"))
             name = f"{image}.jpg" if file_names is None else file_names.get(image)
             if image not in sizes or name is None:
                 report.add("unknown_image", f"task {task_id!r} of image {image!r}")
@@ -63,8 +64,10 @@ def load_phrasecut(
             else:
                 seen.add(task_id)
                 record = task_record(task, *sizes[image], report)
-                image_path = find(name, report, f"task {task_id!r}") if record is not None else None
-                if record is not None and image_path is not None:
+                if record is None:
+                    continue
+                image_path = find(name, report, f"task {task_id!r}")
+                if image_path is not None:
                     yield {**record, "image_path": image_path}
 
     dataset = ImageDataset(PackedRecords(records()), report=report)

@@ -103,12 +103,14 @@ def _records(
         for number, line in enumerate(read_lines(path), start=1):
             where = f"{path.name}, line {number}"
             entry = _parse(line, report, where) if line.strip() else None
-            image_path = find(entry["image"], report, where) if entry is not None else None
-            size = None
-            if entry is not None and image_path is not None:
-                sides = (clean_side(entry.get("width")), clean_side(entry.get("height")))
-                size = annotated_size(*sides, image_path, report, where)
-            if entry is not None and image_path is not None and size is not None:
+            if entry is None:
+                continue
+            image_path = find(entry["image"], report, where)
+            if image_path is None:
+                continue
+            sides = (clean_side(entry.get("width")), clean_side(entry.get("height")))
+            size = annotated_size(*sides, image_path, report, where)
+            if size is not None:
                 yield _record(entry, image_path, size, min_score, box_format, report, where)
 
 

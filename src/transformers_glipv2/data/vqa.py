@@ -107,8 +107,10 @@ def _records(
             report.add("empty_text", f"{where}: {question!r}")
             continue
         answers = {"answers": []} if annotations is None else _answers(annotations.get(question_id), report, where)
-        image_path = find(image_id, report, where) if answers is not None else None
-        if answers is not None and image_path is not None:
+        if answers is None:
+            continue
+        image_path = find(image_id, report, where)
+        if image_path is not None:
             yield {
                 "kind": "vqa",
                 "image_id": image_id,

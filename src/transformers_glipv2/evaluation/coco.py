@@ -111,6 +111,27 @@ def truth_entries(
     return image, entries
 
 
+def numbered(
+    content: Mapping[str, Any], predictions: Iterable[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth and predictions with whole numbers in place of any ids, as `evaluate_coco` needs them."""
+    images = {image["id"]: index for index, image in enumerate(content["images"])}
+    categories = {category["id"]: index for index, category in enumerate(content["categories"])}
+
+    def with_ids(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {**entry, "image_id": images[entry["image_id"]], "category_id": categories[entry["category_id"]]}
+            for entry in entries
+        ]
+
+    truth = {
+        "images": [{**image, "id": images[image["id"]]} for image in content["images"]],
+        "annotations": with_ids(content["annotations"]),
+        "categories": [{**category, "id": categories[category["id"]]} for category in content["categories"]],
+    }
+    return truth, with_ids(predictions)
+
+
 class _Evaluation(COCOeval):
     """pycocotools' evaluation with a progress bar."""
 

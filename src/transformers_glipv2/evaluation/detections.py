@@ -32,13 +32,14 @@ def content_of(source: str | Path | Any) -> Any:
     return read_json(source) if isinstance(source, (str, Path)) else source
 
 
-def read_annotations(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+def read_annotations(source: str | Path | Mapping[str, Any], name: str | Path | None = None) -> dict[str, Any]:
     """
     A COCO-format annotation file, in which what `load_coco` accepts is brought into the official form: null where a
     default is meant, whole floats for ids and sizes, a box or an area that is missing.
 
     Args:
         source (`str`, `Path` or `Mapping`): the file, or its content.
+        name (`str` or `Path`, *optional*): the file that the content is of, for messages.
 
     Returns:
         `dict`: a shallow copy with `images`, `annotations` and `categories`.
@@ -48,31 +49,44 @@ def read_annotations(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             the file and the entry.
     """
     content = content_of(source)
-    name = str(source) if isinstance(source, (str, Path)) else "the annotations"
+    if name is None:
+        name = source if isinstance(source, (str, Path)) else "the annotations"
     found = content if isinstance(content, Mapping) else {}
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(found.get(key), (list, tuple))]
     if missing:
         raise ValueError(f"{name} lack {', '.join(missing)}; expected the content of a COCO instances file.")
-    report = BoxReport("refuse", name)
+    report = BoxReport("refuse", str(name))
     images = [_clean_image(entry, f"images[{index}]", report) for index, entry in enumerate(content["images"])]
     counts = Counter(image["id"] for image in images)
     twice = next((image_id for image_id, count in counts.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"{name} list image {twice!r} more than once; keep one entry an image.")
+    categories = [
+        _clean_category(entry, f"categories[{index}]", report) for index, entry in enumerate(content["categories"])
+    ]
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in images}
     annotations = [
         _clean_annotation(entry, f"annotations[{index}]", sizes, report)
         for index, entry in enumerate(content["annotations"])
     ]
-    return {**content, "images": images, "annotations": annotations}
+    return {**content, "images": images, "annotations": annotations, "categories": categories}
 
 
 def _clean_image(entry: Any, where: str, report: BoxReport) -> Mapping[str, Any]:
     image_id = clean_id(entry.get("id")) if isinstance(entry, Mapping) else None
-    if image_id is None:
-        report.add("bad_entry", f"{where} has no id: {str(entry)[:80]}")
-    sides = {side: clean_side(entry[side]) for side in ("height", "width") if entry.get(side) is not None}
-    return {**entry, "id": image_id, **sides}
+    if not isinstance(image_id, int):
+        report.add("bad_entry", f"{where} has no whole number as `id`: {str(entry)[:80]}")
+    sides = {side: clean_side(entry[side]) for side in ("height", "width") if entry.get(side) not in (None, 0)}
+    if None in sides.values():
+        report.add("bad_entry", f"{where}, id {image_id}, has another size than whole numbers: {str(entry)[:80]}")
+    return {**entry, "height": None, "width": None, "id": image_id, **sides}
+
+
+def _clean_category(entry: Any, where: str, report: BoxReport) -> Mapping[str, Any]:
+    category_id = clean_id(entry.get("id")) if isinstance(entry, Mapping) else None
+    if not isinstance(category_id, int) or entry.get("name") is None:
+        report.add("bad_entry", f"{where} has no `name`, or no whole number as `id`: {str(entry)[:80]}")
+    return {**entry, "id": category_id, "name": str(entry["name"])}
 
 
 def _clean_annotation(entry: Any, where: str, sizes: Mapping[Any, Any], report: BoxReport) -> Mapping[str, Any]:
@@ -81,6 +95,9 @@ def _clean_annotation(entry: Any, where: str, sizes: Mapping[Any, Any], report: 
         report.add("bad_entry", f"{where}{problem}")
     clean = {**entry, "iscrowd": crowd_flag(entry), "image_id": clean_id(entry.get("image_id"))}
     clean["category_id"] = clean_id(entry.get("category_id"))
+    for field in ("image_id", "category_id"):
+        if not isinstance(clean[field], int):
+            report.add("bad_entry", f"{where} has the {field} {entry.get(field)!r}; expected a whole number"[:200])
     box = entry.get("bbox")
     if box in (None, [], ()):
         height, width = sizes.get(clean["image_id"], (None, None))

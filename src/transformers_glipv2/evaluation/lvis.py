@@ -211,13 +211,12 @@ class _GroundTruth:
 
 
 def _rle(entry: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    if height is None or width is None:
+        raise ValueError(f"image {entry['image_id']!r} has no size, which masks need.")
     try:
-        mask = decode_mask(entry["segmentation"], height, width)
+        return encode_mask(np.asarray(decode_mask(entry["segmentation"], height, width)))
     except ValueError as error:
         raise ValueError(f"annotation {entry.get('id')!r} of image {entry['image_id']!r}: {error}") from error
-    if mask is None:
-        raise ValueError(f"annotation {entry.get('id')!r} of image {entry['image_id']!r} has no mask.")
-    return encode_mask(mask)
 
 
 def _evaluate_category(table: DetectionTable, truth: _GroundTruth, category_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -280,9 +279,10 @@ def _summary(precision: np.ndarray, recall: np.ndarray, categories: Sequence[Map
 
 def _check_lvis(content: Mapping[str, Any]) -> None:
     for image in content["images"]:
-        missing = [key for key in ("neg_category_ids", "not_exhaustive_category_ids") if key not in image]
-        if missing:
-            raise ValueError(f"image {image['id']!r} lacks {', '.join(missing)}; is this an LVIS file?")
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = image.get(key)
+            if not isinstance(ids, (list, tuple)) or not all(isinstance(category_id, int) for category_id in ids):
+                raise ValueError(f"image {image['id']!r} lacks a list of {key}; is this an LVIS file?")
     if not content["categories"]:
         raise ValueError("the annotations list no category.")
     for category in content["categories"]:

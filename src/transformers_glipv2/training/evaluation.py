@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.formats.coco import find_annotation_file, load_coco
-from transformers_glipv2.evaluation.coco import evaluate_coco, truth_entries
+from transformers_glipv2.evaluation.coco import evaluate_coco, numbered, truth_entries
 from transformers_glipv2.evaluation.detector import coco_entries
 from transformers_glipv2.inference.detector import Detector, encode_labels
 from transformers_glipv2.prompts import clean_labels
@@ -186,7 +186,7 @@ class _Read(Sequence):
 
 
 def _scores(content: dict[str, Any], predictions: list[dict[str, Any]], iou_type: str) -> dict[str, float]:
-    scores = evaluate_coco(content, predictions, iou_type, progress=False)
+    scores = evaluate_coco(*numbered(content, predictions), iou_type, progress=False)
     return {name: 100 * scores[name] if scores[name] >= 0 else -1.0 for name in REPORTED}
 
 
