@@ -210,7 +210,7 @@ def to_rgb_tensor(
         if orientation_of(image) != 1:
             logger.warning_once(
                 "An image object has an EXIF orientation; its pixels are taken as they are stored. Pass its path, or "
-                "`image_io.open_image(image)`, to have it upright."
+                "`images.image_io.open_image(image)`, to have it upright."
             )
         if 0 in image.size:
             raise ValueError(f"`{name}` is empty: {image.height}x{image.width} pixels.")
