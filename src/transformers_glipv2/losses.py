@@ -422,7 +422,7 @@ def padded_over_processes(parts: Sequence[ContrastiveFeatures]) -> ContrastiveFe
     """
     most = [max(part.own_tokens.shape[dim] for part in parts) for dim in (1, 2)]
     num_regions, num_tokens = max_over_processes(most, parts[0].regions.device)
-    padded = []
+    padded: list[tuple[Tensor, ...]] = []
     for part in parts:
         regions = (0, num_regions - part.own_tokens.shape[1])
         tokens = (0, num_tokens - part.own_tokens.shape[2])
@@ -437,7 +437,8 @@ def padded_over_processes(parts: Sequence[ContrastiveFeatures]) -> ContrastiveFe
                 F.pad(part.token_classes, tokens),
             )
         )
-    return ContrastiveFeatures(*map(torch.cat, zip(*padded, strict=True)), parts[0].log_temperature)
+    joined = [torch.cat(values) for values in zip(*padded, strict=True)]
+    return ContrastiveFeatures(*joined, log_temperature=parts[0].log_temperature)
 
 
 def inter_image_loss(

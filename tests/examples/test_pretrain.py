@@ -134,10 +134,15 @@ def test_resuming_from_an_earlier_checkpoint_drops_later_lines(folder, uninterru
     assert lines[-1]["loss"] == uninterrupted[-1]["loss"]
 
 
-def test_two_processes_give_the_losses_of_one(folder):
+def test_two_processes_go_on_exactly_with_what_one_began(folder, signal_in_step_2):
     pretrain.main(arguments(folder, "one", model="no_dropout", data="data_eval.yaml"))
+    AcceleratorState._reset_state(True)
+    with signal_in_step_2():
+        state = pretrain.main(arguments(folder, "two", model="no_dropout", data="data_eval.yaml"))
+    assert (state.step, state.stopped) == (2, "signal")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
     command += [str(EXAMPLES / "pretrain.py"), *arguments(folder, "two", model="no_dropout", data="data_eval.yaml")]
+    command += ["--resume", "latest"]
     result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     one, two = read_log(folder / "one"), read_log(folder / "two")

@@ -213,6 +213,7 @@ def test_a_data_file_with_another_content_is_another_run(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"num_steps": 0}, "`num_steps` is 0; expected a whole number of at least 1"),
         ({"num_steps": -3}, "`num_steps` is -3"),
         ({"num_steps": 1.5}, "`num_steps` is 1.5"),
         ({"accumulation_steps": 0}, "`accumulation_steps` is 0; expected a whole number of at least 1"),

@@ -70,13 +70,13 @@ class MicroBatch:
             return {"loss": loss, **(loss_dict or {})}
         if not loss_dict:
             return {"loss": loss / self.num_micro_batches}
-        parts = {}
+        parts: dict[str, torch.Tensor] = {}
         for name, part in loss_dict.items():
             if name == "loss_inter" and self.contrast is not None:
                 parts[name] = part
             else:
                 parts[name] = part * self.factors.get(name, 1 / self.num_micro_batches)
-        return {"loss": sum(parts.values()), **parts}
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
 
 def prepare_step(
@@ -94,17 +94,17 @@ def prepare_step(
     """
     if len(batches) == 1:
         return [MicroBatch({}, None, 1)]
-    own = accelerator.unwrap_model(model)
+    own: Any = accelerator.unwrap_model(model)
     features: list[ContrastiveFeatures] = []
     targets: list[AnchorTargets | None] = []
     contrastive = hasattr(own, "encode_contrast") and own.config.inter_loss_weight != 0
     contrastive = contrastive and all(isinstance(batch.get("labels"), list) for batch in batches)
     if contrastive:
-        encode = with_forward_methods(accelerator, model, "encode_contrast").encode_contrast
-        names = ("pixel_values", "input_ids", "labels", "attention_mask", "pixel_mask")
+        encode: Any = with_forward_methods(accelerator, model, "encode_contrast").encode_contrast
+        taken = ("pixel_values", "input_ids", "labels", "attention_mask", "pixel_mask")
         for index, batch in enumerate(batches):
             torch.manual_seed(seed_of(index))
-            inputs = on_device({name: batch[name] for name in names if name in batch}, accelerator.device)
+            inputs = on_device({name: batch[name] for name in taken if name in batch}, accelerator.device)
             with torch.no_grad(), accelerator.autocast():
                 found, matched = encode(**inputs)
             features.append(found)
@@ -114,7 +114,7 @@ def prepare_step(
     counts = [
         count_normalizers(batch, matched, accelerator.device) for batch, matched in zip(batches, targets, strict=True)
     ]
-    # Processes may lack a kind of label in one micro-batch, but collate the same kinds.
+    # The same ones on every process: they depend on the collator, not on what the examples hold.
     names = list(dict.fromkeys(name for count in counts for name in count))
     if not names:
         return [MicroBatch({}, None, len(batches)) for _ in batches]
@@ -151,7 +151,8 @@ def count_normalizers(batch: Batch, targets: AnchorTargets | None, device: torch
         positives = targets.centerness.new_tensor(float(len(targets.anchor)))
         counts |= dict.fromkeys(("loss_centerness", "loss_intra"), positives)
         counts["loss_box"] = targets.centerness.sum()
-    if isinstance(labels, list) and any(label is not None and "masks" in label for label in labels):
+    if isinstance(labels, list):
+        # Also without masks: other processes may have some.
         counts["loss_mask"] = count_masked_objects(labels)
     for name, loss in (("labels", "loss_caption"), ("caption_labels", "loss_caption")):
         if isinstance(batch.get(name), torch.Tensor):
@@ -204,7 +205,7 @@ def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _match_anchors(model: nn.Module, batch: Batch, device: torch.device) -> AnchorTargets | None:
+def _match_anchors(model: Any, batch: Batch, device: torch.device) -> AnchorTargets | None:
     """Which anchors learn which boxes, without a forward pass; `None` where the model does not train on boxes."""
     labels, pixel_values = batch.get("labels"), batch.get("pixel_values")
     trained = hasattr(model, "match_anchors") and not getattr(model, "detector_is_frozen", False)

@@ -83,10 +83,10 @@ class TrainingPlan:
     seed: int = 0
 
     def __post_init__(self):
-        at_least_one = ["accumulation_steps", "log_steps", "save_steps", "keep_checkpoints"]
+        at_least_one = ["num_steps", "accumulation_steps", "log_steps", "save_steps", "keep_checkpoints"]
         if self.eval_steps is not None:
             at_least_one.append("eval_steps")
-        limits = {**dict.fromkeys(at_least_one, 1), "num_steps": 0, "warmup_steps": 0, "patience": 0}
+        limits = {**dict.fromkeys(at_least_one, 1), "warmup_steps": 0, "patience": 0}
         for name, least in limits.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
