@@ -88,7 +88,7 @@ def assert_drawn(drawing: PIL.Image.Image) -> None:
 
 
 def test_detect_gives_the_boxes_of_the_package(plain):
-    drawing, table = plain.detect(natural_image(), " person, traffic light,, person ", 0.4)
+    drawing, table, _ = plain.detect(natural_image(), " person, traffic light,, person ", 0.4)
     labels = ["person", "traffic light"]
     (expected,) = detect_labels(plain.models["detection_head"], plain.processor, natural_image(), labels, 0.4)
     assert 0 < len(table) <= 30
@@ -98,7 +98,7 @@ def test_detect_gives_the_boxes_of_the_package(plain):
 
 
 def test_ground_gives_boxes_of_phrases(plain):
-    drawing, table = plain.ground(natural_image(), "the man left of a dog", 0.0)
+    drawing, table, _ = plain.ground(natural_image(), "the man left of a dog", 0.0)
     assert {row[0] for row in table} == {"the man", "a dog"}
     assert [row[1] for row in table] == sorted((row[1] for row in table), reverse=True)
     assert len(table) == 6
@@ -106,11 +106,11 @@ def test_ground_gives_boxes_of_phrases(plain):
 
 
 def test_masks_answers_and_captions(whole):
-    drawing, table = whole.segment(natural_image(), "person, dog", 0.3)
+    drawing, table, _ = whole.segment(natural_image(), "person, dog", 0.3)
     assert {row[0] for row in table} <= {"person", "dog"}
     assert len(table) > 0
     assert_drawn(drawing)
-    answers, drawing, table = whole.ask(natural_image(), "is the dog red?", 0.0)
+    answers, drawing, table, _ = whole.ask(natural_image(), "is the dog red?", 0.0)
     assert len(answers) == 5
     assert set(answers) < set(ANSWERS)
     assert list(answers.values()) == sorted(answers.values(), reverse=True)
@@ -140,12 +140,56 @@ def test_bad_input_is_told_on_the_page(app, plain, whole):
     for arguments, message in [
         ((None, "person", 0.3), "image"),
         ((natural_image(), " , ", 0.3), "Write what"),
+        ((natural_image(), None, 0.3), "Write what"),
         ((natural_image(), "z" * 100, 0.3), "100 tokens long"),
+        (
+            (natural_image(), ", ".join(f"cat {index}" for index in range(201)), 0.3),
+            "These are 201 labels; look for 200",
+        ),
+        ((natural_image(), "person", 5), "threshold"),
+        ((natural_image(), "person", float("nan")), "threshold"),
     ]:
         with pytest.raises(app.gr.Error, match=message):
             detect(*arguments)
     # A caption needs no beginning, and a transparent image is one too.
     assert isinstance(app.checked(whole.caption)(natural_image().convert("RGBA"), ""), str)
+
+
+def test_a_list_that_needs_several_prompts_is_split(plain):
+    labels = [
+        f"{adjective} {noun}" for adjective in ("red", "blue", "small") for noun in ("person", "dog", "cat", "cup")
+    ]
+    drawing, table, sentence = plain.detect(natural_image(), ", ".join(labels * 2), 0.0)
+    assert len(table) >= 30
+    assert "30 boxes with the highest scores" in sentence
+
+
+def test_nothing_found_is_said(plain):
+    drawing, table, sentence = plain.detect(natural_image(), "person", 1.0)
+    assert table == []
+    assert sentence == "Nothing has a score of 1 or more. Lower the score, or use other words."
+    assert (np.asarray(drawing) == np.asarray(natural_image())).all()
+    assert plain.detect(natural_image(), "person", 0.0)[2].endswith("boxes.") or len(table) >= 30
+
+
+@pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n cut", b""])
+def test_files_that_are_no_images_get_a_sentence(app, plain, tmp_path, content):
+    (tmp_path / "file.png").write_bytes(content)
+    page = app.build(plain)
+    (image,) = (block for block in page.blocks.values() if getattr(block, "elem_id", None) == "image")
+    payload = image.data_model(path=str(tmp_path / "file.png"), orig_name="file.png")
+    with pytest.raises(app.gr.Error, match="This file is no image that can be read"):
+        image.preprocess(payload)
+
+
+@pytest.mark.parametrize("value", ["high", 5, -1, [0.3]])
+def test_numbers_that_are_none_get_a_sentence(app, plain, value):
+    sliders = [block for block in app.build(plain).blocks.values() if isinstance(block, app.gr.Slider)]
+    assert sliders
+    for slider in sliders:
+        with pytest.raises(app.gr.Error, match="a number from 0 to 1"):
+            slider.preprocess(value)
+        assert slider.preprocess(0.5) == 0.5
 
 
 def test_the_model_is_named_in_the_readme(app, monkeypatch):
@@ -211,7 +255,7 @@ def test_page_in_a_browser(plain, tmp_path):
         server.terminate()
         server.wait(30)
         log.close()
-    expected, table = plain.detect(natural_image(360, 520), ", ".join(LABELS), 0.3)
+    expected, table, _ = plain.detect(natural_image(360, 520), ", ".join(LABELS), 0.3)
     assert drawing.size == expected.size
     # Lines may fall a pixel apart where the other process rounds a coordinate the other way.
     assert (np.asarray(drawing) != np.asarray(expected)).mean() < 0.02
