@@ -92,9 +92,7 @@ class Demo:
         columns = (found["text_labels"], found["scores"].tolist(), found["boxes"].tolist(), found["masks"].numpy())
         return show(image, [(*values, None) for values in zip(*columns, strict=True)], threshold)
 
-    def ask(
-        self, image: Image.Image, question: str, threshold: float
-    ) -> tuple[dict[str, float], Image.Image, list[list[Any]], str]:
+    def ask(self, image: Image.Image, question: str, threshold: float) -> tuple[Any, ...]:
         """The five highest-scoring answers, and boxes of what the question names."""
         options = {"boxes_per_phrase": 3, "threshold": threshold}
         (found,) = self.detectors["answer_head"].answer(image, question, top_k=5, **options)
@@ -126,8 +124,8 @@ def split(labels: str) -> list[str]:
 
 def show(image: Image.Image, found: list[tuple], threshold: float) -> Shown:
     """
-    The drawing, the table and a sentence about (name, score, box, mask or `None`, group or `None`), the highest-scoring
-    first.
+    The drawing, the table and a sentence about (name, score, box, mask or `None`, group or `None`) of each object, the
+    highest-scoring first.
     """
     objects = [DrawnObject(f"{name} {score:.2f}", box, mask, group) for name, score, box, mask, group in found]
     table = [[name, round(score, 3), *(round(side) for side in box)] for name, score, box, _, _ in found]

@@ -156,10 +156,8 @@ def test_bad_input_is_told_on_the_page(app, plain, whole):
 
 
 def test_a_list_that_needs_several_prompts_is_split(plain):
-    labels = [
-        f"{adjective} {noun}" for adjective in ("red", "blue", "small") for noun in ("person", "dog", "cat", "cup")
-    ]
-    drawing, table, sentence = plain.detect(natural_image(), ", ".join(labels * 2), 0.0)
+    labels = [f"{color} {noun}" for color in ("red", "blue", "green") for noun in ("person", "dog", "cat", "cup")]
+    _, table, sentence = plain.detect(natural_image(), ", ".join(labels), 0.0)
     assert len(table) >= 30
     assert "30 boxes with the highest scores" in sentence
 
@@ -169,7 +167,6 @@ def test_nothing_found_is_said(plain):
     assert table == []
     assert sentence == "Nothing has a score of 1 or more. Lower the score, or use other words."
     assert (np.asarray(drawing) == np.asarray(natural_image())).all()
-    assert plain.detect(natural_image(), "person", 0.0)[2].endswith("boxes.") or len(table) >= 30
 
 
 @pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n cut", b""])
