@@ -221,7 +221,7 @@ def test_a_batch_without_any_box_trains():
         (lambda labels: [{**labels[0], "boxes": torch.full((2, 4), torch.nan)}, None], r"labels\[0\]\['boxes'\]"),
         (lambda labels: [{**labels[0], "class_ids": class_ids(["cat"] * 3)}, None], r"\(3,\).* for 2 boxes"),
         (lambda labels: [{**labels[0], "class_ids": torch.ones(2)}, None], r"float32 for 2 boxes"),
-        (lambda labels: [{**labels[0], "class_names": ["cat", "dog"]}, None], r"'class_names'\]` must be a tensor"),
+        (lambda labels: [{**labels[0], "class_ids": ["cat", "dog"]}, None], r"'class_ids'\]` must be a tensor"),
         (lambda labels: [{**labels[0], "masks": None}, None], r"'masks'\]` must be a tensor, got NoneType"),
         (
             lambda labels: [{**labels[0], "prompt_map": torch.ones(2, 9), "prompt_class_ids": class_ids(["a"])}, None],

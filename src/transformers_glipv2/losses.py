@@ -34,6 +34,8 @@ from .distributed import gather, max_over_processes, mean_over_processes, num_pr
 
 # What the original adds to unions and enclosing areas.
 GIOU_EPS = 1e-7
+# What losses read of an image's labels; whatever else is there is left alone.
+LABEL_KEYS = ("boxes", "positive_map", "class_ids", "masks", "prompt_class_ids", "prompt_map")
 
 
 # Targets -------------------------------------------------------------------------------------------------------------
@@ -79,8 +81,9 @@ def check_labels(labels: Sequence[Mapping[str, Any] | None], batch: int, tokens:
     for index, label in enumerate(labels):
         if label is None:
             continue
-        for name, value in label.items():
-            if not isinstance(value, Tensor):
+        for name in LABEL_KEYS:
+            value = label.get(name)
+            if name in label and not isinstance(value, Tensor):
                 raise TypeError(
                     f"`labels[{index}]['{name}']` must be a tensor, got {type(value).__name__}; leave out what is not "
                     "known. The processor makes labels from `annotations`."

@@ -45,13 +45,12 @@ from .layers.feature_maps import (
     own_map_shapes,
     split_levels,
 )
-from .layers.fusion import GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
+from .layers.fusion import BOUND, GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
+from .layers.half_precision import avoid_float16
 from .layers.input_checks import check_pixels, check_text, image_sizes_of
 from .losses import AnchorTargets, detection_losses, match_anchors
 
 Labels = Sequence[Mapping[str, Any] | None]
-# The original's bound on logits, which half precision can hold.
-MAX_LOGIT = 50000.0
 
 
 # Outputs -------------------------------------------------------------------------------------------------------------
@@ -72,7 +71,7 @@ class GLIPv2ImageFeatures(BaseModelOutputWithPooling):
             Attention of the backbone's stages between these maps, where the backbone returns it. `None` with
             `config.mask_padded_pixels`, where images of different sizes have different windows.
         feature_maps (`tuple` of 5 `torch.FloatTensor` of shape `(batch, d_model, H_l, W_l)`):
-            P3..P7 before fusion.
+            P3..P7 before fusion; of a model in float16, P6 and P7 are float32.
         image_sizes (`torch.LongTensor` of shape `(batch, 2)`):
             Height and width in pixels of each un-padded (resized) image.
     """
@@ -180,7 +179,10 @@ class GLIPv2FeaturePyramid(nn.Module):
         self.p7 = nn.Conv2d(config.d_model, config.d_model, 3, stride=2, padding=1)
 
     def forward(self, backbone_maps: FeatureMaps) -> FeatureMaps:
-        """`(batch, channels_l, H_l, W_l)` at strides 8, 16, 32 to `(batch, d_model, H_l, W_l)` at strides 8..128."""
+        """
+        `(batch, channels_l, H_l, W_l)` at strides 8, 16, 32 to `(batch, d_model, H_l, W_l)` at strides 8..128. Where
+        the model computes in float16, P6 and P7 are float32.
+        """
         laterals = [conv(feature_map) for conv, feature_map in zip(self.lateral_convs, backbone_maps, strict=True)]
         merged = [laterals[-1]]
         for lateral in reversed(laterals[:-1]):
@@ -191,8 +193,8 @@ class GLIPv2FeaturePyramid(nn.Module):
             for level in merged[:-1]
         ]
         p3, p4, p5 = (conv(level) for conv, level in zip(self.output_convs, merged, strict=True))
-        p6 = self.p6(p5)
-        return p3, p4, p5, p6, self.p7(F.relu(p6))
+        p6 = avoid_float16(self.p6, p5)
+        return p3, p4, p5, p6, avoid_float16(self.p7, F.relu(p6))
 
 
 class GLIPv2TowerLayer(GradientCheckpointingLayer):
@@ -259,6 +261,8 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
             feature_maps = split_levels(vision, map_shapes(feature_maps))
             key_mask = None if text_mask is None else text_mask[:, None, None, :]
             text = self.text_layer(text, key_mask)  # type: ignore[misc]  # where there is fusion there is a text layer
+        elif self.dyconv.offset.weight.dtype == torch.float16:
+            feature_maps = tuple(level.clamp(-BOUND, BOUND).half() for level in feature_maps)
         return text, *self.dyconv(feature_maps), *(attentions or ())
 
 
@@ -308,7 +312,7 @@ class GLIPv2DetectionHead(nn.Module):
         # Half precision would lose the difference of nearby scores.
         bias = text.float() @ self.text_bias.float() + self.bias.float()
         similarity = (regions @ (tokens / self.log_scale.exp()).transpose(1, 2)).float()
-        return (similarity + bias[:, None, :]).clamp(-MAX_LOGIT, MAX_LOGIT)
+        return (similarity + bias[:, None, :]).clamp(-BOUND, BOUND)
 
 
 # Inputs --------------------------------------------------------------------------------------------------------------
@@ -789,7 +793,7 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         logits, centerness, box_deltas = self.detection_head(maps, model_output.fused_text)
         if model_output.location_mask is not None:
             # Nothing is found in the padding.
-            logits = logits.masked_fill(~model_output.location_mask[..., None], -MAX_LOGIT)
+            logits = logits.masked_fill(~model_output.location_mask[..., None], -BOUND)
         level_shapes = map_shapes(maps)
         anchors = self.anchors(level_shapes, box_deltas.device)
         height, width = image_sizes[:, None, 0], image_sizes[:, None, 1]

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
 from .layers.feature_maps import FeatureMaps, flatten_levels, map_shapes
+from .layers.half_precision import avoid_float16
 from .losses import (
     AnchorTargets,
     ContrastGradients,
@@ -110,7 +111,7 @@ class GLIPv2ContrastiveHead(nn.Module):
             Both as unit vectors `(..., contrastive_dim)`, and the logarithm of the temperature `(1,)`; float32.
         """
         return (
-            F.normalize(self.image_projection(regions).float(), dim=-1),
+            F.normalize(avoid_float16(self.image_projection, regions).float(), dim=-1),
             F.normalize(self.text_projection(text).float(), dim=-1),
             self.log_scale.float().clamp(min=self.MIN_LOG_TEMPERATURE),
         )

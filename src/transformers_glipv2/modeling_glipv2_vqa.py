@@ -20,10 +20,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from .configuration_glipv2 import GLIPv2Config
+from .layers.fusion import BOUND
 from .layers.region_attention import POSITION_SCALE, GLIPv2RegionWordAttention, location_features
 from .losses import answer_loss
 from .modeling_glipv2 import (
-    MAX_LOGIT,
     GLIPv2ForObjectDetection,
     GLIPv2FreezableDetector,
     GLIPv2ImageFeatures,
@@ -219,7 +219,7 @@ class GLIPv2AnswerHead(nn.Module):
         text, evidence = self.evidence(output, features)
         centerness = output.centerness.detach()
         if output.location_mask is not None:
-            centerness = centerness.masked_fill(~output.location_mask, -MAX_LOGIT)
+            centerness = centerness.masked_fill(~output.location_mask, -BOUND)
         locations = self.region_attention.locations(
             features, output.feature_maps, centerness, output.pred_boxes[..., :2].detach()
         )

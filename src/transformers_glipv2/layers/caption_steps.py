@@ -144,7 +144,7 @@ def maps_without_text(
     shapes, sequences = map_shapes(feature_maps), []
     for index, layer in enumerate(layers):
         # The residual of a fusion is the normalised tensor: without text it is all that the block adds to.
-        vision = layer.fusion.vision_norm(flatten_levels(feature_maps))
+        vision = layer.fusion.normalize_vision(flatten_levels(feature_maps))
         sequences.append(vision)
         if index + 1 == len(layers) and not final_maps:
             return tuple(sequences), None

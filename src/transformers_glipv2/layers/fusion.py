@@ -10,6 +10,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ..configuration_glipv2 import GLIPv2Config
+from .half_precision import avoid_float16
 
 # The original bounds its scores and activations so that half precision survives.
 BOUND = 50000.0
@@ -99,7 +100,14 @@ class GLIPv2BiAttention(nn.Module):
             attends to, `(batch, heads, locations, tokens)`, and what each token does, `(batch, heads, tokens,
             locations)`.
         """
-        return self.attend(self.vision_norm(vision), text, text_mask, output_attentions, vision_sees_text)
+        return self.attend(self.normalize_vision(vision), text, text_mask, output_attentions, vision_sees_text)
+
+    def normalize_vision(self, vision: torch.Tensor) -> torch.Tensor:
+        """`vision_norm`; of maps that float16 cannot hold in float32, and then in float16."""
+        dtype = self.vision_norm.weight.dtype
+        if dtype == torch.float16 != vision.dtype:
+            return avoid_float16(self.vision_norm, vision).to(dtype)
+        return self.vision_norm(vision)
 
     def attend(
         self,

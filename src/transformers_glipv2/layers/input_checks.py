@@ -46,20 +46,25 @@ def check_pixels(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, co
             f"not {tuple(pixel_mask.shape)}."
         )
     if can_read(pixel_mask):
-        sizes = image_sizes_of(pixel_mask)
-        rows, columns = (torch.arange(side) < sizes[:, axis, None] for axis, side in enumerate(pixel_mask.shape[1:]))
-        good = (pixel_mask.bool() == rows[:, :, None] & columns[:, None, :]).flatten(1).all(1) & (sizes > 0).all(1)
-        if not good.all():
-            raise ValueError(
-                f"`pixel_mask[{int(good.logical_not().nonzero()[0])}]` must be 1 in a rectangle that begins at the "
-                "top-left corner, the image, and 0 in the padding to its right and below; the processor makes it."
-            )
+        for used in _used_rows_and_columns(pixel_mask):
+            bad = ~used[:, 0] | (used[:, 1:] & ~used[:, :-1]).any(1)
+            if bad.any():
+                raise ValueError(
+                    f"`pixel_mask[{int(bad.nonzero()[0])}]` must be 1 in the image, which begins at the top-left "
+                    "corner, and 0 in the padding to its right and below; here whole rows or columns of the image "
+                    "are 0. The processor makes the mask."
+                )
+
+
+def _used_rows_and_columns(pixel_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boolean `(batch, height)` and `(batch, width)`: which rows and columns hold pixels of the image."""
+    mask = pixel_mask.bool()
+    return mask.any(2), mask.any(1)
 
 
 def image_sizes_of(pixel_mask: torch.Tensor) -> torch.Tensor:
     """Height and width `(batch, 2)` in pixels of each un-padded image, from its mask `(batch, height, width)`."""
-    mask = pixel_mask.bool()
-    return torch.stack([mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)], dim=1)
+    return torch.stack([used.sum(1) for used in _used_rows_and_columns(pixel_mask)], dim=1)
 
 
 def check_text(

@@ -21,6 +21,7 @@ from transformers import initialization as init
 
 from ..boxes import box_iou_inclusive, check_boxes_shape
 from ..configuration_glipv2 import GLIPv2Config
+from .half_precision import avoid_float16
 
 # A box of this side in pixels pools from the level of this stride, as in FPN; others from coarser or finer ones.
 CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
@@ -72,7 +73,8 @@ def pool_regions(
         output_size: side of the pooled maps.
 
     Returns:
-        `(sum of n_i, channels, output_size, output_size)`, image after image, in the maps' dtype.
+        `(sum of n_i, channels, output_size, output_size)`, image after image, in the finest map's dtype, or in float32
+        where that is float16, which cannot hold the coarsest maps.
     """
     counts = [len(boxes) for boxes in boxes_xyxy]
     # Coordinates do not fit half precision.
@@ -85,7 +87,8 @@ def pool_regions(
         for level, (feature_map, stride) in enumerate(zip(feature_maps, strides, strict=True))
     ]
     by_level = torch.argsort(levels, stable=True)
-    return torch.cat(pooled)[torch.argsort(by_level)].to(feature_maps[0].dtype)
+    dtype = feature_maps[0].dtype
+    return torch.cat(pooled)[torch.argsort(by_level)].to(torch.float32 if dtype == torch.float16 else dtype)
 
 
 def mask_targets(masks: Tensor, boxes_xyxy: Tensor, image_size: Tensor, output_size: int) -> Tensor:
@@ -256,7 +259,7 @@ class GLIPv2MaskHead(nn.Module):
 
     def pixels(self, pooled: Tensor) -> Tensor:
         """Pooled regions `(regions, d_model, side, side)` to pixel features `(regions, mask_dim, 2 side, 2 side)`."""
-        return F.relu(self.upsample(self.extractor(pooled)))
+        return F.relu(avoid_float16(self.upsample, avoid_float16(self.extractor, pooled)))
 
     def project_tokens(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..configuration_glipv2 import GLIPv2Config
 from .feature_maps import FeatureMaps, flatten_levels
+from .half_precision import avoid_float16
 
 # Coordinates in [0, 1] become (x - 0.5) times this. A centre that is uniform over the image then has a standard
 # deviation of 4 / sqrt(12) = 1.15, near that of the normalised features beside it; a linear layer that starts small
@@ -29,7 +30,8 @@ def location_features(feature_maps: FeatureMaps, fused_feature_maps: FeatureMaps
     # Maps before fusion have channels a thousand times the others, beside which a norm alone would leave nothing of
     # them; asinh is linear near 0 and logarithmic far from it.
     halves = [torch.asinh(flatten_levels(levels)) for levels in (feature_maps, fused_feature_maps)]
-    return torch.cat([F.layer_norm(half, half.shape[-1:]) for half in halves], dim=-1)
+    features = torch.cat([F.layer_norm(half, half.shape[-1:]) for half in halves], dim=-1)
+    return features.to(fused_feature_maps[0].dtype)
 
 
 @dataclass
@@ -96,7 +98,8 @@ class GLIPv2RegionWordAttention(nn.Module):
             What tokens attend to.
         """
         features = torch.cat([features, POSITION_SCALE * (centers - 0.5).to(features.dtype)], dim=-1)
-        regions = F.normalize(self.image_projection(flatten_levels(feature_maps)), dim=-1)
+        regions = F.normalize(avoid_float16(self.image_projection, flatten_levels(feature_maps)), dim=-1)
+        regions = regions.to(features.dtype)
         return GLIPv2Locations(self.key(features), self.value(features), regions, F.logsigmoid(centerness))
 
     def forward(self, text: torch.Tensor, locations: GLIPv2Locations) -> tuple[torch.Tensor, torch.Tensor]:
