@@ -15,7 +15,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python examples/detect.py --sample astronaut --labels woman helmet --threshold 0.3
+	$(BIN)/python examples/detect.py --sample astronaut --labels woman helmet --threshold 0.5
 
 test: $(READY)
 	$(BIN)/python -m pytest
