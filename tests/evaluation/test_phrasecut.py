@@ -36,7 +36,7 @@ def test_equals_the_official_evaluator(official, source):
             assert precision == pytest.approx(expected["pred_box_acc"], abs=TOLERANCE)
 
 
-def test_missing_predictions_are_left_out_and_told(official):
+def test_missing_predictions_are_left_out_and_counted(official):
     folder, arguments, _ = official
     expected = read(folder / "expected.json")["second_result_with_missing_predictions"]
     predictions = [
@@ -103,3 +103,21 @@ def test_refuses_what_does_not_fit():
         evaluate_phrasecut([task(SQUARE)], IMAGES, [wrong], progress=False)
     with pytest.raises(ValueError, match="lack"):
         evaluate_phrasecut([task(SQUARE)], IMAGES, [good], task_ids=[], progress=False)
+
+
+@pytest.mark.parametrize("point", [[1e12, 1], [float("nan"), 1], [1, -(10**30)]])
+def test_points_far_outside_are_refused_before_they_are_drawn(point):
+    task = {
+        "task_id": "1__a",
+        "image_id": 1,
+        "Polygons": [[[[1, 1], [5, 1], [5, 5]]]],
+        "instance_boxes": [[1, 1, 4, 4]],
+    }
+    image = {"image_id": 1, "height": 10, "width": 12}
+    prediction = {"task_id": "1__a", "mask": np.zeros((10, 12), dtype=bool)}
+    for wrong in (
+        ({**task, "Polygons": [[[[1, 1], point, [5, 5]]]]}, prediction),
+        (task, {**prediction, "boxes": [[*point, 2, 2]]}),
+    ):
+        with pytest.raises(ValueError, match="phrase '1__a' has the point"):
+            evaluate_phrasecut([wrong[0]], [image], [wrong[1]], progress=False)

@@ -199,6 +199,13 @@ def _score_task(
     task: Mapping[str, Any], image: Mapping[str, Any], prediction: Mapping[str, Any], ranks: _Ranks | None
 ) -> dict[str, Any]:
     height, width = image["height"], image["width"]
+    _check_extent([point for instance in task["Polygons"] for part in instance for point in part], height, width, task)
+    corners = [
+        point
+        for x, y, box_width, box_height in (*(prediction.get("boxes") or ()), *(task.get("instance_boxes") or ()))
+        for point in ((x, y), (x + box_width, y + box_height))
+    ]
+    _check_extent(corners, height, width, task)
     try:
         predicted = decode_mask(prediction["mask"], height, width)
     except ValueError as error:
@@ -216,6 +223,17 @@ def _score_task(
     if prediction.get("boxes") is not None:
         scores["box_iou"] = boxes_iou(prediction["boxes"], task["instance_boxes"])
     return scores
+
+
+def _check_extent(points: Sequence[Sequence[float]], height: int, width: int, task: Mapping[str, Any]) -> None:
+    """Raises ValueError for points far outside of the image: drawing them takes memory by their distance."""
+    # Comparisons are false for NaN.
+    wrong = next((p for p in points if not (abs(p[0]) <= 10 * width and abs(p[1]) <= 10 * height)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"the phrase {task['task_id']!r} has the point {list(wrong)} in polygons or boxes, far outside of its "
+            f"image of {width} x {height} pixels."
+        )
 
 
 def _summary(scores: Mapping[str, Mapping[str, Any]], num_tasks: int) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_bad_masks_leave_their_box(tmp_path, mask):
     dataset = load_coco(folder, split="train", with_masks=True)
     assert dataset.report.counts == {"bad_mask": 1}
     assert [mask is None for mask in dataset[0]["objects"]["segmentation"]] == [True, False, True]
-    assert load_coco(folder, split="train").report.counts == {}, "who asks for boxes is told of boxes"
+    assert load_coco(folder, split="train").report.counts == {}, "masks are checked only where they are asked for"
 
 
 def test_objects365_and_gzip(tmp_path):

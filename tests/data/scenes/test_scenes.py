@@ -207,7 +207,7 @@ def test_negatives_are_absent(assets):
         for negative in negatives - {f"{c} {n}" for c in PAINTS for n in nouns}:
             words = negative.split()
             if words[-1] in nouns:
-                # The same noun in another colour: then every one of that noun is told with a colour.
+                # The same noun in another colour: then every one of that noun has a colour.
                 assert len(words) == 2 and all(len(name.split()) == 2 for name in categories if words[-1] in name)
                 coloured += 1
             else:
@@ -281,11 +281,11 @@ def test_referring_phrases_mean_one_object():
     seen = set()
     for _ in range(400):
         objects = some_scene(rng)
-        told = referring_phrase(objects, rng)
-        if told is None:
+        sentence = referring_phrase(objects, rng)
+        if sentence is None:
             continue
-        (referent,) = told.referents
-        head, *rest = RELATION.split(told.text.removeprefix("the "))
+        (referent,) = sentence.referents
+        head, *rest = RELATION.split(sentence.text.removeprefix("the "))
         side = re.search(r" on the (left|right)$", head)
         if rest:
             relation, landmark = rest
@@ -293,8 +293,8 @@ def test_referring_phrases_mean_one_object():
             assert len(landmarks) == 1
             others = [i for i in meant_by(head, objects) if i not in landmarks]
             fitting = [i for i in others if is_true(relation, i, landmarks[0], objects)]
-            assert fitting == [referent], told.text
-            assert set(told.spans) == {referent, *landmarks}
+            assert fitting == [referent], sentence.text
+            assert set(sentence.spans) == {referent, *landmarks}
             seen.add(relation)
         elif side:
             noun = head[: side.start()]
@@ -302,10 +302,10 @@ def test_referring_phrases_mean_one_object():
             assert pick(meant_by(noun, objects), key=lambda i: centre(objects[i])[0]) == referent
             seen.add("on the side")
         else:
-            assert meant_by(head, objects) == [referent], told.text
+            assert meant_by(head, objects) == [referent], sentence.text
             seen.add(head.split()[0])
-        start, end = told.spans[referent][0]
-        assert told.text[start:end].startswith("the ") and objects[referent].noun in told.text[start:end]
+        start, end = sentence.spans[referent][0]
+        assert sentence.text[start:end].startswith("the ") and objects[referent].noun in sentence.text[start:end]
     assert {"left of", "right of", "above", "below", "in front of", "on the side", "leftmost", "red", "small"} <= seen
 
 
@@ -314,15 +314,15 @@ def test_relation_captions_are_true():
     count = 0
     for _ in range(300):
         objects = some_scene(rng)
-        told = relation_caption(objects, rng)
-        if told is None:
+        sentence = relation_caption(objects, rng)
+        if sentence is None:
             continue
-        text = re.sub(r"^(there is |a picture of )", "", told.text)
+        text = re.sub(r"^(there is |a picture of )", "", sentence.text)
         head, *rest = RELATION.split(text.replace(" and ", " "))
         (one,) = meant_by(re.sub("^an? ", "", head), objects)
         for relation, name in zip(rest[::2], rest[1::2], strict=True):
             (other,) = meant_by(re.sub("^an? ", "", name), objects)
-            assert is_true(relation, one, other, objects), told.text
+            assert is_true(relation, one, other, objects), sentence.text
             count += 1
     assert count > 100
 
@@ -335,45 +335,45 @@ def test_answers_are_true():
     for _ in range(700):
         objects = some_scene(rng)
         kind = rng.choice(QUESTION_TYPES)
-        told = question(objects, absent, rng, kind)
-        if told is None:
+        sentence = question(objects, absent, rng, kind)
+        if sentence is None:
             continue
-        assert told.answer in answers and told.text.endswith("?") and told.question_type == kind
+        assert sentence.answer in answers and sentence.text.endswith("?") and sentence.question_type == kind
         counts[kind] += 1
-        text = told.text.rstrip("?")
+        text = sentence.text.rstrip("?")
         if kind == "how many":
             noun = text.split()[2]
-            assert int(told.answer) == sum(plural(o.noun) == noun for o in objects)
+            assert int(sentence.answer) == sum(plural(o.noun) == noun for o in objects)
         elif kind == "which color":
             (index,) = meant_by(text.removeprefix("what color is the "), objects)
-            assert objects[index].colour == told.answer
+            assert objects[index].colour == sentence.answer
         elif kind == "is there":
             found = meant_by(re.sub("^is there an? ", "", text), objects)
-            assert told.answer == ("yes" if found else "no")
-            assert sorted(told.spans) == found
+            assert sentence.answer == ("yes" if found else "no")
+            assert sorted(sentence.spans) == found
         elif kind == "left or right":
             one, words, other = re.fullmatch(r"is the (.+?) (left or right|left|right) of the (.+)", text).groups()
             (one,), (other,) = meant_by(one, objects), meant_by(other, objects)
             truth = "left" if centre(objects[one])[0] < centre(objects[other])[0] else "right"
-            assert told.answer == (truth if " or " in words else "yes" if words == truth else "no")
+            assert sentence.answer == (truth if " or " in words else "yes" if words == truth else "no")
         elif RELATION.search(text + " "):
             _, relation, name = RELATION.split(text)
             (other,) = meant_by(name.removeprefix("the "), objects)
             fitting = [i for i in range(len(objects)) if i != other and is_true(relation, i, other, objects)]
-            assert [objects[i].noun for i in fitting] == [told.answer], told.text
+            assert [objects[i].noun for i in fitting] == [sentence.answer], sentence.text
         elif "thing" in text:
             colour = text.split()[3]
-            assert [o.noun for o in objects if o.colour in (colour, None)] == [told.answer]
+            assert [o.noun for o in objects if o.colour in (colour, None)] == [sentence.answer]
         else:
-            assert {o.noun for o in objects} == {told.answer}
+            assert {o.noun for o in objects} == {sentence.answer}
     assert min(counts.values()) > 20, counts
 
 
 def test_list_captions_tell_of_everything():
     objects = [thing("cup", 100, 0, colour="red"), thing("dog", 0, 0), thing("cup", 150, 0, colour="red")]
-    told = list_caption(objects, "a picture of ")
-    assert told.text == "a picture of a dog and two red cups"
-    assert {i: [told.text[a:b] for a, b in spans] for i, spans in told.spans.items()} == {
+    sentence = list_caption(objects, "a picture of ")
+    assert sentence.text == "a picture of a dog and two red cups"
+    assert {i: [sentence.text[a:b] for a, b in spans] for i, spans in sentence.spans.items()} == {
         0: ["two red cups"],
         1: ["a dog"],
         2: ["two red cups"],

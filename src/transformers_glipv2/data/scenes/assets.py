@@ -117,7 +117,7 @@ class SceneAssets:
         self.held_out_nouns = self._draw_nouns()
         self.nouns = sorted(set(self.object_crops) - self.held_out_nouns)
         self.pairs = self._all_pairs(self.nouns)
-        self.held_out_pairs = frozenset(pair for pair in self.pairs if _lottery("pair", *pair) < 0.08)
+        self.held_out_pairs = frozenset(pair for pair in self.pairs if _hash_fraction("pair", *pair) < 0.08)
 
     def split_object_crops(self, noun: str, split: str) -> list[ObjectCrop]:
         """The object crops of a noun that a split may show; of a noun with one only, and of held-out ones, all."""
@@ -168,7 +168,7 @@ class SceneAssets:
                     edge += self.related[noun]
             if len(group) <= 3 and not group & (BACKGROUND_NOUNS | _SHOWN_ELSEWHERE):
                 groups.append(sorted(group))
-        groups.sort(key=lambda group: _lottery("noun", group[0]))
+        groups.sort(key=lambda group: _hash_fraction("noun", group[0]))
         wanted = round(0.08 * len(self.object_crops))
         chosen: list[str] = []
         for nouns in groups:
@@ -275,7 +275,7 @@ def _test_indices(count: int, name: str) -> set[int]:
     return set(derive_random(_SPLIT_SEED, "test", name).sample(range(count), max(1, round(count / 4))))
 
 
-def _lottery(*parts: str) -> float:
+def _hash_fraction(*parts: str) -> float:
     return derive_random(_SPLIT_SEED, *parts).random()
 
 
