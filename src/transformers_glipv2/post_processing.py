@@ -159,7 +159,7 @@ def label_scores(logits: Tensor, label_map: Tensor) -> Tensor:
 
     Args:
         logits: `(anchors, tokens)` of one image, before the sigmoid.
-        label_map: boolean `(labels, tokens)`, each row with at least one token.
+        label_map: boolean `(labels, tokens)`, each label with at least one token.
 
     Returns:
         `(anchors, labels)` in [0, 1], float32.

@@ -26,7 +26,7 @@ class PreparedImage:
     One image as the model takes it, and what is asked of it.
 
     Attributes:
-        pixel_values (`torch.FloatTensor` of shape `(1, 3, height, width)`): resized and padded by itself.
+        pixel_values (`torch.FloatTensor` of shape `(1, 3, height, width)`): resized and padded as it would be alone.
         pixel_mask (`torch.LongTensor` of shape `(1, height, width)`): 1 for the image, 0 for padding.
         target_size (`tuple[int, int]`): (height, width) in pixels to measure boxes and masks in.
         asked: the prompts of its labels, or its sentence.

@@ -1,4 +1,4 @@
-"""One object behind every way to ask a model: boxes and masks of any number of labels, boxes of phrases."""
+"""The `Detector`: boxes and masks of any number of labels, boxes of phrases, answers and captions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -50,8 +50,8 @@ PER_PROMPT = 300
 
 class Detector:
     """
-    A model and its processor, ready to be asked: behind the pipelines, `detect_labels`, `segment_labels`,
-    `ground_phrases`, `answer_and_ground`, `caption_and_ground`, and evaluation.
+    Inference with a model and its processor. The pipelines, `detect_labels`, `segment_labels`, `ground_phrases`,
+    `answer_and_ground`, `caption_and_ground` and evaluation all use it.
 
     The images of a batch go through the network together, grouped by their size, and each is encoded once however many
     prompts its labels need. Text features are kept from call to call, the last 128 prompts, and made anew when the
@@ -352,7 +352,7 @@ class Detector:
         }
 
     def pre_nms_threshold(self, options: DetectorOptions) -> float:
-        """Of the options, or where they say none of the model's configuration."""
+        """That of the options; where it is `None`, that of the model's configuration."""
         if options.pre_nms_threshold is None:
             return self.model.config.score_threshold_before_nms
         return options.pre_nms_threshold
@@ -633,7 +633,7 @@ class Detector:
         options: DetectorOptions,
     ) -> None:
         """Adds "mask_logits" to the results of each pair, and drops boxes that cannot stay in the image's result."""
-        words = []
+        positive_maps = []
         scores = [torch.cat([torch.zeros(0), *(result["scores"] for result in own)]) for own in found]
         for row, (index, prompt) in enumerate(pairs):
             # Masks cost more than boxes, so only what may stay among the best of all prompts gets one.
@@ -643,8 +643,8 @@ class Detector:
             results[row] = {name: value[stays.to(value.device)] for name, value in results[row].items()}
             named = torch.zeros(len(results[row]["labels"]), outputs.logits.shape[2], dtype=torch.bool)
             named[:, : prompt.label_map.shape[1]] = prompt.label_map[results[row]["labels"].cpu()]
-            words.append(named)
-        logits = self.model.predict_masks(outputs, [result["boxes"] for result in results], words)
+            positive_maps.append(named)
+        logits = self.model.predict_masks(outputs, [result["boxes"] for result in results], positive_maps)
         for result, own in zip(results, logits, strict=True):
             check_finite(own, "mask_logits")
             result["mask_logits"] = own

@@ -1,4 +1,4 @@
-"""Answers and captions of images with the boxes of what their words name; each image is encoded once."""
+"""Answers and captions of images with the boxes of what they name; each image is encoded once."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -58,7 +58,7 @@ def caption_and_ground(
     """
     Describes images and finds what the noun phrases of the descriptions name.
 
-    The backbone runs once an image; then the caption is generated, and its words go through the fused tower once.
+    The backbone runs once an image; then the caption is generated, and its tokens go through the fused tower once.
 
     Args:
         model: `GLIPv2ForConditionalGeneration`, in evaluation mode.

@@ -26,7 +26,7 @@ class Vocabulary:
 
     Attributes:
         text_features: `(1, tokens, text_dim)`.
-        attention_mask: `(1, tokens)` long, 1 for words and 0 for padding.
+        attention_mask: `(1, tokens)` long, 1 for tokens and 0 for padding.
         label_map: `(labels, tokens)` float, above 0 at the tokens of each label; nothing for labels that are not used.
     """
 
@@ -57,7 +57,7 @@ class DetectorGraph(nn.Module):
         """
         Returns:
             scores `(anchors, labels)` and centerness `(anchors,)`, both after the sigmoid, boxes `(anchors, 4)` xyxy
-            in pixels of the input, fused words `(1, tokens, text_dim)`, and the maps that masks are pooled from.
+            in pixels of the input, fused tokens `(1, tokens, text_dim)`, and the maps that masks are pooled from.
         """
         output = self.model(pixel_values=pixel_values, text_features=text_features, attention_mask=attention_mask)
         scores = output.logits[0].sigmoid() @ mean_weights(label_map).T
@@ -78,7 +78,7 @@ class MaskGraph(nn.Module):
         """
         Args:
             boxes: `(n, 4)` xyxy in pixels of the input.
-            words: `(n, tokens)`, above 0 at the words of each box's label.
+            words: `(n, tokens)`, above 0 at the tokens of each box's label.
             fused_text, maps: from the detector's graph.
 
         Returns:
@@ -140,7 +140,7 @@ def fit(processor: GLIPv2Processor, image: Image.Image, height: int, width: int)
 
 
 def in_image(boxes: Tensor, scale: float, image: Image.Image) -> Tensor:
-    """Boxes `(n, 4)` in pixels of the input to pixels of the image, without what lies in the padding."""
+    """Boxes `(n, 4)` in pixels of the input to pixels of the image, without what is in the padding."""
     return (boxes / scale).clamp(min=0).minimum(torch.tensor([image.width, image.height] * 2))
 
 

@@ -45,7 +45,7 @@ def paste_regions(
     mask_logits: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> Iterator[tuple[Tensor, int, int]]:
     """
-    Each mask at the image's resolution, but only where its box lies.
+    Each mask at the image's resolution, but only where its box is.
 
     Args:
         mask_logits: `(n, side, side)`, the logit of each cell of the boxes.
@@ -75,7 +75,7 @@ def interpolation_weights(cells: int, pixels: int, start: int, stop: int) -> Ten
     Bilinear resizing along one axis as a matrix, for a part of the pixels; as `F.interpolate` with
     `align_corners=False`.
 
-    A box may reach far outside its image; this way only what lies inside is ever computed.
+    A box may reach far outside its image; only the part inside is computed.
 
     Args:
         cells: to resize from.
@@ -83,7 +83,7 @@ def interpolation_weights(cells: int, pixels: int, start: int, stop: int) -> Ten
         start, stop: the pixels wanted, cut to [0, pixels).
 
     Returns:
-        `(pixels wanted, cells)`, two weights a row.
+        `(pixels wanted, cells)`, two weights for each pixel.
     """
     start, stop = min(max(start, 0), pixels), min(max(stop, 0), pixels)
     wanted = torch.arange(start, max(stop, start), dtype=torch.float64)
@@ -117,7 +117,7 @@ def encode_region(region: np.ndarray, top: int, left: int, size: tuple[int, int]
 
     Args:
         region: boolean `(h, w)`.
-        top, left: its place in the image.
+        top, left: its position in the image.
         size: (height, width) of the image.
 
     Returns:
@@ -238,7 +238,7 @@ def predict_mask_logits(
     Args:
         outputs: of `GLIPv2ForInstanceSegmentation`.
         boxes_xyxy: for each image `(n_i, 4)` in pixels of its target size.
-        positive_maps: for each image `(n_i, tokens)`, above 0 at the words of each box's label.
+        positive_maps: for each image `(n_i, tokens)`, above 0 at the tokens of each box's label.
         target_sizes: (height, width) of each image that the boxes are measured in; `None` for the resized ones.
         model: the model that gave `outputs`; needed only for copies of outputs, which do not know it.
 

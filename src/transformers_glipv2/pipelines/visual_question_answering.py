@@ -149,7 +149,7 @@ def pair_questions(image: Any, question: Any) -> Any:
 
 def register() -> None:
     """Makes `pipeline("visual-question-answering")`, which transformers 5 dropped, known again."""
-    # transformers refuses the names of tasks that it removed before it looks at those that are registered.
+    # transformers refuses the names of tasks that it removed before it checks those that are registered.
     getattr(pipelines, "REMOVED_TASKS", {}).pop(TASK, None)
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(
