@@ -99,6 +99,11 @@ class GLIPv2CaptioningOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor | None, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
+    @property
+    def past_key_values(self) -> Cache | None:
+        """`cache`, by the name that assisted generation of transformers 5.23 reads."""
+        return self.cache
+
 
 # Head ----------------------------------------------------------------------------------------------------------------
 
