@@ -31,6 +31,7 @@ from transformers_glipv2.cli.arguments import (
     ScriptParser,
     add_image_size,
     add_model,
+    add_nms_threshold,
     add_output_folder,
     add_outside_paths,
     add_prediction,
@@ -98,6 +99,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--max_detections", type=positive_int, help="boxes of an image (default: 100; lvis: 300 of each prompt)")
     add_threshold(parser, default=0.0)
     add("--pre_nms_threshold", type=fraction, default=0.05, help="label score of a candidate box (default: 0.05)")
+    add_nms_threshold(parser)
     add_prediction(parser)
     add_outside_paths(parser)
     args = parser.parse_args(arguments)
@@ -162,8 +164,8 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         limit = min(processor.max_tokens, max_prompt_tokens(model, processor.tokenizer))
         prompts = encode_labels(job.labels, processor.tokenizer, limit, args.labels_per_prompt)
     # Votes at several scales count before the threshold does.
-    limits = {"threshold": 0.0, "pre_nms_threshold": args.pre_nms_threshold, "max_detections": args.max_detections}
-    detector = Detector(model, processor, **limits, batch_size=args.batch_size, progress=False)
+    limits = {name: getattr(args, name) for name in ("pre_nms_threshold", "nms_threshold", "max_detections")}
+    detector = Detector(model, processor, threshold=0.0, **limits, batch_size=args.batch_size, progress=False)
     images = job.content["images"][: args.max_samples]
     find = ImageFinder(job.image_folder, args.allow_outside_paths)
     # What is wrong with an image, such as a name that leads out of the folder, makes it one that cannot be read.
@@ -188,7 +190,16 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         lists = [coco_entries(image["id"], result, job.category_ids) for image, result in found]
         return [[entry for entry in entries if entry["score"] >= args.threshold] for entries in lists]
 
-    keep = ("benchmark", "split", "masks", "labels_per_prompt", "max_detections", "threshold", "pre_nms_threshold")
+    keep = (
+        "benchmark",
+        "split",
+        "masks",
+        "labels_per_prompt",
+        "max_detections",
+        "threshold",
+        "pre_nms_threshold",
+        "nms_threshold",
+    )
     settings = {name: getattr(args, name) for name in (*keep, "tta", "image_size")} | {"labels": job.labels}
     image_ids = [image["id"] for image in images]
     output = output_of(job, args)

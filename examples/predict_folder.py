@@ -28,6 +28,7 @@ from transformers_glipv2.cli.arguments import (
     ScriptParser,
     add_generation,
     add_model,
+    add_nms_threshold,
     add_output_folder,
     add_prediction,
     add_threshold,
@@ -63,6 +64,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--format", choices=("parquet", "coco"), default="parquet", help="(default: parquet)")
     add_output_folder(parser, "folder to write to")
     add_threshold(parser)
+    add_nms_threshold(parser)
     add("--max_detections", type=positive_int, default=100, help="boxes of an image (default: 100)")
     add_generation(parser)
     add_prediction(parser)
@@ -96,7 +98,7 @@ def main(arguments: list[str] | None = None) -> Path:
             for (name, image), columns in zip(items, found, strict=True)
         ]
 
-    keep = ("task", "labels", "threshold", "max_detections", "num_beams", "max_new_tokens")
+    keep = ("task", "labels", "threshold", "nms_threshold", "max_detections", "num_beams", "max_new_tokens")
     settings = {name: getattr(args, name) for name in keep} | {"source": str(args.images or args.dataset)}
     shards = predict_images(args, accelerator, names, load, label, args.task, settings)
 
@@ -119,7 +121,7 @@ def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
     model_class = GLIPv2ForInstanceSegmentation if args.task == "masks" else GLIPv2ForObjectDetection
     model, processor = load_checkpoint(model_class, args.model, accelerator.device)
     masks = args.task == "masks"
-    options = {"threshold": args.threshold, "max_detections": args.max_detections, "batch_size": args.batch_size}
+    options = {name: getattr(args, name) for name in ("threshold", "nms_threshold", "max_detections", "batch_size")}
     detect = Detector(model, processor, **options, progress=False)
 
     def columns(result: dict[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def find_in_file(name: str, file: Path) -> list[str]:
     problems = [f"{name} has {kind} in its name; rename it and revoke that." for kind in secrets_of(name)]
     if file.suffix in TEXT_SUFFIXES or file.name in ALLOWED_NAMES:
         return problems + find_in_text(name, file)
-    for where, text in hidden_texts(file):
+    for where, text in embedded_texts(file):
         if text is None:
             problems.append(f"{name} is damaged: {where}; save it again.")
         else:
@@ -154,7 +154,7 @@ def find_in_file(name: str, file: Path) -> list[str]:
     return problems + [f"{name} holds {kind} in its bytes; take it out and revoke it." for kind in new]
 
 
-def hidden_texts(file: Path) -> Iterator[tuple[str, str | None]]:
+def embedded_texts(file: Path) -> Iterator[tuple[str, str | None]]:
     """The texts in images and weights, compressed ones too, with where they are; `None` where the file is damaged."""
     if file.suffix == ".safetensors":
         try:

@@ -27,7 +27,7 @@ def read_results(entries: list[dict[str, Any]], folder: Path) -> tuple[list[Eval
     Measured numbers.
 
     Args:
-        entries: {"file", "keys" (the way to a number in it), "scale" (optional factor), "command" (how it was
+        entries: {"file", "keys" (which lead to a number in it), "scale" (optional factor), "command" (how it was
             measured)} and the fields of `EvalResult` but for the value.
         folder: with the files that evaluation scripts wrote.
 
@@ -62,7 +62,7 @@ def read_results(entries: list[dict[str, Any]], folder: Path) -> tuple[list[Eval
 
 
 def results_table(entries: list[dict[str, Any]], results: list[EvalResult]) -> str:
-    """Markdown: a row a result, with the command that measured it."""
+    """Markdown: a row for each result, with the command that measured it."""
     commands = {(one["dataset_name"], one["metric_name"]): one["command"] for one in entries}
     rows = ["| task | data | metric | value | measured with |", "|---|---|---|---|---|"]
     for one in results:

@@ -209,7 +209,7 @@ SLIPS = [
     ("examples/ground.py", ["--image", "image.png", "--text", "a cat", "--phrases", "dog"], "'dog', which is no part"),
     ("examples/predict_folder.py", ["--images", "empty", "--labels", "cat", *OUT], "holds no image files"),
     ("examples/predict_folder.py", [*IMAGES, "--labels_file", "blank.txt"], "no label"),
-    ("examples/evaluate_detection.py", [*IMAGES, "--annotations", "list.json"], "has no `images`"),
+    ("examples/evaluate_detection.py", [*IMAGES, "--annotations", "list.json"], "list.json"),
     ("examples/evaluate_detection.py", [*IMAGES, "--annotations", "text.png"], "text.png"),
     ("examples/evaluate_detection.py", [*IMAGES, "--benchmark", "odinw", "--sets", "Raccoon"], "without annotations"),
     ("examples/pretrain.py", ["--data", "wrong.yaml", *OUT], "wrong.yaml"),

@@ -19,6 +19,7 @@ from tests.scripts import REPOSITORY, load_script
 from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2Config, detect_labels
 from transformers_glipv2.conversion.remote_code import model_auto_map, save_remote_code
+from transformers_glipv2.inference.detector import encode_labels
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
@@ -157,6 +158,8 @@ def test_bad_input_is_told_on_the_page(app, plain, whole):
 
 def test_a_list_that_needs_several_prompts_is_split(plain):
     labels = [f"{color} {noun}" for color in ("red", "blue", "green") for noun in ("person", "dog", "cat", "cup")]
+    tokenizer = plain.processor.tokenizer
+    assert len(encode_labels(labels, tokenizer, plain.processor.max_tokens)) > 1
     _, table, sentence = plain.detect(natural_image(), ", ".join(labels), 0.0)
     assert len(table) >= 30
     assert "30 boxes with the highest scores" in sentence

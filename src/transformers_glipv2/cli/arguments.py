@@ -290,6 +290,12 @@ def add_threshold(
     parser.add_argument("--threshold", type=fraction, default=default, help=f"{help} (default: {default:g})")
 
 
+def add_nms_threshold(parser: argparse.ArgumentParser) -> None:
+    """`--nms_threshold`."""
+    help = "IoU above which the lower-scoring of two boxes of a label is suppressed (default: 0.6)"
+    parser.add_argument("--nms_threshold", type=fraction, default=0.6, help=help)
+
+
 def add_image(parser: argparse.ArgumentParser, required: bool = True, help: str = "image to look at") -> None:
     """`--image`."""
     parser.add_argument("--image", type=InputFile, required=required, help=help)
