@@ -441,7 +441,7 @@ def padded_over_processes(parts: Sequence[ContrastiveFeatures]) -> ContrastiveFe
             )
         )
     joined = [torch.cat(values) for values in zip(*padded, strict=True)]
-    return ContrastiveFeatures(*joined, log_temperature=parts[0].log_temperature)  # type: ignore[misc]  # seven tensors
+    return ContrastiveFeatures(*joined, parts[0].log_temperature)
 
 
 def inter_image_loss(

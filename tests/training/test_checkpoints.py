@@ -276,6 +276,7 @@ def test_a_full_disk_ends_with_one_sentence_and_what_was_saved_stays(tmp_path, m
         ) as error:
             run(tmp_path, 4, "latest")
         assert "\n" not in str(error.value)
+        assert "MB are free on that disk" in str(error.value)
     assert names(tmp_path) == ["step-0000001", "step-0000002"]
     assert run(tmp_path, 4, "latest").step == 4
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]

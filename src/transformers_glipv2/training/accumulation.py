@@ -128,8 +128,8 @@ def prepare_step(
         num_positives = table[:, names.index("loss_intra")].sum().clamp(min=1)
         contrasts = contrast_gradients(features, num_positives, own.config.inter_loss_weight)
     return [
-        MicroBatch(dict(zip(names, row, strict=True)), contrast, len(batches))
-        for row, contrast in zip(factors, contrasts, strict=True)
+        MicroBatch(dict(zip(names, factor, strict=True)), contrast, len(batches))
+        for factor, contrast in zip(factors, contrasts, strict=True)
     ]
 
 

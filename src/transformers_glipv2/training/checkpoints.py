@@ -238,11 +238,11 @@ def save_checkpoint(
     def discard() -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
-    what = f"the checkpoint of step {state.step} under {output}"
-    _written(accelerator, start, what, discard)
+    what = f"the checkpoint of step {state.step}"
+    _written(accelerator, start, what, output, discard)
     averaged = average.state_dict() if average is not None else None
-    _written(accelerator, lambda: accelerator.save_state(str(partial)), what, discard)
-    _written(accelerator, finish, what, discard)
+    _written(accelerator, lambda: accelerator.save_state(str(partial)), what, output, discard)
+    _written(accelerator, finish, what, output, discard)
     if accelerator.is_main_process:
         earlier = [path for path in list_checkpoints(output) if _step_of(path) < state.step]
         for old in earlier[: max(0, len(earlier) - max(1, keep) + 1)]:
@@ -319,10 +319,12 @@ def export_model(
             os.replace(path, folder / path.name)
         partial.rmdir()
 
-    _written(accelerator, write, f"the model to {folder}", lambda: shutil.rmtree(partial, ignore_errors=True))
+    _written(accelerator, write, "the model", folder, lambda: shutil.rmtree(partial, ignore_errors=True))
 
 
-def _written(accelerator: Accelerator, write: Callable[[], Any], what: str, discard: Callable[[], None]) -> None:
+def _written(
+    accelerator: Accelerator, write: Callable[[], Any], what: str, folder: str | Path, discard: Callable[[], None]
+) -> None:
     """
     Calls `write` on this process. Where it failed on any, all raise the same error, so that none waits for the others.
     """
@@ -331,14 +333,21 @@ def _written(accelerator: Accelerator, write: Callable[[], Any], what: str, disc
         write()
     except _FILE_ERRORS as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        # Writers of tensors do not say that the disk is full.
+        reason += f" ({_free_megabytes(Path(folder)):.0f} MB are free on that disk)"
     reasons = [each for each in gather_object([reason]) if each]
     if reasons:
         if accelerator.is_main_process:
             discard()
         raise OSError(
-            f"could not write {what}: {reasons[0]}. What was saved before is whole; free space, or make the folder "
-            "writable, and go on with `--resume latest`."
+            f"could not write {what} to {folder}: {reasons[0]}. What was saved before is whole; free space, or make "
+            "the folder writable, and go on with `--resume latest`."
         )
+
+
+def _free_megabytes(folder: Path) -> float:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free / 1e6
 
 
 def _synced(path: Path) -> int:
