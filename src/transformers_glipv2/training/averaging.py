@@ -87,7 +87,7 @@ class WeightAverage:
     @staticmethod
     @torch.no_grad()
     def _copy(source: Mapping[str, torch.Tensor], target: Mapping[str, nn.Parameter]) -> None:
-        # In place: optimizer, DDP and the text cache keep their references and see the change.
+        # In place: optimizer and DDP keep their references and see the change.
         for name, parameter in target.items():
             parameter.copy_(source[name])
 
