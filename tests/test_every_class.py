@@ -1,5 +1,6 @@
 """What holds for every model class: freezing, one pass through each part, checkpointing, replaced layers."""
 
+import functools
 import inspect
 from collections import Counter
 
@@ -269,3 +270,160 @@ def test_forward_names_its_arguments(case):
     assert set(inputs) <= set(parameters)
     with pytest.raises(TypeError, match="pixel_masks"):
         model(**inputs, pixel_masks=inputs["pixel_mask"])
+
+
+# Features and hidden states ------------------------------------------------------------------------------------------
+
+WITH_FEATURES = [case for case in ALL if case != "masked-lm"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", WITH_FEATURES)
+def test_features_are_model_outputs_and_stand_for_their_inputs(case):
+    model, inputs = build(case), training_inputs(case)
+    images = {name: inputs[name] for name in ("pixel_values", "pixel_mask")}
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    image_features = model.get_image_features(**images, output_hidden_states=True)
+    text_features = model.get_text_features(**words, output_hidden_states=True, output_attentions=True)
+    # Three maps of the backbone: strides 8, 16 and 32 of 64 x 96 pixels; the last as a sequence.
+    assert [tuple(level.shape[-2:]) for level in image_features.hidden_states] == [(8, 12), (4, 6), (2, 3)]
+    assert image_features.last_hidden_state.shape == (2, 6, image_features.hidden_states[-1].shape[1])
+    assert image_features.image_sizes.tolist() == [[64, 96], [44, 84]]
+    assert text_features.last_hidden_state.shape == (2, 9, 32)
+    assert len(text_features.hidden_states) == 3
+    assert image_features.pooler_output is text_features.pooler_output is None
+    chosen = model.get_text_features(**words, output_hidden_states=[0, -1]).hidden_states
+    assert [states is None for states in chosen] == [False, True, False]
+    assert isinstance(model.get_text_features(**words, return_dict=False), tuple)
+    assert isinstance(model.get_image_features(**images, return_dict=False), tuple)
+    if case.startswith("captions"):
+        return
+    expected = model(**images, **words).fused_text
+    mask = inputs["attention_mask"]
+    for text in (text_features, text_features.last_hidden_state):
+        output = model(image_features=image_features, text_features=text, attention_mask=mask)
+        torch.testing.assert_close(output.fused_text, expected)
+
+
+@torch.no_grad()
+def test_attentions_of_the_encoders():
+    model, inputs = build("detection"), training_inputs("detection")
+    model.set_attn_implementation("eager")
+    found = model.get_text_features(inputs["input_ids"], inputs["attention_mask"], output_attentions=True)
+    assert [one.shape for one in found.attentions] == [(2, 4, 9, 9)] * 2
+    found = model.get_image_features(inputs["pixel_values"], output_attentions=True)
+    assert len(found.attentions) == 2
+
+
+@pytest.mark.parametrize("case", ["model", "detection", "pre-training", "masked-lm", "segmentation", "answers"])
+def test_hidden_states_are_chosen_and_attentions_take_part_in_the_graph(case):
+    model, inputs = build(case), training_inputs(case)
+    output = model(**inputs, output_hidden_states=[0, 2], output_attentions=True)
+    assert [states is None for states in output.hidden_states] == [False, True, False]
+    assert [maps is None for maps in output.vision_hidden_states] == [False, True, False]
+    attentions = [one for pair in output.attentions for one in pair]
+    # The maps after the last layer see the text; the tokens before it see the image.
+    output.fused_text.square().mean().backward(retain_graph=True, inputs=attentions[:2])
+    assert all(one.grad is not None and one.grad.any() for one in attentions[:2])
+    one_state = model(**inputs, output_hidden_states=-1)
+    assert [states is None for states in one_state.hidden_states] == [True, True, False]
+    torch.testing.assert_close(one_state.hidden_states[-1], output.fused_text)
+
+
+# Half precision ------------------------------------------------------------------------------------------------------
+
+
+def finite(output) -> bool:
+    """Whether every number of an output is finite."""
+    tensors = [value for value in output.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    return len(tensors) > 0 and all(tensor.isfinite().all() for tensor in tensors)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ALL)
+def test_channels_beyond_float16_do_not_overflow(case):
+    """Trained models have such channels in P6 and P7, before fusion normalises them."""
+    model, inputs = build(case), training_inputs(case)
+    inner = model if case == "model" else model.model
+    inner.neck.output_convs[2].weight.mul_(100)
+    inner.neck.p6.weight.mul_(3000)
+    expected = model(**inputs)
+    features = model.get_image_features(inputs["pixel_values"]) if case in WITH_FEATURES else None
+    assert features is None or features.feature_maps[3].abs().max() > 65504
+    name = "answer_logits" if case.startswith("answers") else "fused_text" if case == "model" else "logits"
+    with torch.autocast("cpu", torch.float16):
+        autocast = model(**inputs)
+    half = model.half()(**{name: value for name, value in inputs.items() if "labels" not in name})
+    for output in (autocast, half):
+        assert finite(output)
+        spread = expected[name].float().std()
+        assert (output[name].float() - expected[name].float()).abs().mean() < 0.05 * spread + 0.01
+
+
+@torch.no_grad()
+def test_masks_and_contrast_of_large_channels_in_float16():
+    model = build("segmentation")
+    inputs = {name: value for name, value in training_inputs("segmentation").items() if name != "labels"}
+    model.model.neck.output_convs[2].weight.mul_(100)
+    model.model.neck.p6.weight.mul_(3000)
+    # Two boxes that are pooled from P6, which 64 x 96 pixels do not need otherwise.
+    boxes = [torch.tensor([[0.0, 0.0, 1200.0, 900.0]])] * 2
+    words = [torch.eye(9)[2:3]] * 2
+    expected = torch.cat(model(**inputs).predict_masks(boxes, words))
+    with torch.autocast("cpu", torch.float16):
+        autocast = torch.cat(model(**inputs).predict_masks(boxes, words))
+    half = torch.cat(model.half()(**inputs).predict_masks(boxes, words))
+    for masks in (autocast, half):
+        assert masks.isfinite().all()
+        assert (masks - expected).abs().mean() < 0.05 * expected.std() + 0.01
+
+
+def test_the_dtype_of_a_file_is_that_of_its_model(tmp_path):
+    model = build("detection").half()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype="auto")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float16}
+
+
+# Inputs --------------------------------------------------------------------------------------------------------------
+
+
+def zeros(mask: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(mask)
+
+
+def stripes(mask: torch.Tensor) -> torch.Tensor:
+    mask = torch.ones_like(mask)
+    mask[:, ::2] = 0
+    return mask
+
+
+BAD_INPUTS = {
+    "no image in the mask": (lambda i: {"pixel_mask": zeros(i["pixel_mask"])}, r"pixel_mask\[0\]"),
+    "stripes": (lambda i: {"pixel_mask": stripes(i["pixel_mask"])}, r"pixel_mask\[0\]"),
+    "one channel": (lambda i: {"pixel_values": i["pixel_values"][:, :1]}, "3 channels"),
+    "no images": (lambda i: {"pixel_values": i["pixel_values"][:0], "pixel_mask": None}, "at least one image"),
+    "ids beyond the vocabulary": (lambda i: {"input_ids": i["input_ids"] + 128}, "not in the vocabulary"),
+    "negative ids": (lambda i: {"input_ids": i["input_ids"] - 500}, "not in the vocabulary"),
+    "no token in the mask": (lambda i: {"attention_mask": zeros(i["attention_mask"])}, r"attention_mask\[0\]"),
+    "too long a text": (
+        lambda i: {"input_ids": torch.full((2, 21), 7), "attention_mask": None},
+        "21 tokens and `max_text_length` is 20",
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_INPUTS)
+@pytest.mark.parametrize("case", [case for case in ALL if "-" not in case or case in ("pre-training", "masked-lm")])
+def test_inputs_that_no_processor_makes_are_refused(case, bad):
+    model, inputs = cached_model(case), training_inputs(case)
+    change, message = BAD_INPUTS[bad]
+    kept = ("pixel_values", "pixel_mask", "input_ids", "attention_mask")
+    inputs = {name: inputs[name] for name in kept} | change(inputs)
+    with pytest.raises(ValueError, match=message):
+        model(**inputs)
+
+
+@functools.cache
+def cached_model(case: str) -> nn.Module:
+    return build(case, max_text_length=20)

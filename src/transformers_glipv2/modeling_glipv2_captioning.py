@@ -34,7 +34,7 @@ from .layers.caption_steps import (
     tokens_through_layer,
 )
 from .layers.feature_maps import FeatureMaps, crop_maps, flatten_levels, join_maps, map_shapes, own_map_shapes
-from .layers.input_checks import check_keywords, check_text
+from .layers.input_checks import check_has_tokens, check_keywords, check_text
 from .layers.region_attention import GLIPv2Locations, GLIPv2RegionWordAttention, location_features
 from .losses import caption_loss, next_tokens
 from .modeling_glipv2 import (
@@ -242,6 +242,7 @@ def read_captions(
             f"`attention_mask` must have shape {(num_texts, num_keys)} (texts, tokens of the cache and of the text), "
             f"not {tuple(attention_mask.shape)}."
         )
+    check_has_tokens(attention_mask)
     mask, positions = causal_mask(attention_mask, num_tokens)
     encoder, encoder_mask = model.model.text_encoder, mask
     if encoder.config._attn_implementation == "eager":

@@ -102,13 +102,19 @@ def check_text(
         raise ValueError(
             f"`attention_mask` must have shape {tuple(shape)} (batch, tokens), not {tuple(attention_mask.shape)}."
         )
-    if can_read(attention_mask):
-        empty = attention_mask.bool().logical_not().all(1)
-        if empty.any():
-            raise ValueError(
-                f"`attention_mask[{int(empty.nonzero()[0])}]` is 0 everywhere, so the text has no token; pass 1 for "
-                "tokens and 0 for padding, or leave the mask out."
-            )
+    check_has_tokens(attention_mask)
+
+
+def check_has_tokens(attention_mask: torch.Tensor) -> None:
+    """Raises `ValueError` for a text of a mask `(batch, tokens)` that has no token."""
+    if not can_read(attention_mask):
+        return
+    empty = attention_mask.bool().logical_not().all(1)
+    if empty.any():
+        raise ValueError(
+            f"`attention_mask[{int(empty.nonzero()[0])}]` is 0 everywhere, so the text has no token; pass 1 for "
+            "tokens and 0 for padding, or leave the mask out."
+        )
 
 
 def check_keywords(given: Iterable[str], known: Iterable[str], function: Callable) -> None:
@@ -129,4 +135,4 @@ def check_keywords(given: Iterable[str], known: Iterable[str], function: Callabl
         raise TypeError(f"`{function.__name__}` has no argument `{unknown}`; {hint}")
 
 
-__all__ = ["can_read", "check_keywords", "check_pixels", "check_text", "image_sizes_of"]
+__all__ = ["can_read", "check_has_tokens", "check_keywords", "check_pixels", "check_text", "image_sizes_of"]

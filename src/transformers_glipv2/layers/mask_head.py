@@ -254,8 +254,9 @@ class GLIPv2MaskHead(nn.Module):
         labels = torch.cat([weight @ token.float() for weight, token in zip(weights, tokens, strict=True)])
         bias = torch.cat([weight @ one for weight, one in zip(weights, bias, strict=True)])
         pixels = self.pixels(pool_regions(feature_maps, boxes_xyxy, self.strides, self.pool_size))
-        logits = torch.einsum("rchw,rc->rhw", pixels.float(), labels) + bias[:, None, None]
-        return logits.float()  # autocast multiplies in half precision
+        # Autocast would multiply in half precision.
+        with torch.autocast(pixels.device.type, enabled=False):
+            return torch.einsum("rchw,rc->rhw", pixels.float(), labels.float()) + bias[:, None, None].float()
 
     def pixels(self, pooled: Tensor) -> Tensor:
         """Pooled regions `(regions, d_model, side, side)` to pixel features `(regions, mask_dim, 2 side, 2 side)`."""
