@@ -425,23 +425,23 @@ def padded_over_processes(parts: Sequence[ContrastiveFeatures]) -> ContrastiveFe
     """
     most = [max(part.own_tokens.shape[dim] for part in parts) for dim in (1, 2)]
     num_regions, num_tokens = max_over_processes(most, parts[0].regions.device)
-    padded: list[tuple[Tensor, ...]] = []
+    padded = []
     for part in parts:
         regions = (0, num_regions - part.own_tokens.shape[1])
         tokens = (0, num_tokens - part.own_tokens.shape[2])
         padded.append(
-            (
-                F.pad(part.regions, (0, 0, *regions)),
-                F.pad(part.tokens, (0, 0, *tokens)),
-                F.pad(part.own_tokens, (*tokens, *regions)),
-                F.pad(part.region_mask, regions),
-                F.pad(part.token_mask, tokens),
-                F.pad(part.region_classes, regions),
-                F.pad(part.token_classes, tokens),
-            )
+            {
+                "regions": F.pad(part.regions, (0, 0, *regions)),
+                "tokens": F.pad(part.tokens, (0, 0, *tokens)),
+                "own_tokens": F.pad(part.own_tokens, (*tokens, *regions)),
+                "region_mask": F.pad(part.region_mask, regions),
+                "token_mask": F.pad(part.token_mask, tokens),
+                "region_classes": F.pad(part.region_classes, regions),
+                "token_classes": F.pad(part.token_classes, tokens),
+            }
         )
-    joined = [torch.cat(values) for values in zip(*padded, strict=True)]
-    return ContrastiveFeatures(*joined, parts[0].log_temperature)
+    joined = {name: torch.cat([values[name] for values in padded]) for name in padded[0]}
+    return ContrastiveFeatures(**joined, log_temperature=parts[0].log_temperature)
 
 
 def inter_image_loss(
