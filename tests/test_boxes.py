@@ -66,3 +66,31 @@ def test_images_are_assigned_together_as_alone(monkeypatch, at_once):
         alone = assign_atss(anchors, counts, own, torch.zeros(len(own), dtype=torch.long), 1)[0]
         assert matched[index].equal(torch.where(alone < 0, alone, alone + first[index]))
     assert (matched[2] >= 0).any() and (matched[1] == -1).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_suppression_equals_a_plain_loop_on_many_labels(seed):
+    """As many labels as LVIS has, boxes outside of the image, equal scores, and both ways that torchvision goes."""
+    generator = torch.Generator().manual_seed(seed)
+    count = 1500 if seed == 0 else 200
+    corners = torch.rand(count, 2, generator=generator) * 900 - 60
+    boxes = torch.cat([corners, corners + torch.rand(count, 2, generator=generator) * 300], dim=1)
+    boxes[1::2] = boxes[::2] + torch.rand(count // 2, 4, generator=generator) * 20
+    boxes[:, 2:] = boxes[:, 2:].maximum(boxes[:, :2])
+    scores = (torch.rand(count, generator=generator) * 50).round() / 50
+    labels = torch.randint(0, 1200, (count // 4,), generator=generator).repeat_interleave(4)
+    expected, tops = [], {}
+    for index in scores.argsort(descending=True, stable=True).tolist():
+        kept = tops.setdefault(int(labels[index]), [])
+        x1, y1, x2, y2 = boxes[index].double().tolist()
+        for ox1, oy1, ox2, oy2 in kept:
+            width, height = min(x2, ox2) - max(x1, ox1) + 1, min(y2, oy2) - max(y1, oy1) + 1
+            overlap = max(width, 0) * max(height, 0)
+            areas = (x2 - x1 + 1) * (y2 - y1 + 1) + (ox2 - ox1 + 1) * (oy2 - oy1 + 1)
+            if overlap / (areas - overlap) > 0.5:
+                break
+        else:
+            kept.append((x1, y1, x2, y2))
+            expected.append(index)
+    assert len(expected) < count
+    assert batched_nms_inclusive(boxes, scores, labels, 0.5).tolist() == expected

@@ -259,6 +259,18 @@ def test_lora_starts_as_the_model_and_learns(case, targets):
     assert any("vision_query" in name for name in learned)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+@pytest.mark.parametrize("case", ["detection", "answers-evidence", "captions-regions"])
+def test_int8_weights(case, config):
+    quantization = pytest.importorskip("torchao.quantization")
+    model, inputs = build(case), training_inputs(case)
+    name = "answer_logits" if case.startswith("answers") else "logits"
+    expected = model(**inputs)[name]
+    quantization.quantize_(model, getattr(quantization, config)())
+    assert (model(**inputs)[name] - expected).abs().mean() < 0.15 * expected.std()
+
+
 # Signatures ----------------------------------------------------------------------------------------------------------
 
 

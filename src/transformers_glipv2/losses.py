@@ -341,8 +341,8 @@ def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tens
         filled = values.new_zeros(batch, width, *values.shape[1:])
         filled[image, number] = values[chosen]
         padded.append(filled)
-    anchors, words, classes, mask = padded
-    return anchors, words, classes, mask
+    anchors, tokens, classes, mask = padded
+    return anchors, tokens, classes, mask
 
 
 def _numbers_in_images(image: Tensor, batch: int) -> Tensor:

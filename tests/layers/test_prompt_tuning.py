@@ -59,15 +59,17 @@ def test_no_offsets_change_nothing(model, tokenizer):
     assert torch.equal(text_features(model, tokenizer, [PROMPT]), before)
 
 
-def test_words_without_mask_and_cached_words(model, tokenizer):
+def test_tokens_without_a_mask_and_chosen_hidden_states(model, tokenizer):
     ids = tokenizer([PROMPT], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         before = model.get_text_features(input_ids=ids).last_hidden_state
         encoder = add_prompt_tuning(model, tokenizer, PROMPT)
         assert torch.equal(model.get_text_features(input_ids=ids).last_hidden_state, before)
-        # The text cache sees that the offsets changed.
         encoder.offsets.add_(1.0)
-        torch.testing.assert_close(model.get_text_features(input_ids=ids).last_hidden_state, before + 1)
+        found = model.get_text_features(input_ids=ids, output_hidden_states=[-1])
+        torch.testing.assert_close(found.last_hidden_state, before + 1)
+        assert [states is None for states in found.hidden_states] == [True, True, False]
+        torch.testing.assert_close(found.hidden_states[-1], found.last_hidden_state)
 
 
 def test_only_offsets_learn(model, tokenizer):

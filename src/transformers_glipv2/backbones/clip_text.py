@@ -1,7 +1,7 @@
 """
-CLIP's text tower as a text encoder of grounding: every word sees every other, and texts are as long as prompts.
+CLIP's text tower as a text encoder of grounding: every token sees every other, and texts are as long as prompts.
 
-From the text encoder that the original's code calls "clip". Layers and weights are those of transformers' CLIP, so its
+As the text encoder that the original's code calls "clip". Layers and weights are those of transformers' CLIP, so its
 checkpoints load; those of 77 positions need `max_position_embeddings=77` (and `max_text_length=77`).
 """
 
@@ -72,12 +72,12 @@ class GLIPv2CLIPTextModel(CLIPTextModel):
         """
         Args:
             input_ids: `(batch, tokens)`.
-            attention_mask: `(batch, tokens)`, 1 for words and 0 for padding; or `(batch, 1, tokens, keys)` as the
+            attention_mask: `(batch, tokens)`, 1 for tokens and 0 for padding; or `(batch, 1, tokens, keys)` as the
                 attention takes it.
             position_ids: `(batch, tokens)`; `None` counts from 0.
             inputs_embeds: `(batch, tokens, hidden_size)` in place of `input_ids`.
             token_type_ids: not used; CLIP has no token types.
-            cache: keys and values of earlier words, for generation word by word; those of these words are added.
+            cache: keys and values of earlier tokens, for generation step by step; those of these tokens are added.
                 `past_key_values` is its name in older versions of transformers.
 
         Raises:

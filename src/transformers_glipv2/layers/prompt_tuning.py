@@ -66,7 +66,8 @@ class GLIPv2PromptTunedTextEncoder(nn.Module):
         added = self._padded_offsets(input_ids.shape[1]) * is_prompt[:, None, None].to(self.offsets.dtype)
         outputs.last_hidden_state = outputs.last_hidden_state + added
         if outputs.get("hidden_states") is not None:
-            outputs.hidden_states = tuple(state + added for state in outputs.hidden_states)
+            # Layers that were not asked for are `None`.
+            outputs.hidden_states = tuple(None if state is None else state + added for state in outputs.hidden_states)
         return outputs
 
     def _is_prompt(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
