@@ -190,17 +190,8 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         lists = [coco_entries(image["id"], result, job.category_ids) for image, result in found]
         return [[entry for entry in entries if entry["score"] >= args.threshold] for entries in lists]
 
-    keep = (
-        "benchmark",
-        "split",
-        "masks",
-        "labels_per_prompt",
-        "max_detections",
-        "threshold",
-        "pre_nms_threshold",
-        "nms_threshold",
-    )
-    settings = {name: getattr(args, name) for name in (*keep, "tta", "image_size")} | {"labels": job.labels}
+    keep = ("benchmark", "split", "masks", "labels_per_prompt", "threshold", "tta", "image_size")
+    settings = {name: getattr(args, name) for name in keep} | limits | {"labels": job.labels}
     image_ids = [image["id"] for image in images]
     output = output_of(job, args)
     return predict_images(args, accelerator, image_ids, load, detect, job.name, settings, output, source)
