@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .text_features import sample_values
+from .text_features import plain_tensors, sample_values
 
 # Head, what it gives, and the class to load it with.
 HEADS = {
@@ -81,33 +81,28 @@ def check_weights(model: nn.Module) -> None:
     Raises ValueError, naming the tensor, when a weight is NaN or infinite. A model is looked at again only after its
     weights changed.
     """
-    tensors = {
-        name: tensor
+    tensors = [
+        (name, plain)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta
-    }
-    state = tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors.values())
+        for plain in plain_tensors(tensor)
+        if plain.is_floating_point() and plain.numel() and not plain.is_meta
+    ]
+    state = tuple((tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for _, tensor in tensors)
     if _checked.get(model) == state:
         return
-    by_device: dict[torch.device, list[str]] = {}
-    for name, tensor in tensors.items():
-        by_device.setdefault(tensor.device, []).append(name)
-    for names in by_device.values():
+    by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in tensors:
+        by_device.setdefault(tensor.device, []).append((name, tensor))
+    for named in by_device.values():
         # The smallest and the largest value tell, and take no memory; one transfer for all.
-        extremes = [torch.stack(_local(tensors[name]).aminmax()).double() for name in names]
+        extremes = [torch.stack(tensor.aminmax()).double() for _, tensor in named]
         finite = torch.stack(extremes).isfinite().all(1).tolist()
         if not all(finite):
             raise ValueError(
-                f"The weight `{names[finite.index(False)]}` of {type(model).__name__} holds NaN or infinity; the "
+                f"The weight `{named[finite.index(False)][0]}` of {type(model).__name__} holds NaN or infinity; the "
                 "checkpoint is broken (its training may have diverged). Load another one."
             )
     _checked[model] = state
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """A process's own part of a sharded tensor."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local if local.numel() else local.new_zeros(1)
 
 
 __all__ = ["HEADS", "check_model", "check_weights", "record_new_weights"]

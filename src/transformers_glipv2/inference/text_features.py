@@ -14,10 +14,17 @@ SAMPLES = 16
 _ADAPTER_STATE = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
 
 
+def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that hold a tensor's values: itself, its shard, or the integers and scales that quantise it."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
+
+
 def sample_values(tensor: torch.Tensor) -> torch.Tensor:
     """At most `SAMPLES` values of a tensor, spread evenly over it; a shard's own values where it is sharded."""
-    local = getattr(tensor, "to_local", None)
-    flat = (tensor if local is None else local()).detach().flatten()
+    flat = plain_tensors(tensor)[0].detach().flatten()
     return flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES]
 
 
@@ -33,7 +40,7 @@ def weights_fingerprint(module: nn.Module) -> Hashable | None:
         A hashable value; `None` where the weights cannot be read (on the meta device, as of offloaded models), so that
         nothing may be kept.
     """
-    tensors = [*module.parameters(), *module.buffers()]
+    tensors = [plain for tensor in (*module.parameters(), *module.buffers()) for plain in plain_tensors(tensor)]
     if any(tensor.is_meta for tensor in tensors):
         return None
     parts = list(module.modules())
