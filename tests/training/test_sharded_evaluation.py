@@ -30,7 +30,8 @@ IMAGES = 3
 
 
 def make_model(task: str) -> nn.Module:
-    torch.manual_seed(1)
+    # With this seed one process generates four tokens fewer than the other.
+    torch.manual_seed(16)
     if task == "captions":
         model = GLIPv2ForConditionalGeneration(tiny_config())
         model.set_special_tokens(tiny_processor().tokenizer)
