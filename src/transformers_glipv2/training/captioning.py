@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from transformers_glipv2.evaluation.captions import evaluate_captions, ptb_tokenize
 from transformers_glipv2.inference.language import decode_captions
 from transformers_glipv2.training.collators import Examples, ablate_images
-from transformers_glipv2.training.evaluation import gather_in_order, own_examples, with_forward_methods
+from transformers_glipv2.training.evaluation import gather_in_order, own_examples, whole_weights
 
 
 class CaptionEvaluator:
@@ -59,9 +58,11 @@ class CaptionEvaluator:
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, float]:
-        model = with_forward_methods(self.accelerator, model, "generate")
-        # Captions differ in length, and sharded layers need the forward passes of all processes.
-        synced = isinstance(model, FSDPModule) and self.accelerator.num_processes > 1
+        model = self.accelerator.unwrap_model(model)
+        with whole_weights(model):
+            return self._evaluate(model)
+
+    def _evaluate(self, model: Any) -> dict[str, float]:
         tokenizer, device = self.processor.tokenizer, self.accelerator.device
         prefix = tokenizer([self.prefix], return_tensors="pt", return_token_type_ids=False).to(device)
         found = []
@@ -69,8 +70,9 @@ class CaptionEvaluator:
             inputs = dict(self.processor.image_processor([example["image"]], return_tensors="pt"))
             inputs = inputs if self.with_images else ablate_images(inputs)
             with self.accelerator.autocast():
+                # No process waits for the others' captions: each has all weights.
                 tokens = model.generate(
-                    **send_to_device(inputs, device), **prefix, **self.generation, synced_gpus=synced
+                    **send_to_device(inputs, device), **prefix, **self.generation, synced_gpus=False
                 )
             found.append((index, decode_captions(tokens, tokenizer)[0]))
         self.captions = gather_in_order(found)

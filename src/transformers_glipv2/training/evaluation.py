@@ -1,6 +1,7 @@
 """Evaluation while a model trains: how examples are dealt to processes, and average precision of boxes and masks."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,25 @@ def with_forward_methods(accelerator: Accelerator, model: nn.Module, *methods: s
         for method in methods:
             register_fsdp_forward_method(model, method)
     return model
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """
+    Within the context every process holds all weights of a model sharded by FSDP2, so that none needs the others:
+    captions differ in length, and so in their number of forward passes.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+            # The root stays whole until the backward pass, as FSDP2 has it.
+            module.set_reshard_after_forward(module is not model, recurse=False)
 
 
 # Boxes and masks -----------------------------------------------------------------------------------------------------
