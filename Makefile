@@ -17,8 +17,11 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/python examples/detect.py --sample astronaut --labels woman helmet --threshold 0.5
 
+# The tests of a file share models, so a file stays on one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quality: $(READY)
 	$(BIN)/ruff check .

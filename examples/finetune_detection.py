@@ -22,6 +22,7 @@ from transformers_glipv2.cli.arguments import (
     InputFile,
     InputPath,
     ScriptParser,
+    add_custom_loaders,
     add_image_size,
     add_max_samples,
     add_model,
@@ -74,6 +75,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--learning_rate", type=positive_float, help=f"(default: {help})")
     add_image_size(parser, "of training; the largest is used for evaluation and saved")
     add_outside_paths(parser)
+    add_custom_loaders(parser)
     add_training(parser, 4, "images of a step, over all processes", 50, TRAIN_WAYS, 300)
     return parser.parse_args(arguments)
 
@@ -91,7 +93,7 @@ def main(arguments: list[str] | None = None) -> dict:
     if args.shots is not None:
         dataset = few_shot(dataset, args.shots, args.seed, empty_images=args.empty_images)
     require_learnable([dataset], ["boxes"])
-    rehearsal = read_data_file(args.keep_vocabulary) if args.keep_vocabulary else None
+    rehearsal = read_data_file(args.keep_vocabulary, args.allow_custom_loaders) if args.keep_vocabulary else None
     sources, weights = [dataset], [1.0]
     if rehearsal is not None and args.rehearsal_fraction:
         others, own = load_sources(rehearsal)

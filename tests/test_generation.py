@@ -151,6 +151,16 @@ def test_the_inputs_of_a_step_keep_what_they_do_not_know(model):
     assert not {"is_first_iteration", "next_sequence_length"} & prepared.keys()
 
 
+@torch.no_grad()
+def test_a_finished_process_can_run_the_model_for_the_others(model, inputs):
+    """Under `synced_gpus` the cache grows beyond the tokens of captions that are finished."""
+    ids = inputs["input_ids"][:, :4]
+    states = model(**images_of(inputs), input_ids=ids, use_cache=True)
+    given = {"attention_mask": torch.ones(len(ids), 5, dtype=torch.long), "visual_states": states.visual_states}
+    prepared = model.prepare_inputs_for_generation(ids, **given, **{CACHE_NAME: states[CACHE_NAME]}, use_cache=True)
+    assert model(**prepared).logits.shape[1] == 1
+
+
 def test_misspelt_keywords_are_refused(model, inputs):
     with pytest.raises(TypeError, match=r"`pixel_masks`; did you mean `pixel_mask`"):
         model(**inputs, pixel_masks=inputs["pixel_mask"])

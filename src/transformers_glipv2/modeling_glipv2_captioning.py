@@ -543,8 +543,10 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
     ) -> dict[str, Any]:
         """The tokens that the cache does not hold yet; what else is given goes on to `forward`."""
         cache = past_key_values if cache is None else cache
+        # With `synced_gpus` a process whose captions are finished goes on to run the model, for the others' sake.
+        known = 0 if cache is None else min(cache.get_seq_length(), input_ids.shape[1] - 1)
         return {
-            "input_ids": input_ids if cache is None else input_ids[:, cache.get_seq_length() :],
+            "input_ids": input_ids[:, known:],
             "attention_mask": attention_mask,
             "visual_states": visual_states,
             "cache": cache,

@@ -221,7 +221,7 @@ SLIPS = [
 @pytest.mark.parametrize(("script", "given", "message"), SLIPS, ids=lambda value: str(value)[:40])
 def test_slips_that_only_reading_shows(script, given, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(REPOSITORY / script))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(REPOSITORY / script), raising=False)
     monkeypatch.delenv("GLIPV2_TRACEBACK", raising=False)
     for folder in ("images", "empty", "checkpoint"):
         Path(folder).mkdir()

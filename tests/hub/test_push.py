@@ -53,7 +53,7 @@ print("RESULT" + json.dumps({
     "modules": sorted({type(one).__module__.split(".")[0] for one in (processor, base, detector, detector.model)}),
     "fused_text": fused_text.double().abs().sum().item(),
     "logits": logits.double().sum().item(),
-    "found": detector(image, candidate_labels=labels, threshold=0.0, top_k=20),
+    "found": detector(image, candidate_labels=labels, threshold=0.0, pre_nms_threshold=0.0, top_k=20),
     "leaked": [name for name in sys.modules if name.split(".")[0] == "transformers_glipv2"],
 }))
 """
@@ -223,7 +223,7 @@ def test_a_fresh_process_loads_by_name(push, folder, server, tmp_path, name):
     assert fresh["fused_text"] == pytest.approx(fused_text.double().abs().sum().item(), rel=1e-4)
     assert fresh["logits"] == pytest.approx(logits.double().sum().item(), rel=1e-4)
     detector = pipeline("zero-shot-object-detection", model=str(folder), device="cpu")
-    expected = detector(natural_image(), candidate_labels=LABELS, threshold=0.0, top_k=20)
+    expected = detector(natural_image(), candidate_labels=LABELS, threshold=0.0, pre_nms_threshold=0.0, top_k=20)
     assert len(expected) == 20
     assert [one["score"] for one in fresh["found"]] == pytest.approx([one["score"] for one in expected], abs=1e-4)
     for found, other in zip(fresh["found"], expected, strict=True):

@@ -436,6 +436,11 @@ def add_timing(parser: argparse.ArgumentParser, repeats: int, help: str) -> None
 def add_data_file(parser: argparse.ArgumentParser, type: type = InputFile, help: str = "data file (YAML)") -> None:
     """`--data`, which is or may be a data file, and `--allow_custom_loaders`."""
     parser.add_argument("--data", required=True, type=type, help=help)
+    add_custom_loaders(parser)
+
+
+def add_custom_loaders(parser: argparse.ArgumentParser) -> None:
+    """`--allow_custom_loaders`."""
     parser.add_argument(
         "--allow_custom_loaders",
         action="store_true",

@@ -19,7 +19,9 @@ def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
-    return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
+    parts = (getattr(tensor, name) for name in names)
+    # A shard also holds the mesh of devices that it belongs to.
+    return [plain for part in parts if isinstance(part, torch.Tensor) for plain in plain_tensors(part)]
 
 
 def sample_values(tensor: torch.Tensor) -> torch.Tensor:
