@@ -26,7 +26,7 @@ from transformers_glipv2.cli.arguments import (
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("positive_int", {"1": 1, "300": 300}, ["0", "-1", "1.5", "nan", "1e3", "", "x", "9" * 5000]),
+        ("positive_int", {"1": 1, "300": 300}, ["0", "-1", "1.5", "nan", "1e3", "", "x", "9" * 400, "9" * 5000]),
         ("non_negative_int", {"0": 0, "7": 7}, ["-1", "0.5", "inf"]),
         ("seed_int", {"0": 0, "4294967295": 2**32 - 1}, ["-1", "4294967296"]),
         ("multiple_of_32", {"32": 32, "800": 800}, ["0", "31", "100", "-32"]),

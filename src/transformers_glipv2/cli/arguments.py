@@ -66,9 +66,9 @@ class Number:
     def __call__(self, text: str) -> int | float:
         try:
             value = self.kind(text)
-        except ValueError:
-            value = math.nan
-        inside = self.low <= value <= self.high and math.isfinite(value)
+            inside = self.low <= value <= self.high and math.isfinite(value)
+        except (ValueError, OverflowError):  # no number, or an integer beyond all floats
+            value, inside = math.nan, False
         if not inside or (self.exclude_low and value == self.low) or (self.exclude_high and value == self.high):
             raise argparse.ArgumentTypeError(f"{text!r} is not {self.description()}")
         if value % self.multiple and self.multiple > 1:

@@ -21,6 +21,7 @@ import importlib
 import inspect
 import math
 import random
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +198,8 @@ def _check_number(
     value: Any, where: str, unit: str = "", low: float = -math.inf, high: float = math.inf, whole: bool = False
 ) -> None:
     fits = not isinstance(value, bool) and isinstance(value, int if whole else (int, float)) and low <= value <= high
-    if not fits or not math.isfinite(value):
+    # Integers beyond all floats are refused like infinity.
+    if not fits or not abs(value) <= sys.float_info.max:
         number = f"{'a whole number' if whole else 'a number'}{f' of {unit}' if unit else ''}"
         limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
         raise ValueError(f"{where} is {value!r}; expected {number} {limits}.")
