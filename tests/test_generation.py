@@ -157,7 +157,7 @@ def test_a_finished_process_can_run_the_model_for_the_others(model, inputs):
     ids = inputs["input_ids"][:, :4]
     states = model(**images_of(inputs), input_ids=ids, use_cache=True)
     given = {"attention_mask": torch.ones(len(ids), 5, dtype=torch.long), "visual_states": states.visual_states}
-    prepared = model.prepare_inputs_for_generation(ids, **given, **{CACHE_NAME: states[CACHE_NAME]}, use_cache=True)
+    prepared = model.prepare_inputs_for_generation(ids, **given, **{CACHE_NAME: states.cache}, use_cache=True)
     assert model(**prepared).logits.shape[1] == 1
 
 

@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def check_fraction(value: Any, name: str) -> None:
     """Raises TypeError or ValueError, naming the argument, unless `value` is a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number in [0, 1], got {type(value).__name__} {value!r}.")
-    if not 0 <= value <= 1:  # which NaN is not either; `float` fails for huge integers
+    if not 0 <= cast(float, value) <= 1:  # which NaN is not either; `float()` fails for huge integers
         raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
 
 

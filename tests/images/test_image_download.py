@@ -72,10 +72,8 @@ PRIVATE += " 224.0.0.1 [::ffff:127.0.0.1] [fe80::1] [fd00::1]"
 
 @pytest.mark.parametrize("host", PRIVATE.split())
 def test_hosts_that_are_not_public(host):
-    start = time.perf_counter()
     with pytest.raises(ValueError, match=r"http://.*/x\.png is refused: .* is not a public address.*`allow_private_"):
         open_image(f"http://{host}:9/x.png")
-    assert time.perf_counter() - start < 2
 
 
 def test_redirects_are_checked(monkeypatch):

@@ -3,13 +3,14 @@
 import base64
 import io
 import struct
-import time
 import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL.GifImagePlugin
 import PIL.Image
 import PIL.ImageOps
+import PIL.PngImagePlugin
 import pytest
 
 from tests.tiny_detector import natural_image
@@ -107,29 +108,32 @@ def test_values_out_of_range(tmp_path):
             open_image(tmp_path / f"{name}.tif")
 
 
-@pytest.mark.filterwarnings("error")
-def test_the_first_frame_is_read(tmp_path):
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+def test_the_first_frame_is_read(tmp_path, monkeypatch):
     frames = [PIL.Image.new("P", (40, 30), index % 256) for index in range(3000)]
     frames[0].putpalette([200, 10, 20] * 256)
     frames[0].save(tmp_path / "long.gif", save_all=True, append_images=frames[1:], duration=20, loop=0)
-    start = time.perf_counter()
+    sought, seek = set(), PIL.GifImagePlugin.GifImageFile.seek
+    monkeypatch.setattr(
+        PIL.GifImagePlugin.GifImageFile, "seek", lambda gif, frame: sought.add(frame) or seek(gif, frame)
+    )
     image = open_image(tmp_path / "long.gif")
-    assert time.perf_counter() - start < 0.5
+    assert sought <= {0}
     assert image.size == (40, 30) and image.getpixel((0, 0)) == (200, 10, 20)
     pages = [natural_image(20, 30), natural_image(30, 20)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     assert np.array_equal(pixels(open_image(tmp_path / "pages.tif")), np.array(pages[0]))
 
 
-def test_decompression_bombs_are_named(tmp_path):
+def test_decompression_bombs_are_named(tmp_path, monkeypatch):
+    """Before any pixel of them is decoded."""
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("the bomb was decoded"))
     path = tmp_path / "bomb.png"
     path.write_bytes(png_of_zeros(30000, 30000))
     assert path.stat().st_size < 200_000
-    start = time.perf_counter()
     for reader in (open_image, image_size):
         with pytest.raises(ValueError, match=r"bomb\.png' has too many pixels"):
             reader(path)
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp", "tif"])
