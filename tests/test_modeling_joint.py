@@ -20,7 +20,7 @@ def model() -> GLIPv2ForJointTraining:
 
 
 def batch_of_four() -> dict:
-    """Boxes of the first, a question in the second, a caption in the last; some hidden words."""
+    """Boxes of the first, a question in the second, a caption in the last; some masked tokens."""
     inputs = tiny_inputs(batch=4)
     boxes = {
         "boxes": torch.tensor([[0.4, 0.4, 0.3, 0.4]]),

@@ -112,7 +112,7 @@ def test_the_relative_offset_what_is_named_before_a_word_and_after_it():
 
 
 @torch.no_grad()
-def test_the_surest_place_of_what_is_not_there_says_no_more_than_that(model):
+def test_a_low_highest_score_is_bounded(model):
     far, near = (
         model.answer_head.evidence(output, looks_of(output))[1][0, 0, 4]
         for output in (detected(logits=torch.full((1, 6, 2), value)) for value in (-40.0, -12.0))

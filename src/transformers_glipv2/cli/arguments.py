@@ -127,9 +127,10 @@ def repo_id(text: str) -> str:
 
 
 class CheckedPath(type(Path())):  # type: ignore[misc]  # a Path of this system
-    """A path with a check of its own, see [`check_paths`]."""
+    """A path with a check of its own, see [`check_paths`]; each subclass says what it must be."""
 
     def check(self, flag: str) -> None:
+        """Raises ValueError or OSError, naming the flag, unless the path is what the flag takes."""
         raise NotImplementedError
 
 
