@@ -38,7 +38,8 @@ from transformers_glipv2.cli.arguments import (
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.evaluation import generate_captions, predict_images
-from transformers_glipv2.cli.folder import HubImages, ImageFolder, coco_file, write_parquet
+from transformers_glipv2.cli.folder import HubImages, coco_file, write_parquet
+from transformers_glipv2.cli.sources import ImageFolder
 from transformers_glipv2.data.files import read_text, write_json
 from transformers_glipv2.evaluation.shards import evaluation_accelerator
 from transformers_glipv2.inference.detector import Detector

@@ -15,36 +15,6 @@ from transformers_glipv2.images.image_io import open_image
 ROWS_PER_GROUP = 1000
 
 
-class ImageFolder:
-    """
-    The images under a folder, by their paths in it.
-
-    Args:
-        folder (`Path`): searched with all folders in it.
-
-    Attributes:
-        names (`list[str]`): paths in the folder, sorted; bytes that are not UTF-8 are written as `\\xe9`.
-
-    Raises:
-        ValueError: when there is no image.
-    """
-
-    def __init__(self, folder: Path):
-        known = set(Image.registered_extensions())
-        paths = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
-        self.paths = sorted(str(path.relative_to(folder)) for path in paths)
-        if not self.paths:
-            raise ValueError(
-                f"{str(folder)!r} holds no image files (.jpg, .png and so on); pass the folder of images."
-            )
-        self.folder = folder
-        self.names = [path.encode("utf-8", "backslashreplace").decode() for path in self.paths]
-
-    def open(self, index: int) -> Image.Image:
-        """An image as RGB, upright."""
-        return open_image(self.folder / self.paths[index])
-
-
 class HubImages:
     """
     The images of a data set that `datasets.load_dataset` takes.

@@ -10,6 +10,7 @@ from PIL import Image
 
 from transformers_glipv2.images.image_io import open_image
 from transformers_glipv2.inference.drawing import DrawnObject, draw
+from transformers_glipv2.layers.paste_masks import encode_region
 
 SAMPLES = ("chelsea", "coffee", "astronaut", "rocket")
 
@@ -43,6 +44,14 @@ def load_image(path: str | Path | None, sample: str = SAMPLES[0]) -> Image.Image
     return Image.fromarray(getattr(data, sample)()).convert("RGB")
 
 
+def objects_found(result: Mapping[str, Any]) -> list[Found]:
+    """The objects of a result of [`Detector.stream`] or [`Detector.segment`] (with `return_rle=False`)."""
+    masks = result["masks"].numpy() if "masks" in result else [None] * len(result["scores"])
+    columns = (result["text_labels"], result["scores"].tolist(), result["boxes"].tolist(), masks)
+    columns = (*columns, result["labels"].tolist())
+    return [Found(*one) for one in zip(*columns, strict=True)]
+
+
 def phrases_found(phrases: Iterable[Mapping[str, Any]], threshold: float) -> list[Found]:
     """The boxes of grounded phrases with at least a score, the highest-scoring first."""
     found = [
@@ -65,11 +74,33 @@ def show(image: Image.Image, found: Sequence[Found], output: Path, threshold: fl
         threshold (`float`): named where nothing was found.
         title (`str`, *optional*): written into the upper left corner.
     """
+    print_objects(found, threshold)
+    save_drawing(image, found, output, title)
+    print(f"Wrote {output}.")
+
+
+def print_objects(found: Sequence[Found], threshold: float) -> None:
+    """A line for each object: score, label, corners of the box, and the number of pixels of its mask."""
     for one in found:
         pixels = "" if one.mask is None else f"  {one.mask.sum()} pixels"
         print(f"{one.score:.3f}  {one.label:<32} {[round(side) for side in one.box]}{pixels}")
     if not found:
         print(f"No box has a score of {threshold} or more; try a lower --threshold.")
+
+
+def objects_json(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Objects as JSON values: "label", "score", "box" (x1, y1, x2, y2 in pixels), "mask" (COCO's run lengths)."""
+    entries = []
+    for one in found:
+        entry = {"label": one.label, "score": round(one.score, 5), "box": [round(float(side), 2) for side in one.box]}
+        if one.mask is not None:
+            entry["mask"] = encode_region(one.mask, 0, 0, one.mask.shape)
+        entries.append(entry)
+    return entries
+
+
+def save_drawing(image: Image.Image, found: Sequence[Found], output: Path, title: str | None = None) -> None:
+    """Draws objects into a copy of an image and writes it; the file is there as a whole or not at all."""
     # A title stands at a box of no size.
     drawn = [] if title is None else [DrawnObject(title, (0, 0, 0, 0))]
     drawn += [DrawnObject(f"{one.label} {one.score:.2f}", one.box, one.mask, one.group) for one in found]
@@ -77,4 +108,3 @@ def show(image: Image.Image, found: Sequence[Found], output: Path, threshold: fl
     partial = output.with_name(f".{output.stem}.partial{output.suffix}")
     draw(image, drawn).save(partial)
     partial.replace(output)
-    print(f"Wrote {output}.")

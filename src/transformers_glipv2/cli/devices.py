@@ -1,0 +1,23 @@
+"""The device of a command."""
+
+import torch
+
+from transformers_glipv2.cli.checks import Device
+
+
+def pick_device(name: str) -> torch.device:
+    """
+    The device that is meant.
+
+    Args:
+        name (`str`): `auto` (CUDA where there is one, else Apple's GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        ValueError: where the machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    Device(name).check("--device")
+    if name.startswith("cuda:") and int(name.split(":")[1]) >= torch.cuda.device_count():
+        raise ValueError(f"--device is {name!r}, and there are {torch.cuda.device_count()} GPUs; they count from 0.")
+    return torch.device(name)
