@@ -3,6 +3,7 @@ Data sets in one schema, sampling, augmentation, mixtures and the collator. Need
 
 | format | loader |
 |---|---|
+| your own boxes: COCO, YOLO, Pascal VOC, CSV, image folders, `datasets` | `open_dataset` |
 | COCO, Objects365, Roboflow and ODinW folders | `load_coco` |
 | LVIS | `load_lvis` |
 | Flickr30k Entities | `load_flickr30k` |
@@ -31,6 +32,7 @@ _MODULES = {
     "augment": ("Compose", "CopyPaste", "HorizontalFlip", "PhotometricDistortion"),
     "captions": ("load_coco_captions", "load_karpathy_captions"),
     "formats.coco": ("load_coco",),
+    "formats.open": ("open_dataset",),
     "collate": ("GroundingCollator",),
     "dataset": ("ImageDataset", "ImageStream"),
     "flickr30k": ("load_flickr30k",),

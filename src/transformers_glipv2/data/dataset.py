@@ -42,6 +42,8 @@ class ImageDataset(Dataset):
     # What loaders of COCO and LVIS files add: ids and frequencies of the classes, in the order of `class_names`.
     category_ids: list[Any]
     frequencies: list[str | None]
+    # How many images do not exist, and where the first should be.
+    missing_images: tuple[int, str | None] = (0, None)
 
     def __init__(
         self,
@@ -79,7 +81,11 @@ class ImageDataset(Dataset):
 
     def select(self, indices: Sequence[int]) -> "ImageDataset":
         """The examples at these indices, in this order; an index may come several times."""
-        return ImageDataset(_Selection(self.records, indices), self.class_names, self.report)
+        selected = ImageDataset(_Selection(self.records, indices), self.class_names, self.report)
+        for name in ("category_ids", "frequencies"):
+            if hasattr(self, name):
+                setattr(selected, name, getattr(self, name))
+        return selected
 
     def filter(self, keep: Callable[[Mapping[str, Any]], bool]) -> "ImageDataset":
         """The examples whose record passes; no image is opened."""

@@ -21,7 +21,7 @@ class ImageFinder:
             absolute names, names with ".." and links lead to. Only for annotation files that are trusted.
 
     Attributes:
-        asked (`int`), found (`int`): images that were looked for, and that exist.
+        asked (`int`), found (`int`), missing (`int`): images that were looked for, that exist, and that do not.
         first_missing (`str` or `None`): where the first that does not exist should be.
     """
 
@@ -29,7 +29,7 @@ class ImageFinder:
         self.folder = str(folder)
         self.allow_outside_paths = allow_outside_paths
         self.skipped_parts: int | None = None
-        self.asked = self.found = 0
+        self.asked = self.found = self.missing = 0
         self.first_missing: str | None = None
         self._root = os.path.realpath(self.folder)
 
@@ -54,6 +54,7 @@ class ImageFinder:
         if leads_out or not self._is_allowed(missing):
             report.add("outside_path", f"{where}, file name {file_name[:200]!r}")
             return None
+        self.missing += 1
         self.first_missing = self.first_missing or missing
         return missing
 

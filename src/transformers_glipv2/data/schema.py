@@ -48,9 +48,12 @@ PROBLEMS = {
     "unreadable_image": "an image that cannot be read",
     "wrong_size": "an image of another size than its annotations say",
 }
-# What is counted though nothing is wrong.
+# What is counted though nothing is left out.
 NOTES = {
     "turned": "an image stored on its side or head, with boxes made on the stored pixels: both were turned upright",
+    "no_labels": "an image without a label file: taken to show none of the classes",
+    "no_size": "an annotation that does not give the size of its image: read from the image",
+    "same_name": "a class whose name another one has: both are one class",
     "orientation_unclear": (
         "an image whose size does not tell whether its boxes were made before or after it is turned upright: taken to "
         'be upright already (boxes_on="stored" takes the other)'
@@ -90,7 +93,7 @@ class BoxReport:
     """
 
     def __init__(self, policy: str | Mapping[str, str] = "skip", name: str = ""):
-        self.actions = _actions_of(policy)
+        self.actions = actions_of(policy)
         self.name = name
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
@@ -151,7 +154,8 @@ class BoxReport:
         return f"{self._prefix()}{self.counts[problem]} times {what}; the first: {self.first[problem]}"
 
 
-def _actions_of(policy: str | Mapping[str, str]) -> dict[str, str]:
+def actions_of(policy: str | Mapping[str, str]) -> dict[str, str]:
+    """What a policy does about each of `PROBLEMS`; raises ValueError for an unknown problem or action."""
     if isinstance(policy, str):
         if policy not in ("skip", "refuse"):
             raise ValueError(f'`policy` is {policy!r}; choose "skip", "refuse" or a mapping by problem.')

@@ -105,7 +105,8 @@ class DetectionEvaluator:
     Args:
         accelerator (`Accelerator`): deals the images to the processes.
         processor (`GLIPv2Processor`).
-        annotation_file (`str` or `Path`): a COCO-format json or folder, as `load_coco` takes it.
+        annotation_file (`str`, `Path` or `ImageDataset`): a COCO-format json or folder, as `load_coco` takes it, or a
+            split of `open_dataset` (`data.split(name, for_scoring=True)`), read with masks where they are scored.
         split (`str`, *optional*): needed where a folder holds several.
         max_samples (`int`, *optional*): only the first so many images of the file.
         boxes_on (`str`, *optional*, defaults to `"auto"`), allow_outside_paths (`bool`, *optional*, defaults to
@@ -129,7 +130,7 @@ class DetectionEvaluator:
         self,
         accelerator: Accelerator,
         processor: Any,
-        annotation_file: str | Path,
+        annotation_file: str | Path | ImageDataset,
         split: str | None = None,
         max_samples: int | None = None,
         size: dict[str, int] | None = None,
@@ -138,20 +139,24 @@ class DetectionEvaluator:
         boxes_on: str = "auto",
         allow_outside_paths: bool = False,
     ):
-        path = find_annotation_file(annotation_file, split)
-        dataset = load_coco(
-            path,
-            policy={"crowd": "keep"},
-            with_masks=masks,
-            boxes_on=boxes_on,
-            allow_outside_paths=allow_outside_paths,
-        )
+        if isinstance(annotation_file, ImageDataset):
+            name, dataset = annotation_file.report.name, annotation_file
+        else:
+            path = find_annotation_file(annotation_file, split)
+            name = str(path)
+            dataset = load_coco(
+                path,
+                policy={"crowd": "keep"},
+                with_masks=masks,
+                boxes_on=boxes_on,
+                allow_outside_paths=allow_outside_paths,
+            )
         self.category_ids, self.labels = dataset.category_ids, clean_labels(dataset.class_names or [])
         if masks and not any(_has_mask(record["objects"]) for record in dataset.records):
-            raise ValueError(f"no object of {path} has a `segmentation`; score its boxes alone (masks=False).")
+            raise ValueError(f"no object of {name} has a `segmentation`; score its boxes alone (masks=False).")
         self.dataset = dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
         if not len(self.dataset):
-            raise ValueError(f"{path} lists no images; there is nothing to evaluate on.")
+            raise ValueError(f"{name} lists no images; there is nothing to evaluate on.")
         self.prompts = encode_labels(self.labels, processor.tokenizer, processor.max_tokens)
         self.accelerator = accelerator
         self.processor = processor
@@ -211,7 +216,7 @@ def _scores(content: dict[str, Any], predictions: list[dict[str, Any]], iou_type
 
 
 def _has_mask(objects: dict[str, list[Any]]) -> bool:
-    return any(mask is not None for mask in objects["segmentation"])
+    return any(mask is not None for mask in objects.get("segmentation", ()))
 
 
 def make_evaluator(
