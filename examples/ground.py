@@ -21,7 +21,7 @@ from transformers_glipv2.cli.arguments import (
 )
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
-from transformers_glipv2.cli.results import load_image, phrases_found, show
+from transformers_glipv2.cli.results import load_image, phrase_spans, phrases_found, show
 from transformers_glipv2.inference.detector import ground_phrases
 
 
@@ -40,20 +40,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> list[dict]:
     args = check_paths(parse_args(arguments))
-    spans = None if args.phrases is None else [[span_of(phrase, args.text) for phrase in args.phrases]]
+    spans = None if args.phrases is None else [phrase_spans(args.phrases, args.text)]
     image = load_image(args.image)
     model, processor = load_checkpoint(GLIPv2ForObjectDetection, args.model)
     (phrases,) = ground_phrases(model, processor, [image], [args.text], phrases=spans, top_k=args.top_k)
     show(image, phrases_found(phrases, args.threshold), args.output, args.threshold)
     return phrases
-
-
-def span_of(phrase: str, text: str) -> tuple[int, int]:
-    """The characters of a phrase in a text."""
-    start = text.find(phrase)
-    if start < 0 or not phrase:
-        raise ValueError(f"--phrases has {phrase!r}, which is no part of {text!r}; write it as the sentence does.")
-    return start, start + len(phrase)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ segmentation). The drawing goes to `--output`; `--json` also writes boxes, score
 
 import argparse
 
-import torch
 from PIL import Image
 
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation, segment_labels
@@ -28,9 +27,9 @@ from transformers_glipv2.cli.arguments import (
 )
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
-from transformers_glipv2.cli.results import Found, load_image, show
+from transformers_glipv2.cli.results import Found, load_image, objects_found, objects_json, show
 from transformers_glipv2.data.files import write_json
-from transformers_glipv2.layers.paste_masks import encode_region
+from transformers_glipv2.inference.segmentation import segment_phrase
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,12 +57,7 @@ def main(arguments: list[str] | None = None) -> list[Found]:
     found = find(model, processor, image, args)
     show(image, found, args.output, args.threshold)
     if args.json:
-        size = (image.height, image.width)
-        entries = [
-            {"label": one.label, "score": one.score, "box": one.box, "mask": encode_region(one.mask, 0, 0, size)}
-            for one in found
-        ]
-        write_json(args.json, entries)
+        write_json(args.json, objects_json(found))
         print(f"Wrote {args.json}.")
     return found
 
@@ -72,25 +66,13 @@ def find_instances(model, processor, image: Image.Image, args: argparse.Namespac
     """Each object's label, score, box and mask, the highest-scoring first."""
     options = {"threshold": args.threshold, "mask_threshold": args.mask_threshold, "return_rle": False}
     (result,) = segment_labels(model, processor, image, args.labels, **options)
-    columns = (result["text_labels"], result["scores"].tolist(), result["boxes"].tolist(), result["masks"].numpy())
-    return [Found(*columns) for columns in zip(*columns, strict=True)]
+    return objects_found(result)
 
 
-@torch.no_grad()
 def find_phrase(model, processor, image: Image.Image, args: argparse.Namespace) -> list[Found]:
     """One mask of what the phrase refers to, with the box around all of its parts."""
-    inputs = processor(images=image, text=args.phrase).to(model.device)
-    ((phrase,),) = processor.post_process_referring_segmentation(
-        model(**inputs),
-        args.phrase,
-        target_sizes=[(image.height, image.width)],
-        threshold=args.threshold,
-        mask_threshold=args.mask_threshold,
-    )
-    if not len(phrase["boxes"]):
-        return []
-    box = torch.cat([phrase["boxes"][:, :2].amin(0), phrase["boxes"][:, 2:].amax(0)])
-    return [Found(args.phrase, phrase["scores"][0].item(), box.tolist(), phrase["mask"].numpy())]
+    found = segment_phrase(model, processor, image, args.phrase, args.threshold, args.mask_threshold)
+    return [] if found is None else [Found(args.phrase, found["score"], found["box"].tolist(), found["mask"].numpy())]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The `glipv2` command: how it starts, what it takes, and how it ends."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,19 +11,20 @@ import pytest
 from PIL import Image
 
 from tests.scripts import REPOSITORY
-from tests.tiny_detector import natural_image, tiny_detector, tiny_processor
+from tests.tiny_detector import natural_image, save_tiny_heads
 from transformers_glipv2.cli.main import CommandGroup, run_command
 from transformers_glipv2.cli.options import split_labels
 
+# Their options are not those of the commands for images.
+TESTED_ELSEWHERE = {"convert", "data", "evaluate", "export", "predict", "push", "train"}
 COMMANDS = CommandGroup().list_commands(None)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A detector, an image, and a folder of two images and a broken one."""
+    """Models, an image, and a folder of two images and a broken one."""
     folder = tmp_path_factory.mktemp("command")
-    tiny_detector().save_pretrained(folder / "model")
-    tiny_processor().save_pretrained(folder / "model")
+    save_tiny_heads(folder)
     natural_image().save(folder / "image.png")
     (folder / "images" / "more").mkdir(parents=True)
     natural_image().save(folder / "images" / "a.jpg")
@@ -115,6 +117,77 @@ def test_images_that_cannot_be_read_are_left_out_and_reported(capsys):
     assert "1 of 2 images could not be read" in said.err
 
 
+def results_of(args: list[str], capsys) -> list[dict]:
+    """The JSON lines of a command that must succeed."""
+    assert run_command([*args, "--threshold", "0", "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_phrases_are_grounded(capsys):
+    args = ["ground", "image.png", "images", "--model", "model", "--text", "a cat on a table"]
+    results = results_of(args, capsys)
+    assert len(results) == 3
+    assert {one["label"] for one in results[0]["objects"]} == {"a cat", "a table"}
+    results = results_of([*args, "--phrases", "cat", "--top_k", "3"], capsys)
+    assert {one["label"] for one in results[0]["objects"]} == {"cat"}
+    assert len(results[0]["objects"]) == 3
+
+
+@pytest.mark.parametrize("asked", [["--labels", "cat,dog"], ["--phrase", "a black cat"]])
+def test_masks_are_those_that_pycocotools_reads(asked, capsys):
+    pycocotools = pytest.importorskip("pycocotools.mask")
+    (result,) = results_of(["segment", "image.png", "--model", "masks", *asked], capsys)
+    mask = pycocotools.decode(result["objects"][0]["mask"])
+    assert mask.shape == (90, 130)
+
+
+def test_questions_are_answered(capsys):
+    (result,) = results_of(["ask", "image.png", "--model", "model", "-q", "is the cat black?"], capsys)
+    assert {one["answer"] for one in result["answers"]} == {"yes", "no", "red"}
+    assert run_command(["ask", "image.png", "--model", "model", "-q", "is the cat black?", "--top_k", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split("  ")[1] == result["answers"][0]["answer"]
+
+
+def test_images_are_described(capsys):
+    args = ["caption", "images", "--model", "model", "--num_beams", "1", "--max_new_tokens", "3", "--prefix", "a cat"]
+    results = results_of(args, capsys)
+    assert [one["image"] for one in results] == ["images/a.jpg", "images/more/a.png"]
+    assert all(one["caption"].startswith("a cat") for one in results)
+
+
+def test_the_demo_needs_no_image(folder, capsys):
+    assert run_command(["demo", "--model", "model", "--threshold", "0"]) == 0
+    assert "woman" in capsys.readouterr().out
+    assert Image.open(folder / "outputs/detect/astronaut.png").size == (512, 512)
+
+
+def test_the_doctor_says_what_is_installed(capsys):
+    assert run_command(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["torch"] == importlib.metadata.version("torch")
+    assert found["devices"][-1]["device"] == "cpu"
+    assert found["extras"]["train"] == []
+    assert run_command(["doctor"]) == 0
+    assert found["versions"]["transformers"] in capsys.readouterr().out
+
+
+def test_the_doctor_names_what_is_missing(monkeypatch, capsys):
+    have = importlib.metadata.version
+    lower = {"peft": "0.1", "accelerate": None}
+
+    def version(name):
+        if lower.get(name, "") is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return lower.get(name) or have(name)
+
+    monkeypatch.setattr("transformers_glipv2.cli.diagnosis.version", version)
+    monkeypatch.setattr("transformers_glipv2.cli.diagnosis.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert run_command(["doctor", "--check_hub"]) == 0
+    said = capsys.readouterr().out
+    assert 'pip install "transformers-glipv2[train]" for `glipv2 train` (missing: accelerate>=1.1, peft>=0.20)' in said
+    assert "the Hub cannot be reached" in said
+
+
 SLIPS = [
     (["detct"], "No such command 'detct'"),
     (["detect", "image.png"], "Missing option '--labels'"),
@@ -128,19 +201,63 @@ SLIPS = [
     ([*DETECT, "cat", "image.png", "images", "--output", "one.png"], "pass a folder"),
     ([*DETECT, "cat", "image.png", "--output", "drawn.xyz"], "names no format of images"),
     ([*DETECT, "cat", "image.png", "--output", "text.png/drawn"], "is a file"),
+    (["ground", "image.png", "--model", "model", "--text", "a cat", "--phrases", "dog"], "'dog', which is no part"),
+    (["segment", "image.png", "--model", "masks"], "--labels, or one phrase by --phrase"),
+    (["segment", "image.png", "--model", "masks", "--labels", "a", "--phrase", "b"], "or one phrase by --phrase"),
+    (["segment", "image.png", "--model", "model", "--labels", "cat"], "no weights for mask_head"),
+    (["ask", "image.png", "--model", "masks", "--question", "what?"], "no weights for answer_head"),
+    (["ask", "image.png", "--model", "model", "--question", ""], "question"),
+    (["caption", "image.png", "--model", "masks"], "no weights for caption_head"),
     ([*DETECT, "cat", "http://127.0.0.1:9/a.png"], "not a public address"),
 ]
 WRONG_VALUES = {
     "--threshold": ("5", "-0.1", "nan", "x"),
+    "--mask_threshold": ("1.1", "nan"),
     "--nms_threshold": ("1.1", "inf"),
     "--batch_size": ("0", "-1", "1.5"),
     "--max_detections": ("0",),
+    "--max_new_tokens": ("0",),
+    "--num_beams": ("-1",),
+    "--top_k": ("0", "x"),
     "--device": ("gpu", "cuda:x", "cuda:99", ""),
     "--model": ("none/at/all", "image.png", "empty", ""),
 }
+# A right command line of every command.
+RIGHT = {
+    "ask": ["image.png", "--model", "model", "--question", "what?"],
+    "caption": ["image.png", "--model", "model"],
+    "demo": ["--model", "model"],
+    "detect": ["image.png", "--model", "model", "--labels", "cat"],
+    "doctor": [],
+    "ground": ["image.png", "--model", "model", "--text", "a cat"],
+    "segment": ["image.png", "--model", "masks", "--labels", "cat"],
+}
+
+
+def options_of(name: str) -> set[str]:
+    command = CommandGroup().get_command(Context(), name)
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+class Context:
+    """As much of typer's as finding a command takes."""
+
+    obj = None
+
+    def find_root(self) -> "Context":
+        return self
+
+
 SLIPS += [
-    ([*DETECT, "cat", "image.png", flag, value], flag) for flag, values in WRONG_VALUES.items() for value in values
+    ([name, *right, flag, value], flag)
+    for name, right in RIGHT.items()
+    for flag in sorted(options_of(name) & WRONG_VALUES.keys())
+    for value in WRONG_VALUES[flag]
 ]
+
+
+def test_every_command_is_tested_with_wrong_values():
+    assert RIGHT.keys() >= set(COMMANDS) - TESTED_ELSEWHERE
 
 
 @pytest.mark.parametrize(("args", "message"), SLIPS, ids=lambda value: str(value)[-40:])

@@ -86,15 +86,14 @@ Images = Annotated[
         metavar="IMAGES", callback=existing_images, help="Files, folders or http(s) URLs.", show_default=False
     ),
 ]
+_LABELS_HELP = r"Names to look for, by comma, or the option several times. A comma in a label is written \,"
 Labels = Annotated[
     list[str],
-    typer.Option(
-        "--labels",
-        metavar="LABELS",
-        callback=split_labels,
-        help=r"Names to look for, by comma, or the option several times. A comma in a label is written \,",
-        show_default=False,
-    ),
+    typer.Option("--labels", metavar="LABELS", callback=split_labels, help=_LABELS_HELP, show_default=False),
+]
+LabelsOrNone = Annotated[
+    list[str] | None,
+    typer.Option("--labels", metavar="LABELS", callback=split_labels, help=_LABELS_HELP, show_default=False),
 ]
 AllowPrivateUrls = Annotated[
     bool, typer.Option("--allow_private_urls", help="Also ask this machine and hosts of private networks.")
@@ -139,6 +138,13 @@ AgnosticNms = Annotated[
     bool, typer.Option("--agnostic_nms", help="Suppress overlapping boxes of different labels too.")
 ]
 MaxDetections = Annotated[int, number(checks.positive_int, "--max_detections", help="Boxes of an image at most.")]
+
+# Captions ------------------------------------------------------------------------------------------------------------
+
+NumBeams = Annotated[
+    int, number(checks.positive_int, "--num_beams", help="Beams of beam search; 1 is greedy decoding.")
+]
+MaxNewTokens = Annotated[int, number(checks.positive_int, "--max_new_tokens", help="Tokens of a caption at most.")]
 
 # What comes out ------------------------------------------------------------------------------------------------------
 

@@ -2,14 +2,15 @@
 
 import json
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import typer
 from PIL import Image
+from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -20,8 +21,8 @@ from transformers_glipv2.cli.results import Found, objects_json, print_objects, 
 from transformers_glipv2.cli.sources import ImageToOpen, find_images
 from transformers_glipv2.inference.detector import Detector
 
-# What a `Detector` gives for each image of an iterable, in order.
-Ask = Callable[[Iterable[Image.Image]], Iterable[Any]]
+# From images to a result for each, in order.
+Ask = Callable[[list[Image.Image]], Iterable[Any]]
 
 
 @dataclass
@@ -43,11 +44,10 @@ class Shown:
 
 
 def load_detector(model_class: type[PreTrainedModel], model: str, device: str, **options: Any) -> Detector:
-    """A `Detector` with a checkpoint's weights; `options` as there. Bars of progress are for terminals."""
+    """A `Detector` with a checkpoint's weights; `options` as there."""
     if not sys.stderr.isatty():
         disable_progress_bar()
-    found = pick_device(device)
-    return Detector(*load_checkpoint(model_class, model, found), progress=sys.stderr.isatty(), **options)
+    return Detector(*load_checkpoint(model_class, model, pick_device(device)), progress=False, **options)
 
 
 class Report:
@@ -95,26 +95,31 @@ class Report:
                 OutputFolder(output).check("--output")
                 self.folder = output
 
-    def run(self, ask: Ask, show: Callable[[Any], Shown]) -> None:
+    def run(self, ask: Ask, show: Callable[[Any], Shown], batch_size: int = 1) -> None:
         """
         Asks for all images, and prints and draws each result as it comes.
 
         Args:
-            ask (`Callable`): from images to results in their order.
+            ask (`Callable`): from a list of images to results in their order.
             show (`Callable`): from a result to what is shown of it.
+            batch_size (`int`): images asked for at once, and in memory.
 
         Raises:
             ValueError, OSError: when the only image cannot be read, or none can.
             typer.Exit: with code 1 at the end, when some images could not be read.
         """
-        opened: deque[tuple[ImageToOpen, Image.Image]] = deque()
-        for result in ask(self._opened(opened)):
-            self._add(*opened.popleft(), show(result))
+        opened = self._opened()
+        bar = tqdm(total=len(self.images), unit="image", disable=len(self.images) == 1 or not sys.stderr.isatty())
+        with bar:
+            while batch := list(islice(opened, batch_size)):
+                for (image, pixels), result in zip(batch, ask([pixels for _, pixels in batch]), strict=True):
+                    self._add(image, pixels, show(result))
+                bar.update(len(batch))
         if self.failures:
             sys.stderr.write(f"{self.failures} of {len(self.images)} images could not be read and were left out.\n")
             raise typer.Exit(1)
 
-    def _opened(self, opened: deque[tuple[ImageToOpen, Image.Image]]) -> Iterator[Image.Image]:
+    def _opened(self) -> Iterator[tuple[ImageToOpen, Image.Image]]:
         for image in self.images:
             try:
                 pixels = image.open(self.allow_private_urls)
@@ -124,8 +129,7 @@ class Report:
                     raise
                 sys.stderr.write(f"{image.name}: {' '.join(str(error).split())}\n")
                 continue
-            opened.append((image, pixels))
-            yield pixels
+            yield image, pixels
 
     def _add(self, image: ImageToOpen, pixels: Image.Image, shown: Shown) -> None:
         drawing = self.file if self.folder is None else self.folder / image.drawing

@@ -52,6 +52,17 @@ def objects_found(result: Mapping[str, Any]) -> list[Found]:
     return [Found(*one) for one in zip(*columns, strict=True)]
 
 
+def phrase_spans(phrases: Sequence[str], text: str) -> list[tuple[int, int]]:
+    """The characters [start, end) of phrases in a text; raises ValueError for one that is not in it."""
+    spans = []
+    for phrase in phrases:
+        start = text.find(phrase)
+        if start < 0 or not phrase:
+            raise ValueError(f"--phrases has {phrase!r}, which is no part of {text!r}; write it as the sentence does.")
+        spans.append((start, start + len(phrase)))
+    return spans
+
+
 def phrases_found(phrases: Iterable[Mapping[str, Any]], threshold: float) -> list[Found]:
     """The boxes of grounded phrases with at least a score, the highest-scoring first."""
     found = [

@@ -1,12 +1,15 @@
-"""Masks of any number of labels in any number of images."""
+"""Masks of any number of labels in any number of images, and of what a phrase refers to."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import PIL.Image
+import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..image_processing_glipv2 import ImageSource
 from .detector import Detector
+from .model_checks import check_model
 
 
 def segment_labels(
@@ -39,4 +42,46 @@ def segment_labels(
     return Detector(model, processor).segment(images, text_labels, threshold=threshold, **options)
 
 
-__all__ = ["segment_labels"]
+@torch.no_grad()
+def segment_phrase(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    image: PIL.Image.Image,
+    phrase: str,
+    threshold: float = 0.05,
+    mask_threshold: float = 0.5,
+) -> dict[str, Any] | None:
+    """
+    Segments what a phrase refers to in an image: one mask of all its parts (referring segmentation).
+
+    Args:
+        model: `GLIPv2ForInstanceSegmentation`, in evaluation mode.
+        processor: `GLIPv2Processor`.
+        image: RGB.
+        phrase: such as "the red cup left of the bottle".
+        threshold: the lowest score of a box whose mask is part of the result.
+        mask_threshold: the lowest probability of a pixel.
+
+    Returns:
+        {"score": float, "box" `(4,)` around all parts, xyxy in pixels of the image, "mask" boolean `(height, width)`},
+        on the CPU, or `None` where no box has the score.
+
+    Raises:
+        TypeError, ValueError: for a model without a mask head, or an empty or too long phrase.
+    """
+    check_model(model, "mask_head")
+    inputs = processor(images=image, text=phrase).to(model.device)
+    ((found,),) = processor.post_process_referring_segmentation(
+        model(**inputs),
+        phrase,
+        target_sizes=[(image.height, image.width)],
+        threshold=threshold,
+        mask_threshold=mask_threshold,
+    )
+    if not len(found["boxes"]):
+        return None
+    box = torch.cat([found["boxes"][:, :2].amin(0), found["boxes"][:, 2:].amax(0)])
+    return {"score": found["scores"][0].item(), "box": box.cpu(), "mask": found["mask"].cpu()}
+
+
+__all__ = ["segment_labels", "segment_phrase"]

@@ -55,4 +55,4 @@ def detect(
         max_detections=max_detections,
         batch_size=batch_size,
     )
-    report.run(lambda opened: detector.stream(opened, labels), lambda result: Shown(objects_found(result)))
+    report.run(lambda opened: detector.detect(opened, labels), lambda result: Shown(objects_found(result)), batch_size)
