@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> dict:
     data.mlm_probability = 0.0
     processor = GLIPv2Processor.from_pretrained(args.model)
     use_image_size(args, data, processor)
-    mixture = make_mixture(data, args.num_steps * args.batch_size, args.seed)
+    mixture = make_mixture(data, args.num_steps, args.batch_size, args.seed)
     require_learnable(mixture.sources, ["masks"])
     collator = make_collator(data, processor, mixture, args.batch_size, args.seed)
     collator.with_masks = True

@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
     if weights.get("mlm_loss_weight") == 0:
         data = replace(data, mlm_probability=0.0)
     processor = GLIPv2Processor.from_pretrained(args.model)
-    mixture = make_mixture(data, args.num_steps * args.batch_size, args.seed)
+    mixture = make_mixture(data, args.num_steps, args.batch_size, args.seed)
     collator = make_collator(data, processor, mixture, args.batch_size, args.seed)
     require_learnable(mixture.sources, ("boxes", "tokens") if data.mlm_probability else ("boxes",))
     if args.vqa_captioning:

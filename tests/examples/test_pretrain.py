@@ -140,11 +140,14 @@ def test_two_processes_go_on_exactly_with_what_one_began(folder, signal_in_step_
     with signal_in_step_2():
         state = pretrain.main(arguments(folder, "two", model="no_dropout", data="data_eval.yaml"))
     assert (state.step, state.stopped) == (2, "signal")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
+    # What `accelerate launch` starts for several GPUs; for CPUs it starts one process, whatever number it is given.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(EXAMPLES / "pretrain.py"), *arguments(folder, "two", model="no_dropout", data="data_eval.yaml")]
     command += ["--resume", "latest"]
-    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert (folder / "two" / "checkpoints" / "step-0000004" / "random_states_1.pkl").exists()  # of the second process
     one, two = read_log(folder / "one"), read_log(folder / "two")
     assert len(one) == len(two) == 8
     for line, other in zip(one, two, strict=True):

@@ -29,7 +29,7 @@ def test_data_file_mixes_by_weight(tmp_path):
     text += '  - {kind: "transformers_glipv2.data.formats.coco:load_coco", path: copy, split: val}\n'
     text += "sizes: [64]\nmlm_probability: 0.5\naugment: {flip: 1.0}\nevaluation: {path: coco, split: val}\n"
     data = read_data_file(write_data_file(tmp_path, text), allow_custom_loaders=True)
-    mixture = make_mixture(data, 1000, seed=0)
+    mixture = make_mixture(data, 250, 4, seed=0)
     assert [len(source) for source in mixture.sources] == [4, 2]
     sources = [mixture.locate(index)[0] for index in range(1000)]
     assert sources.count(0) == 750
@@ -149,5 +149,5 @@ def test_copy_paste_needs_masks(tmp_path):
     text = "sources: [{kind: coco, path: coco, split: train}]\naugment: {copy_paste: 0.5}"
     data = read_data_file(write_data_file(tmp_path, text))
     with pytest.raises(ValueError, match="with_masks: true"):
-        make_collator(data, tiny_processor(), make_mixture(data, 4, seed=0), 2, seed=0)
+        make_collator(data, tiny_processor(), make_mixture(data, 2, 2, seed=0), 2, seed=0)
     assert len(load_sources(data)[0]) == 1

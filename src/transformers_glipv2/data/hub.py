@@ -119,7 +119,7 @@ def from_hf_dataset(
     reader = _reader(datasets, first if features is None else features, dict(columns or {}), box_format, class_names)
     if isinstance(dataset, datasets.IterableDataset):
         reader.check_class_names(first)
-        return ImageStream(_StreamedRecords(dataset, reader), reader.class_names, report)
+        return ImageStream(StreamedRecords(dataset, reader), reader.class_names, report)
     if reader.class_names is None and reader.names_classes(first):
         reader.class_names = _all_names(dataset, reader)
     records = PackedRecords(_checked_records(dataset, reader, report))
@@ -224,8 +224,11 @@ class _HubImage:
         return image_source(next(iter(self.images[self.example].values())))
 
 
-class _StreamedRecords:
-    """Starts passes for `ImageStream`; a class, so that it can be pickled."""
+class StreamedRecords:
+    """
+    Starts passes for `ImageStream`, and reads parts of the data set for `LaneStream`; a class, so that it can be
+    pickled.
+    """
 
     splits_by_worker = True
 
@@ -238,10 +241,15 @@ class _StreamedRecords:
 
     def __call__(self, report: BoxReport) -> Iterator[dict[str, Any]]:
         for index, example in enumerate(self.dataset):
-            source = partial(image_source, example[self.reader.columns["image"]])
-            record = self.reader.record(example, index, source, report)
+            record = self.record(example, index, report)
             if record is not None:
-                yield {**record, "image_path": source}
+                yield record
+
+    def record(self, example: Mapping[str, Any], index: int, report: BoxReport) -> dict[str, Any] | None:
+        """The record of an example of the data set, or `None` where it is left out."""
+        source = partial(image_source, example[self.reader.columns["image"]])
+        record = self.reader.record(example, index, source, report)
+        return None if record is None else {**record, "image_path": source}
 
 
 def _checked_records(dataset: Any, reader: _ExampleReader, report: BoxReport) -> Iterator[dict[str, Any]]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
+from transformers_glipv2.data.lanes import LaneStream, can_be_dealt
 from transformers_glipv2.data.seeding import derive_random
 
 
@@ -26,6 +27,8 @@ class MixtureDataset(Dataset):
         length (`int`, *optional*): samples altogether; by default one pass over the finite sources' examples.
         block_size (`int`, *optional*, defaults to 1000): a smaller one mixes more evenly and rounds fractions more.
         shuffle (`bool`, *optional*, defaults to `True`): `False` keeps the order of examples within the sources.
+        lanes (`int`, *optional*, defaults to 1): sample `i` belongs to lane `i % lanes`. Every lane has blocks of its
+            own, and shards of streamed sources of its own (see `LaneStream`).
 
     Examples get `sample_index` (`int`) and `source` (`int`, index into the sources) added; what `GroundingCollator`
     chooses at random depends on the sample index.
@@ -43,11 +46,13 @@ class MixtureDataset(Dataset):
         length: int | None = None,
         block_size: int = 1000,
         shuffle: bool = True,
+        lanes: int = 1,
     ):
         weights = [1.0] * len(sources) if weights is None else list(weights)
         if len(weights) != len(sources) or not sources or min(weights) <= 0:
             raise ValueError(f"`weights` must give one positive number for each of {len(sources)} sources: {weights}.")
-        self.sources = [source if hasattr(source, "__getitem__") else IndexedStream(source) for source in sources]
+        self.lanes = lanes
+        self.sources = [self._indexed(source) for source in sources]
         self.source_lengths = [_length(source) for source in self.sources]
         if 0 in self.source_lengths:
             raise ValueError(f"source {self.source_lengths.index(0)} of the mixture is empty.")
@@ -59,7 +64,7 @@ class MixtureDataset(Dataset):
         self.block_size = block_size
         self.shuffle = shuffle
         self.per_block = block_counts(weights, block_size)
-        self._blocks: dict[int, list[tuple[int, int]]] = {}
+        self._blocks: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._orders: dict[int, tuple[int, list[int]]] = {}
 
     def __len__(self) -> int:
@@ -73,9 +78,10 @@ class MixtureDataset(Dataset):
 
     def locate(self, sample_index: int) -> tuple[int, int]:
         """Source of a sample and index of its example there, without reading the example."""
-        block, position = divmod(sample_index, self.block_size)
-        source, nth = self._block(block)[position]
-        nth += block * self.per_block[source]
+        sample, lane = divmod(sample_index, self.lanes)
+        block, position = divmod(sample, self.block_size)
+        source, nth = self._block(lane, block)[position]
+        nth = (nth + block * self.per_block[source]) * self.lanes + lane
         length = self.source_lengths[source]
         if length is None:
             return source, nth
@@ -86,20 +92,26 @@ class MixtureDataset(Dataset):
         # Workers rebuild the caches; sending them would cost more.
         return {**self.__dict__, "_blocks": {}, "_orders": {}}
 
-    def _block(self, block: int) -> list[tuple[int, int]]:
-        """(source, how many of this source came before in the block) of each sample of a block."""
-        if block not in self._blocks:
+    def _indexed(self, source: Any) -> Any:
+        # PyTorch's class for streams has a `__getitem__` too, which only raises.
+        if hasattr(source, "__getitem__") and not isinstance(source, IterableDataset):
+            return source
+        return LaneStream(source, self.lanes) if self.lanes > 1 and can_be_dealt(source) else IndexedStream(source)
+
+    def _block(self, lane: int, block: int) -> list[tuple[int, int]]:
+        """(source, how many of this source came before in the block) of each sample of a block of a lane."""
+        if (lane, block) not in self._blocks:
             order = [source for source, count in enumerate(self.per_block) for _ in range(count)]
-            derive_random(self.seed, "block", block).shuffle(order)
+            derive_random(self.seed, "block", block, *([lane] if lane else [])).shuffle(order)
             seen = [0] * len(self.sources)
             samples = []
             for source in order:
                 samples.append((source, seen[source]))
                 seen[source] += 1
             # A batch is in at most two blocks; older ones do not come back.
-            self._blocks = {key: value for key, value in self._blocks.items() if key == block - 1}
-            self._blocks[block] = samples
-        return self._blocks[block]
+            self._blocks.pop((lane, block - 2), None)
+            self._blocks[lane, block] = samples
+        return self._blocks[lane, block]
 
     def _order(self, source: int, epoch: int, length: int) -> list[int]:
         key, order = self._orders.get(source, (-1, []))
@@ -131,7 +143,8 @@ class IndexedStream:
     An iterable as an endless source: example n is the n-th of the iterable, which starts over when it ends.
 
     Examples can only be read in order (gaps are read and dropped), so a resumed run first reads up to its sample,
-    and each data loader worker reads all of it. Where a source can be indexed, do that instead.
+    and each data loader worker reads all of it. Where a source can be indexed, do that instead; where it is made of
+    shards, use `LaneStream`.
 
     Args:
         iterable: of schema examples; each `iter` of it starts at the first. Its `set_epoch`, where it has one (as

@@ -9,6 +9,7 @@ A file that says what a run is trained on: data sets with weights, sizes of imag
     mlm_probability: 0.15       # of a token to be masked
     max_negatives: 85           # absent classes in the sentence of a detection example, at most
     augment: {flip: 0.5, photometric: 0.5, copy_paste: 0.0}    # probabilities; copy_paste needs a source with masks
+    stream_readers: 4           # with streamed shards: data loader workers of a process that read shards of their own
     evaluation: {path: coco-mini, split: val, max_samples: 100}
 
 Paths are relative to the file. YAML, of which JSON is a part. A loader of your own (`module:name`) is imported and
@@ -32,6 +33,7 @@ import yaml
 from transformers_glipv2.data.augment import Compose, CopyPaste, HorizontalFlip, PhotometricDistortion
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.files import read_text
+from transformers_glipv2.data.lanes import can_be_dealt
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.data.sampling import DetectionSampler, GroundedText, token_counter
 from transformers_glipv2.prompts import clean_labels
@@ -48,6 +50,7 @@ LOADERS = {
     "karpathy_captions": "transformers_glipv2.data.captions:load_karpathy_captions",
     "vqa": "transformers_glipv2.data.vqa:load_vqa",
     "hub": "transformers_glipv2.data.hub:load_hub",
+    "webdataset": "transformers_glipv2.data.webdataset:load_webdataset",
     "scenes": "transformers_glipv2.data.scenes.scenes:load_scenes",
     "mosaics": "transformers_glipv2.data.scenes.mosaics:MosaicScenes",
 }
@@ -64,7 +67,8 @@ class DataFile:
     Attributes:
         folder (`Path`): paths are relative to it.
         sources (`list[dict]`), sizes (`list[int]` or `None`), max_size (`int` or `None`), mlm_probability (`float`),
-        max_negatives (`int`), augment (`dict[str, float]`), evaluation (`dict` or `None`): as in the file.
+        max_negatives (`int`), augment (`dict[str, float]`), stream_readers (`int`), evaluation (`dict` or `None`): as
+            in the file.
         allow_custom_loaders (`bool`): whether `kind` may be `module:name`.
         name (`str`): of the file, for messages.
     """
@@ -76,6 +80,7 @@ class DataFile:
     mlm_probability: float = 0.15
     max_negatives: int = 85
     augment: dict[str, float] = field(default_factory=dict)
+    stream_readers: int = 1
     evaluation: dict[str, Any] | None = None
     allow_custom_loaders: bool = False
     name: str = "the data file"
@@ -136,6 +141,7 @@ def check_data_file(data: DataFile) -> None:
                 f"`max_size` of {where} is {data.max_size}, less than the shortest edge {max(data.sizes)} of `sizes`; "
                 "it is the longest edge that goes with them."
             )
+    _check_number(data.stream_readers, f"`stream_readers` of {where}", low=1, whole=True)
     _check_number(data.mlm_probability, f"`mlm_probability` of {where}", low=0, high=1)
     if data.mlm_probability == 1:
         raise ValueError(f"`mlm_probability` of {where} is 1: no token would be left to predict the others from.")
@@ -245,10 +251,18 @@ def load_sources(data: DataFile) -> tuple[list[Any], list[float]]:
     return datasets, weights
 
 
-def make_mixture(data: DataFile, num_samples: int, seed: int) -> MixtureDataset:
-    """The sources, mixed by their weights, `num_samples` examples altogether."""
+def make_mixture(data: DataFile, num_steps: int, batch_size: int, seed: int) -> MixtureDataset:
+    """
+    The sources, mixed by their weights.
+
+    Args:
+        data (`DataFile`).
+        num_steps (`int`), batch_size (`int`): of the run. Streamed shards are dealt out to the images of a step.
+        seed (`int`).
+    """
     datasets, weights = load_sources(data)
-    return MixtureDataset(datasets, weights, seed=seed, length=num_samples)
+    lanes = batch_size * data.stream_readers if any(map(can_be_dealt, datasets)) else 1
+    return MixtureDataset(datasets, weights, seed=seed, length=num_steps * batch_size, lanes=lanes)
 
 
 def make_collator(data: DataFile, processor: Any, mixture: MixtureDataset, batch_size: int, seed: int):
