@@ -21,7 +21,7 @@ ALIKE = 6.0
 _HASHES = 8  # rows of the hash; rows that agree make two images candidates
 
 
-def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed: int = 0) -> list[int]:
+def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed: int = 0) -> tuple[list[int], bool]:
     """
     Which images to hold out.
 
@@ -29,14 +29,17 @@ def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed
     not at all, and of no class are all images held out. The choice depends on the names of the images, the seed and
     the images themselves, so it is the same for the same images in another format.
 
+    Where too many images look alike for that (a fixed camera), or classes have too few images, the last ones by name
+    are held out, which keeps all but two neighbouring frames of a video apart.
+
     Args:
         records (`Sequence[Mapping]`): of an `ImageDataset`.
         fraction (`float`): of the images, in (0, 1).
         seed (`int`, *optional*, defaults to 0).
 
     Returns:
-        `list[int]`: ascending. Of two images or more at least one is held out and one is left, unless all of them
-        look alike; then it is empty.
+        `tuple[list[int], bool]`: ascending indices, of two images or more at least one and not all; and whether
+        images that look alike were kept together.
 
     Raises:
         ValueError: when the fraction is out of range.
@@ -59,9 +62,10 @@ def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed
         if fits and all(left[name] > count for name, count in own.items()):
             held += group
             left -= own
-    if not held and len(groups) > 1:
-        held = min(groups, key=len)
-    return sorted(held)
+    if 2 * len(held) >= target:
+        return sorted(held), True
+    by_name = sorted(range(len(records)), key=names.__getitem__)
+    return sorted(by_name[-target:] if len(records) > 1 else []), False
 
 
 def look_alike_groups(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:

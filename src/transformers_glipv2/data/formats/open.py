@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.formats.coco import find_coco
@@ -85,6 +86,11 @@ class DataReport:
             lines.append(f"{name:{width}}  {_count(split.images, 'image', 'images')}, {boxes}{empty}")
         return "\n".join([*lines, *self.notes, *self.problems()])
 
+    def as_json(self) -> dict[str, Any]:
+        """What `json.dumps` takes."""
+        splits = {name: dict(vars(split)) for name, split in self.splits.items()}
+        return {**vars(self), "splits": splits}
+
     def problems(self) -> list[str]:
         """One line each, without those that two splits of one file share."""
         lines: dict[str, None] = {}
@@ -119,7 +125,7 @@ class LocalDataset:
         self._seed = seed
         self._val_fraction = val_fraction
         self._divided: str | None = None
-        self._held_out: list[int] | None = None
+        self._held_out: tuple[list[int], bool] | None = None
         self._read: dict[tuple[str, bool], ImageDataset] = {}
         has_val = any(split_name(name) in ("val", "minival") for name in self._sources)
         divided = next((name for name in self._sources if name in ("train", WHOLE)), None)
@@ -156,7 +162,7 @@ class LocalDataset:
         if self._divided is None or own not in ("train", "val"):
             return self._read_source(own, for_scoring)
         whole = self._read_source(self._divided, for_scoring)
-        held_out = set(self._held_out_indices())
+        held_out = set(self._held_out_indices()[0])
         return whole.select([index for index in range(len(whole)) if (index in held_out) == (own == "val")])
 
     @property
@@ -168,25 +174,27 @@ class LocalDataset:
         splits = {name: self.splits[name] for name in self.split_names}
         notes = []
         if self._divided is not None:
-            count = len(self._held_out_indices())
+            held_out, together = self._held_out_indices()
+            count = len(held_out)
+            how = "images that look alike kept together" if together else "the last by name, many images look alike"
             notes.append(
                 f"val is {_count(count, 'image', 'images')} held out of {len(splits['train']) + count} "
-                f"(--val_fraction {self._val_fraction:g}, seed {self._seed}, images that look alike kept together)"
+                f"(--val_fraction {self._val_fraction:g}, seed {self._seed}, {how})"
             )
         notes += [*_shared_images(splits), *_other_classes(splits)]
         return DataReport(
             self.path, self.form, self.classes, {name: _split_report(own) for name, own in splits.items()}, notes
         )
 
-    def _held_out_indices(self) -> list[int]:
+    def _held_out_indices(self) -> tuple[list[int], bool]:
         if self._held_out is None:
             assert self._divided is not None
             whole = self._read_source(self._divided, False)
             self._held_out = held_out_indices(whole.records, self._val_fraction, self._seed)
-            if not self._held_out:
+            if not self._held_out[0]:
                 raise ValueError(
-                    f"no val split can be held out of the {_count(len(whole), 'image', 'images')} of {self.path}: "
-                    "there is only one, or all look alike. Add a val split, or train without one (--val_fraction 0)."
+                    f"{self.path} has one image to train on, of which no val split can be held out; "
+                    "train without one (--val_fraction 0)."
                 )
         return self._held_out
 
