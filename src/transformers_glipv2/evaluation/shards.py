@@ -194,11 +194,8 @@ def predict_in_shards(
         description (`str`, *optional*): for the progress bar, which shows the main process's part.
     """
     # All look before any writes, so that all divide the same list.
-    remaining, loaded = shards.remaining(), _Loaded(load)
-    for written in sorted(set(shards.blocks) - set(remaining)):
-        if any(loaded[position][2] is None for position in shards.failed(written)):
-            remaining.append(written)
-    remaining.sort()
+    loaded = LoadedImages(load)
+    remaining = blocks_to_predict(shards, loaded)
     accelerator.wait_for_everyone()
     mine = remaining[accelerator.process_index :: accelerator.num_processes]
     batches = [
@@ -213,11 +210,7 @@ def predict_in_shards(
     total = sum(stop - start for start, stop in mine)
     with tqdm(total=total, desc=description, unit=" images", disable=not accelerator.is_main_process) as bar:
         for batch in loader:
-            good = [item for _, item, error in batch if error is None]
-            predicted = iter(predict(good) if good else [])
-            for position, _, error in batch:
-                entry = {"id": shards.keys[position], "predictions": [] if error else next(predicted)}
-                entries.append({**entry, "error": error} if error else entry)
+            entries += predicted_entries(shards, batch, predict)
             bar.update(len(batch))
             if block is not None and batch[-1][0] == block[1] - 1:
                 shards.write(block, entries)
@@ -225,7 +218,31 @@ def predict_in_shards(
     accelerator.wait_for_everyone()
 
 
-class _Loaded(Dataset):
+def blocks_to_predict(shards: PredictionShards, loaded: "LoadedImages") -> list[tuple[int, int]]:
+    """Blocks without predictions, and those with an image that could not be read before and now can."""
+    remaining = shards.remaining()
+    for written in sorted(set(shards.blocks) - set(remaining)):
+        if any(loaded[position][2] is None for position in shards.failed(written)):
+            remaining.append(written)
+    return sorted(remaining)
+
+
+def predicted_entries(
+    shards: PredictionShards,
+    batch: Sequence[tuple[int, Any, str | None]],
+    predict: Callable[[list[Any]], list[list[dict[str, Any]]]],
+) -> list[dict[str, Any]]:
+    """Entries, as of `PredictionShards.write`, of a batch of `LoadedImages`."""
+    good = [image for _, image, error in batch if error is None]
+    predicted = iter(predict(good) if good else [])
+    entries = []
+    for position, _, error in batch:
+        entry = {"id": shards.keys[position], "predictions": [] if error else next(predicted)}
+        entries.append({**entry, "error": error} if error else entry)
+    return entries
+
+
+class LoadedImages(Dataset):
     """Position -> (position, image, error message or `None`)."""
 
     def __init__(self, load: Callable[[int], Any]):
