@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-# The weights of the box coder (dx, dy, dw, dh) and the largest log-size it decodes, as in the original.
-CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+# The weights of the box coder (of dx and dy, of dw and dh) and the largest log-size it decodes, as in the original.
+CENTRE_WEIGHT, SIZE_WEIGHT = 10.0, 5.0
 MAX_LOG_SIZE = math.log(1000.0 / 16.0)
 # An anchor is a candidate for a box when its centre is inside by more than this, in pixels.
 INSIDE_MARGIN = 0.01
@@ -123,8 +123,8 @@ def encode_boxes(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     check_boxes_shape(anchors_xyxy, "anchors_xyxy")
     centres, sizes = _centres_and_sizes(_at_least_float32(boxes_xyxy))
     anchor_centres, anchor_sizes = _centres_and_sizes(_at_least_float32(anchors_xyxy))
-    deltas = torch.cat(((centres - anchor_centres) / anchor_sizes, (sizes / anchor_sizes).log()), dim=-1)
-    return deltas * deltas.new_tensor(CODER_WEIGHTS)
+    shifts = CENTRE_WEIGHT * ((centres - anchor_centres) / anchor_sizes)
+    return torch.cat((shifts, SIZE_WEIGHT * (sizes / anchor_sizes).log()), dim=-1)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
@@ -141,10 +141,9 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     check_boxes_shape(deltas, "deltas")
     check_boxes_shape(anchors, "anchors")
     deltas = _at_least_float32(deltas)
-    deltas = deltas / deltas.new_tensor(CODER_WEIGHTS)
     anchor_centres, anchor_sizes = _centres_and_sizes(_at_least_float32(anchors))
-    centres = deltas[..., :2] * anchor_sizes + anchor_centres
-    half = 0.5 * (deltas[..., 2:].clamp(max=MAX_LOG_SIZE).exp() * anchor_sizes - 1)
+    centres = deltas[..., :2] / CENTRE_WEIGHT * anchor_sizes + anchor_centres
+    half = 0.5 * ((deltas[..., 2:] / SIZE_WEIGHT).clamp(max=MAX_LOG_SIZE).exp() * anchor_sizes - 1)
     return torch.cat((centres - half, centres + half), dim=-1)
 
 

@@ -38,6 +38,7 @@ from .layers.feature_maps import (
     FeatureMaps,
     crop_maps,
     flatten_levels,
+    has_padding,
     join_attentions,
     join_maps,
     location_mask,
@@ -47,7 +48,7 @@ from .layers.feature_maps import (
 )
 from .layers.fusion import BOUND, GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
 from .layers.half_precision import avoid_float16
-from .layers.input_checks import check_pixels, check_text, image_sizes_of
+from .layers.input_checks import check_pixels, check_text, image_sizes_of, read_sizes, ready_mask
 from .losses import AnchorTargets, detection_losses, match_anchors
 
 Labels = Sequence[Mapping[str, Any] | None]
@@ -74,10 +75,13 @@ class GLIPv2ImageFeatures(BaseModelOutputWithPooling):
             P3..P7 before fusion; of a model in float16, P6 and P7 are float32.
         image_sizes (`torch.LongTensor` of shape `(batch, 2)`):
             Height and width in pixels of each un-padded (resized) image.
+        own_shapes (`list` of `list` of `tuple[int, int]`, with `config.mask_padded_pixels`):
+            For each image height and width of the part of each map that it fills.
     """
 
     feature_maps: FeatureMaps | None = None
     image_sizes: torch.LongTensor | None = None
+    own_shapes: list[list[tuple[int, int]]] | None = None
 
 
 @dataclass
@@ -146,7 +150,7 @@ class GLIPv2DetectionFields(ModelOutput):
         pred_boxes (`torch.FloatTensor` of shape `(batch, anchors, 4)`):
             Centre x, centre y, width, height in [0, 1] of each un-padded image.
         level_shapes (`torch.LongTensor` of shape `(5, 2)`):
-            Height and width of each level's map.
+            Height and width of each level's map; on the CPU, where no device has to be waited for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -498,7 +502,8 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         Args:
             pixel_values: `(batch, 3, height, width)`, as the processor gives them.
             pixel_mask: `(batch, height, width)`, 1 for the image and 0 for padding to its right and below; `None`
-                when nothing is padded.
+                when nothing is padded. It may stay on the CPU; with `config.mask_padded_pixels` a GPU need not be
+                waited for then.
             output_hidden_states: also return the backbone's maps.
             output_attentions: also return the backbone's attention, where it has any.
 
@@ -515,18 +520,14 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         check_pixels(pixel_values, pixel_mask, self.config)
-        batch, _, height, width = pixel_values.shape
-        if pixel_mask is None:
-            image_sizes = torch.tensor([[height, width]], device=pixel_values.device).expand(batch, 2)
-        else:
-            image_sizes = image_sizes_of(pixel_mask)
+        image_sizes = image_sizes_of(pixel_values if pixel_mask is None else pixel_mask)
         # Convolutions are faster channels-last, a training step of the nano size by a fifth.
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
-        attentions = None
+        attentions, own_shapes = None, None
         if self.config.mask_padded_pixels:
             # One by one at their own sizes: then nothing can depend on the padding.
-            images = []
-            for pixels, (height, width) in zip(pixel_values, image_sizes.tolist(), strict=True):
+            images, sizes = [], read_sizes(image_sizes)
+            for pixels, (height, width) in zip(pixel_values, sizes, strict=True):
                 backbone_maps = self.backbone(pixels[None, :, :height, :width]).feature_maps
                 images.append((*backbone_maps, *self.neck(backbone_maps)))
             largest = [
@@ -534,6 +535,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             ]
             all_maps = join_maps(images, largest)
             backbone_maps, feature_maps = all_maps[: len(backbone_maps)], all_maps[len(backbone_maps) :]
+            own_shapes = own_map_shapes(sizes, map_shapes(feature_maps), self.config.anchor_strides)
         else:
             output = self.backbone(pixel_values, **({"output_attentions": True} if output_attentions else {}))
             backbone_maps = tuple(output.feature_maps)
@@ -548,7 +550,8 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             hidden_states=hidden_states if kept else None,
             attentions=attentions,
             feature_maps=feature_maps,
-            image_sizes=image_sizes,
+            image_sizes=image_sizes.to(pixel_values.device, non_blocking=True),
+            own_shapes=own_shapes,
         )
 
     @can_return_tuple
@@ -586,7 +589,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         inputs = {
             "input_ids": input_ids,
             "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
+            "attention_mask": ready_mask(attention_mask, self.text_encoder),
             "token_type_ids": token_type_ids,
         }
         if output_attentions:
@@ -661,17 +664,20 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             text_features = self.get_text_features(
                 input_ids, attention_mask, token_type_ids, inputs_embeds, False, False, return_dict=True
             )
+        own_shapes = image_features.own_shapes
         feature_maps, image_sizes, text_features, attention_mask = match_batches(
             image_features, token_features(text_features), attention_mask
         )
+        if own_shapes is not None:
+            own_shapes = own_shapes * (len(image_sizes) // len(own_shapes))
 
         maps, text = feature_maps, text_features
         text_mask = None if attention_mask is None else attention_mask.bool()
-        own_shapes, locations = None, None
+        locations = None
         if self.config.mask_padded_pixels:
-            level_shapes, strides = map_shapes(maps), self.config.anchor_strides
-            own_shapes = own_map_shapes(image_sizes, level_shapes, strides)
-            locations = location_mask(image_sizes, level_shapes, strides)
+            locations = location_mask(image_sizes, map_shapes(maps), self.config.anchor_strides)
+        if not has_padding(own_shapes, maps):
+            own_shapes = None
         kept = selected_states(output_hidden_states, len(self.layers) + 1)
         # Only what is asked for: kept maps would be most of the tower's memory.
         text_states = [text if 0 in kept else None]
@@ -823,7 +829,7 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
             centerness=centerness,
             box_deltas=box_deltas,
             pred_boxes=normalize_boxes(boxes_xyxy, image_sizes),
-            level_shapes=torch.tensor(level_shapes, device=logits.device),
+            level_shapes=torch.tensor(level_shapes, device="cpu"),
             **model_output,
         )
         return output, targets

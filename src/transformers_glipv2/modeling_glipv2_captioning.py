@@ -33,7 +33,7 @@ from .layers.caption_steps import (
     texts_to_images,
     tokens_through_layer,
 )
-from .layers.feature_maps import FeatureMaps, crop_maps, flatten_levels, join_maps, map_shapes, own_map_shapes
+from .layers.feature_maps import FeatureMaps, crop_maps, flatten_levels, has_padding, join_maps, map_shapes
 from .layers.input_checks import check_has_tokens, check_keywords, check_text
 from .layers.region_attention import GLIPv2Locations, GLIPv2RegionWordAttention, location_features
 from .losses import caption_loss, next_tokens
@@ -165,10 +165,8 @@ def make_visual_states(
         final_maps: also give the maps after the tower.
         frozen: whether the tower needs no gradients.
     """
-    own_shapes = None
     maps, image_sizes = image_features.feature_maps, image_features.image_sizes
-    if model.config.mask_padded_pixels:
-        own_shapes = own_map_shapes(image_sizes, map_shapes(maps), model.config.anchor_strides)
+    own_shapes = image_features.own_shapes if has_padding(image_features.own_shapes, maps) else None
     images, sizes = [maps], [image_sizes]
     if own_shapes is not None:
         images = [crop_maps(maps, image, shapes) for image, shapes in enumerate(own_shapes)]

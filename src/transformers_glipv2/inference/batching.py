@@ -107,9 +107,11 @@ def stack_images(images: list[PreparedImage], device: torch.device) -> tuple[Ten
 
 def select_images(image_features: ModelOutput, indices: list[int]) -> ModelOutput:
     """Some images' part of what `model.get_image_features` gives for a batch."""
+    own_shapes = image_features.own_shapes
     return type(image_features)(
         feature_maps=tuple(level[indices] for level in image_features.feature_maps),
         image_sizes=image_features.image_sizes[indices],
+        own_shapes=None if own_shapes is None else [own_shapes[index] for index in indices],
     )
 
 

@@ -304,8 +304,9 @@ class GLIPv2DyConv(nn.Module):
             modulation = modulation.flatten(1)[:, : TAPS * height * width].unflatten(1, (TAPS, height, width))
             return offsets, modulation
         # An offset keeps its length in the image.
-        scale = offsets.new_tensor([height / rows, width / columns]).repeat(TAPS)[:, None, None]
-        return resize(offsets, height, width) * scale, resize(modulation, height, width)
+        y, x = resize(offsets, height, width).unflatten(1, (TAPS, 2)).unbind(2)
+        scaled = torch.stack([y * (height / rows), x * (width / columns)], dim=2)
+        return scaled.flatten(1, 2), resize(modulation, height, width)
 
 
 def resize(feature_map: torch.Tensor, height: int, width: int) -> torch.Tensor:

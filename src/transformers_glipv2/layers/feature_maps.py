@@ -47,22 +47,31 @@ def location_mask(
 
 
 def own_map_shapes(
-    image_sizes: torch.Tensor, level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
-) -> list[list[tuple[int, int]]] | None:
+    image_sizes: list[tuple[int, int]], level_shapes: list[tuple[int, int]], strides: tuple[int, ...]
+) -> list[list[tuple[int, int]]]:
     """
     The part of each map that an image fills, as `location_mask` marks it.
 
+    Args:
+        image_sizes: height and width in pixels of each un-padded image.
+        level_shapes: height and width of each level's map.
+        strides: pixels between locations of each level.
+
     Returns:
-        For each image height and width on each level; `None` when every image fills all maps. Waits for a GPU.
+        For each image height and width on each level.
     """
-    shapes = [
+    return [
         [
-            (min(-(-size[0] // stride), height), min(-(-size[1] // stride), width))
+            (min(-(-rows // stride), height), min(-(-columns // stride), width))
             for (height, width), stride in zip(level_shapes, strides, strict=True)
         ]
-        for size in image_sizes.tolist()
+        for rows, columns in image_sizes
     ]
-    return None if all(own == level_shapes for own in shapes) else shapes
+
+
+def has_padding(own_shapes: list[list[tuple[int, int]]] | None, feature_maps: FeatureMaps) -> bool:
+    """Whether some image does not fill the maps; `None` is of images whose padding takes part."""
+    return own_shapes is not None and any(own != map_shapes(feature_maps) for own in own_shapes)
 
 
 def crop_maps(feature_maps: FeatureMaps, image: int, shapes: list[tuple[int, int]]) -> FeatureMaps:
@@ -98,8 +107,10 @@ def pad_locations(
     values: torch.Tensor, own_shapes: list[tuple[int, int]], level_shapes: list[tuple[int, int]], dim: int
 ) -> torch.Tensor:
     """Values of the locations of an image's own maps, along `dim`, as those of `level_shapes`; 0 in the padding."""
-    maps = [torch.ones(1, 1, *shape, dtype=torch.bool, device=values.device) for shape in own_shapes]
-    locations = flatten_levels(join_maps([tuple(maps)], level_shapes))[0, :, 0]
-    shape = [*values.shape]
-    shape[dim] = len(locations)
-    return values.new_zeros(shape).index_copy(dim, locations.nonzero()[:, 0], values)
+    values = values.movedim(dim, -1)
+    levels = values.split([height * width for height, width in own_shapes], dim=-1)
+    padded = [
+        F.pad(level.unflatten(-1, own), (0, shape[1] - own[1], 0, shape[0] - own[0])).flatten(-2)
+        for level, own, shape in zip(levels, own_shapes, level_shapes, strict=True)
+    ]
+    return torch.cat(padded, dim=-1).movedim(-1, dim)

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable
 
 import torch
+from transformers import PreTrainedModel
 
 from ..configuration_glipv2 import GLIPv2Config
 
@@ -62,9 +63,39 @@ def _used_rows_and_columns(pixel_mask: torch.Tensor) -> tuple[torch.Tensor, torc
     return mask.any(2), mask.any(1)
 
 
-def image_sizes_of(pixel_mask: torch.Tensor) -> torch.Tensor:
-    """Height and width `(batch, 2)` in pixels of each un-padded image, from its mask `(batch, height, width)`."""
-    return torch.stack([used.sum(1) for used in _used_rows_and_columns(pixel_mask)], dim=1)
+def image_sizes_of(pixels: torch.Tensor) -> torch.Tensor:
+    """
+    Height and width of each un-padded image in pixels.
+
+    Args:
+        pixels: the mask of the images, `(batch, height, width)`; or images `(batch, channels, height, width)` that are
+            not padded.
+
+    Returns:
+        long `(batch, 2)`, where `pixels` are.
+    """
+    if pixels.ndim == 4:
+        sides = [torch.full(pixels.shape[:1], side, device=pixels.device) for side in pixels.shape[2:]]
+    else:
+        sides = [used.sum(1) for used in _used_rows_and_columns(pixels)]
+    return torch.stack(sides, dim=1)
+
+
+def read_sizes(image_sizes: torch.Tensor) -> list[tuple[int, int]]:
+    """Sizes `(batch, 2)` as numbers, by which images can be cut; waits for a GPU unless they are on the CPU."""
+    return [(height, width) for height, width in image_sizes.tolist()]
+
+
+def ready_mask(attention_mask: torch.Tensor | None, encoder: PreTrainedModel) -> torch.Tensor | None:
+    """
+    The mask of texts `(batch, tokens)` as `(batch, 1, 1, tokens)`, boolean, where transformers would wait for a GPU to
+    see whether anything is padded. Encoders without `scaled_dot_product_attention` make what they need themselves.
+    """
+    if attention_mask is None or attention_mask.device.type == "cpu":
+        return attention_mask
+    if encoder.config._attn_implementation != "sdpa":
+        return attention_mask
+    return attention_mask.bool()[:, None, None, :]
 
 
 def check_text(
@@ -135,4 +166,13 @@ def check_keywords(given: Iterable[str], known: Iterable[str], function: Callabl
         raise TypeError(f"`{function.__name__}` has no argument `{unknown}`; {hint}")
 
 
-__all__ = ["can_read", "check_has_tokens", "check_keywords", "check_pixels", "check_text", "image_sizes_of"]
+__all__ = [
+    "can_read",
+    "check_has_tokens",
+    "check_keywords",
+    "check_pixels",
+    "check_text",
+    "image_sizes_of",
+    "read_sizes",
+    "ready_mask",
+]
