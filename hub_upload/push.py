@@ -15,23 +15,11 @@ Log in with `hf auth login` first, or set HF_TOKEN.
 """
 
 import argparse
-import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from folder_checks import check_model, files_of, find_problems
-from huggingface_hub import HfApi
-from huggingface_hub.repocard import metadata_load, metadata_save
-from model_card import make_card
 
 from transformers_glipv2.cli.arguments import InputFolder, ScriptParser, check_paths, positive_float, repo_id
 from transformers_glipv2.cli.errors import run
-from transformers_glipv2.conversion.remote_code import code_files, save_remote_code
-from transformers_glipv2.data.files import write_text
-from transformers_glipv2.inference import drawing
+from transformers_glipv2.hub.publishing import check_folder, is_space, prepare_model, prepared_space, publish
 
 HERE = Path(__file__).resolve().parent
 
@@ -56,81 +44,27 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> str | None:
     """Returns the address of the commit, or `None` where nothing was sent."""
     args = check_paths(parse_args(arguments))
-    is_space = (args.folder / "app.py").is_file()
-    with space_folder(args.folder, args.model) if is_space else model_folder(args) as folder:
-        problems = find_problems(folder, args.max_file_mb)
-        if problems:
-            print("\n".join(f"- {problem}" for problem in problems))
-            raise ValueError(f"{len(problems)} problems in '{args.folder}', listed above; nothing was sent.")
-        for file in files_of(folder):
-            print(f"{file.stat().st_size / 1e6:10.3f} MB  {file.relative_to(folder)}")
-        if not args.push:
-            print(f"Dry run: nothing was sent. Add --push to publish as {args.repo_id}.")
-            return None
-        return publish(folder, args.repo_id, is_space, args.private)
-
-
-@contextmanager
-def model_folder(args: argparse.Namespace) -> Iterator[Path]:
-    """The model's folder, checked and completed in place; what is there already is written the same again."""
-    folder = args.folder
-    parts = check_model(folder)
-    known = {file.name for file in code_files()}
-    strays = sorted(file.name for file in folder.glob("*.py") if file.name not in known)
-    if strays:
-        raise ValueError(f"{', '.join(strays)} in '{folder}' is none of the model's code; take it away.")
-    save_remote_code(folder)
-    name = args.card or folder.resolve().name
+    if is_space(args.folder):
+        with prepared_space(args.folder, args.model) as folder:
+            return check_and_publish(folder, args)
+    name = args.card or args.folder.resolve().name
     template = HERE / "cards" / f"{name}.md"
     if not template.is_file():
         cards = ", ".join(sorted(path.stem for path in (HERE / "cards").glob("*.md")))
         raise ValueError(f"There is no card '{template.name}'; write one, or choose with --card: {cards}.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    results = args.results or HERE / "results" / name
-    size = processor["image_processor"]["size"]
-    card, missing = make_card(template, results, args.repo_id, parts, config, size)
-    write_text(folder / "README.md", str(card))
-    if card.data.license == "apache-2.0":
-        shutil.copyfile(HERE.parent / "LICENSE", folder / "LICENSE")
-    elif not (folder / "LICENSE").is_file():
-        raise ValueError(f"The card says {card.data.license!r}; put the text of that licence into '{folder}/LICENSE'.")
-    for sentence in missing:
+    for sentence in prepare_model(args.folder, args.repo_id, template, args.results or HERE / "results" / name):
         print(f"Not in the card: {sentence}")
-    yield folder
+    return check_and_publish(args.folder, args)
 
 
-@contextmanager
-def space_folder(source: Path, model: str | None) -> Iterator[Path]:
-    """A copy of the Space with the drawing code, and its model named in the README."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copyfile(drawing.__file__, folder / "drawing.py")
-        if model is not None:
-            metadata = metadata_load(folder / "README.md")
-            metadata_save(folder / "README.md", metadata | {"models": [model]})
-        yield folder
-
-
-def publish(folder: Path, repo_id: str, is_space: bool, private: bool) -> str:
-    """Makes the repository where there is none, and commits what differs from it."""
-    api, repo_type = HfApi(), "space" if is_space else "model"
-    sdk = {"space_sdk": "gradio"} if is_space else {}
-    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **sdk)
-    names = {file.relative_to(folder).as_posix() for file in files_of(folder)}
-    remote = api.list_repo_files(repo_id, repo_type=repo_type)
-    stale = [name for name in remote if name.endswith(".py") and name not in names]
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        repo_type=repo_type,
-        commit_message=f"Publish {repo_id.split('/')[-1]}",
-        ignore_patterns=["**/__pycache__/**", "__pycache__/**"],
-        delete_patterns=stale or None,
-    )
-    print(f"{repo_id} is at {commit.commit_url}")
-    return commit.commit_url
+def check_and_publish(folder: Path, args: argparse.Namespace) -> str | None:
+    print("\n".join(check_folder(folder, args.max_file_mb, args.folder)))
+    if not args.push:
+        print(f"Dry run: nothing was sent. Add --push to publish as {args.repo_id}.")
+        return None
+    address = publish(folder, args.repo_id, is_space(folder), args.private)
+    print(f"{args.repo_id} is at {address}")
+    return address
 
 
 if __name__ == "__main__":

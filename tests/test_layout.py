@@ -64,15 +64,16 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_rooms_import_downwards():
     forbidden = {
-        "images": {"layers", "data", "training", "evaluation", "inference", "pipelines", "conversion", "cli"},
-        "layers": {"data", "training", "evaluation", "inference", "pipelines", "conversion", "cli"},
-        "backbones": {"data", "training", "evaluation", "inference", "pipelines", "conversion", "cli"},
-        "data": {"evaluation", "training", "inference", "pipelines", "conversion", "cli"},
-        "evaluation": {"training", "pipelines", "conversion", "cli"},
-        "inference": {"data", "training", "evaluation", "pipelines", "conversion", "cli"},
-        "pipelines": {"data", "training", "evaluation", "conversion", "cli"},
+        "images": {"layers", "data", "training", "evaluation", "inference", "pipelines", "conversion", "hub", "cli"},
+        "layers": {"data", "training", "evaluation", "inference", "pipelines", "conversion", "hub", "cli"},
+        "backbones": {"data", "training", "evaluation", "inference", "pipelines", "conversion", "hub", "cli"},
+        "data": {"evaluation", "training", "inference", "pipelines", "conversion", "hub", "cli"},
+        "hub": {"training", "evaluation", "pipelines", "cli"},
+        "evaluation": {"training", "pipelines", "conversion", "hub", "cli"},
+        "inference": {"data", "training", "evaluation", "pipelines", "conversion", "hub", "cli"},
+        "pipelines": {"data", "training", "evaluation", "conversion", "hub", "cli"},
         # The modules at the top: configuration, processors, models and what they share.
-        "": {"data", "training", "evaluation", "conversion", "cli"},
+        "": {"data", "training", "evaluation", "conversion", "hub", "cli"},
     }
     wrong = [
         f"{name} imports {other}"

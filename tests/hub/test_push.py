@@ -22,7 +22,9 @@ from tests.hub.hub_server import HubServer
 from tests.scripts import REPOSITORY, load_script
 from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForConditionalGeneration, GLIPv2ForObjectDetection, GLIPv2Model, GLIPv2Processor
+from transformers_glipv2.cli.main import run_command
 from transformers_glipv2.conversion.remote_code import code_files, model_auto_map, save_remote_code
+from transformers_glipv2.hub import folder_checks, model_card, publishing
 
 REPO = "someone/glipv2-test"
 
@@ -65,8 +67,8 @@ def push():
 
 
 @pytest.fixture(scope="module")
-def checks(push):
-    return sys.modules["folder_checks"]
+def checks():
+    return folder_checks
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def folder(saved, tmp_path):
 @pytest.fixture
 def server(push, monkeypatch):
     with HubServer() as server:
-        monkeypatch.setattr(push, "HfApi", partial(HfApi, endpoint=server.url, token="of-a-test"))
+        monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=server.url, token="of-a-test"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield server
 
@@ -179,7 +181,7 @@ def test_a_push_sends_what_differs(push, folder, server, results, capsys):
 
 
 def test_without_a_token_nothing_is_made(push, folder, server, monkeypatch):
-    monkeypatch.setattr(push, "HfApi", partial(HfApi, endpoint=server.url, token=False))
+    monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=server.url, token=False))
     with pytest.raises(Exception, match="401"):
         run(push, folder, "--push")
     assert server.repos == {}
@@ -403,11 +405,49 @@ def test_what_is_not_refused(checks, tmp_path, text):
     assert problems_with(checks, tmp_path, "notes.md", text) == []
 
 
-def test_a_refused_folder_is_not_sent(push, folder, server, capsys):
+@pytest.mark.parametrize("card", [None, "---\nlicense: mit\n---\n\n# Mine\n"])
+def test_the_command_publishes_a_folder_with_or_without_a_card(folder, server, capsys, card):
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "optimizer.bin").write_bytes(b"to go on with")
+    (folder / "training_log.jsonl").write_text('{"loss": 1.0}\n')
+    if card:
+        (folder / "README.md").write_text(card)
+        assert run_command(["push", str(folder), REPO]) == 2
+        assert "'mit'; put the text of that licence into" in capsys.readouterr().err
+        (folder / "LICENSE").write_text("as it is")
+    assert run_command(["push", str(folder), REPO, "--dry_run", "--license", "apache-2.0"]) == 0
+    assert server.requests == []
+    assert run_command(["push", str(folder), REPO]) == 0
+    assert f"{REPO} is at {server.url}/{REPO}/commit/" in capsys.readouterr().out
+    files = server.repos[f"models/{REPO}"].files
+    assert {"model.safetensors", "LICENSE", "training_log.jsonl", "modeling_glipv2.py"} < files.keys()
+    assert not any("checkpoints" in name for name in files)
+    readme = files["README.md"].decode()
+    assert "# Mine" in readme if card else f"--model {REPO}" in readme and "license: apache-2.0" in readme
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["none", REPO], "there is no folder 'none'"),
+        (["FOLDER", "name"], "'name' is no USER/NAME"),
+        (["FOLDER", REPO, "--max_file_mb", "0"], "'0' is not a number above 0"),
+        (["FOLDER", REPO, "--max_file_mb", "0.001"], "more than the limit of 0.001"),
+        (["."], "Missing argument"),
+    ],
+)
+def test_wrong_arguments_of_the_command_are_refused(args, message, folder, server, capsys):
+    assert run_command(["push", *(str(folder) if arg == "FOLDER" else arg for arg in args)]) == 2
+    assert message in capsys.readouterr().err
+    assert server.requests == []
+
+
+def test_a_refused_folder_is_not_sent(push, folder, server):
     (folder / "notes.md").write_text("hf_" + "aB3" * 11)
-    with pytest.raises(ValueError, match=r"1 problems in .*; nothing was sent"):
+    with pytest.raises(
+        ValueError, match=r"1 problems in .*, nothing was sent: - notes.md, line 1, holds a Hugging Face"
+    ):
         run(push, folder, "--push")
-    assert "- notes.md, line 1, holds a Hugging Face token" in capsys.readouterr().out
     (folder / "notes.md").unlink()
     (folder / "extra.py").write_text("pass\n")
     with pytest.raises(ValueError, match=r"extra.py.*none of the model's code"):
@@ -459,7 +499,7 @@ def test_missing_files(push, checks, folder, tmp_path):
 
 
 def test_results_are_read_and_never_invented(push, tmp_path):
-    cards = sys.modules["model_card"]
+    cards = model_card
     entry = {"file": "a.json", "keys": ["coco", "AP"], "command": "measure", "scale": 100}
     names = ("task_type", "dataset_type", "dataset_name", "metric_type", "metric_name")
     entry |= {name: name for name in names}
@@ -492,7 +532,7 @@ def test_the_card_shows_code_for_the_heads_that_are_there(push, folder, tmp_path
     size = json.loads((folder / "processor_config.json").read_text())["image_processor"]["size"]
     parts = {"model": 1_000_000, "detection_head": 1000, **dict.fromkeys(heads, 2000)}
     template = REPOSITORY / "hub_upload" / "cards" / "glipv2-nano.md"
-    card, _ = sys.modules["model_card"].make_card(template, tmp_path, REPO, parts, config, size)
+    card, _ = model_card.make_card(template, tmp_path, REPO, parts, config, size)
     text = str(card)
     examples = {
         "mask_head": "AutoModelForInstanceSegmentation",

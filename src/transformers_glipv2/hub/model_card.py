@@ -1,7 +1,7 @@
 """
 Model cards from a template, a description and measured numbers.
 
-`cards/NAME.md` is the text (Jinja), `cards/NAME.json` says what the Hub shows and which numbers were measured: each
+`NAME.md` is the text (Jinja), `NAME.json` beside it says what the Hub shows and which numbers were measured: each
 entry of "results" names a file that an evaluation script wrote, the keys that lead to a number in it, and the command.
 Numbers stand in those files only; a result whose file is not there yet is left out.
 """
@@ -74,7 +74,13 @@ def results_table(entries: list[dict[str, Any]], results: list[EvalResult]) -> s
 
 
 def make_card(
-    template: Path, results_folder: Path, repo_id: str, parts: dict[str, int], config: dict[str, Any], size: Any
+    template: Path,
+    results_folder: Path,
+    repo_id: str,
+    parts: dict[str, int],
+    config: dict[str, Any],
+    size: Any,
+    **fields: Any,
 ) -> tuple[ModelCard, list[str]]:
     """
     Args:
@@ -84,6 +90,7 @@ def make_card(
         parts: parameters of each part, from `check_model`.
         config: content of config.json.
         size: of the resized images, from processor_config.json.
+        fields: of `ModelCardData`, in place of those of the description.
 
     Returns:
         The card, and a sentence for each result that was not measured.
@@ -91,7 +98,7 @@ def make_card(
     description = json.loads(template.with_suffix(".json").read_text(encoding="utf-8"))
     entries = description.pop("results")
     results, missing = read_results(entries, results_folder)
-    data = ModelCardData(**description, model_name=repo_id.split("/")[-1], eval_results=results or None)
+    data = ModelCardData(**{**description, **fields}, model_name=repo_id.split("/")[-1], eval_results=results or None)
     card = ModelCard.from_template(
         data,
         template_path=str(template),

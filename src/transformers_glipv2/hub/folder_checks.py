@@ -25,10 +25,12 @@ from transformers_glipv2 import (
     GLIPv2Processor,
 )
 
-TEXT_SUFFIXES = (".json", ".py", ".md", ".txt", ".jinja")
+TEXT_SUFFIXES = (".json", ".jsonl", ".py", ".md", ".txt", ".jinja", ".yaml", ".csv")
 ALLOWED_SUFFIXES = (*TEXT_SUFFIXES, ".safetensors", ".png", ".jpg", ".jpeg")
 ALLOWED_NAMES = ("LICENSE", ".gitattributes")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+# Folders that are not uploaded: caches of Python, and what training keeps to go on with.
+IGNORED = ("__pycache__", "checkpoints", "last", "runs", "tracking")
 MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 # Which class reads each part of a checkpoint.
@@ -76,7 +78,7 @@ ABSOLUTE_PATH = re.compile(r"(?:^|[\s\"'`(=,\[])((?:/(?:[\w.+@-]+/)+|[A-Za-z]:\\
 
 def find_problems(folder: Path, max_file_mb: float) -> list[str]:
     """
-    Everything in a folder that must not be published; caches of Python are left out, as they are not uploaded.
+    Everything in a folder that must not be published; what is `IGNORED` is left out, as it is not uploaded.
 
     Args:
         folder: with what is to be uploaded.
@@ -110,7 +112,8 @@ def find_problems(folder: Path, max_file_mb: float) -> list[str]:
 def files_of(folder: Path) -> Iterator[Path]:
     """The files that an upload takes, in order of their names, and links to folders."""
     for file in sorted(folder.rglob("*")):
-        if (file.is_symlink() or not file.is_dir()) and "__pycache__" not in file.relative_to(folder).parts:
+        inner = file.relative_to(folder).parts[:-1]
+        if (file.is_symlink() or not file.is_dir()) and not set(IGNORED) & set(inner):
             yield file
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints and Spaces on the Hub: checks of what would be published, cards, and the upload."""
