@@ -1,6 +1,7 @@
 """
-Evaluates a GLIPv2 checkpoint on COCO, LVIS or ODinW, or on any COCO-format file.
+Evaluates a GLIPv2 checkpoint on COCO, LVIS or ODinW, or on data of your own in any format.
 
+    python examples/evaluate_detection.py --model MODEL --output outputs/own --data raccoon --split test
     python examples/evaluate_detection.py --model MODEL --output outputs/coco-val \\
         --annotations annotations/instances_val2017.json --images val2017
     python examples/evaluate_detection.py --model MODEL --output outputs/lvis --benchmark lvis \\
@@ -11,6 +12,9 @@ Evaluates a GLIPv2 checkpoint on COCO, LVIS or ODinW, or on any COCO-format file
 Runs on many processes with `accelerate launch`. Predictions are written as they come (`predictions/`, and at the end
 `predictions.json`, a COCO or LVIS result file); after an interruption the same command goes on where it was. Scores go
 to `metrics.json`. A file without annotations (COCO's test-dev) is predicted for the evaluation server, and not scored.
+
+`--data` takes what `open_dataset` takes (COCO, YOLO, Pascal VOC, CSV, ...). Images of a split that is not there are
+never scored; `--val_fraction` holds out the same images as training with it does.
 
 `--tta` detects at several sizes, mirrored and not, and merges the boxes. `--masks` predicts and scores masks too.
 ODinW fine-tuned per data set: `--model outputs/finetuned/{set}`.
@@ -26,6 +30,7 @@ from accelerate import Accelerator
 
 from transformers_glipv2 import GLIPv2ForObjectDetection
 from transformers_glipv2.cli.arguments import (
+    DataSource,
     InputFile,
     InputFolder,
     ScriptParser,
@@ -36,6 +41,7 @@ from transformers_glipv2.cli.arguments import (
     add_outside_paths,
     add_prediction,
     add_threshold,
+    add_val_fraction,
     check_paths,
     fraction,
     positive_int,
@@ -44,12 +50,14 @@ from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.evaluation import predict_images, score_predictions, write_predictions
 from transformers_glipv2.cli.training import set_image_size
+from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.files import read_json
 from transformers_glipv2.data.formats.coco_json import checked_categories
+from transformers_glipv2.data.formats.open import open_dataset
 from transformers_glipv2.data.image_files import ImageFinder, annotated_size
 from transformers_glipv2.data.lvis import image_file_name
 from transformers_glipv2.data.schema import BoxReport
-from transformers_glipv2.evaluation.coco import evaluate_coco
+from transformers_glipv2.evaluation.coco import evaluate_coco, scored_content
 from transformers_glipv2.evaluation.detections import read_annotations
 from transformers_glipv2.evaluation.detector import (
     coco_entries,
@@ -75,10 +83,11 @@ class Job:
 
     name: str
     content: dict[str, Any]
-    image_folder: Path
+    image_folder: Path | None
     labels: list[str]
     category_ids: list[int]
     sentence: tuple[str, list[tuple[int, int]]] | None = None
+    examples: ImageDataset | None = None
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -88,9 +97,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_output_folder(parser, "folder for predictions and scores")
     add("--benchmark", choices=("coco", "lvis", "odinw"), default="coco", help="how to score (default: coco)")
     add("--annotations", type=InputFile, help="coco, lvis: the JSON file")
-    add("--images", required=True, type=InputFolder, help="folder of images; odinw: the folder of all data sets")
+    add("--data", type=DataSource, help="instead of --annotations: data of your own, in any format")
+    add("--images", type=InputFolder, help="folder of images; odinw: the folder of all data sets")
     add("--sets", nargs="+", default=["13"], help="odinw: 13, 35 or names (default: 13)")
-    add("--split", choices=("train", "val", "test"), default="test", help="odinw (default: test)")
+    add("--split", help="--data, odinw: the split to score (default: test; of --data else val, else all)")
+    add_val_fraction(parser, 0.0)
     add("--masks", action="store_true", help="predict masks and score them too")
     add("--tta", action="store_true", help="detect at several sizes and mirrored, and merge boxes")
     shown = " ".join(map(str, TTA_SIZES))
@@ -103,8 +114,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_prediction(parser)
     add_outside_paths(parser)
     args = parser.parse_args(arguments)
-    if args.benchmark != "odinw" and args.annotations is None:
-        parser.error("--annotations is needed for coco and lvis")
+    if args.data is not None and (args.annotations is not None or args.benchmark != "coco"):
+        parser.error("--data goes with --benchmark coco, and without --annotations")
+    if args.benchmark != "odinw" and args.annotations is None and args.data is None:
+        parser.error("--data is needed, or --annotations for coco and lvis")
+    if args.images is None and args.data is None:
+        parser.error("--images is needed where there is no --data")
+    if args.benchmark == "odinw":
+        args.split = args.split or "test"
+        if args.split not in ("train", "val", "test"):
+            parser.error(f"--split is {args.split!r}; odinw has train, val and test")
     if args.tta and args.masks:
         parser.error("--tta merges boxes only; run --masks without it")
     if args.tta and args.image_size is None:
@@ -120,6 +139,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
     """The data sets, one in memory at a time."""
+    if args.data is not None:
+        yield own_job(args)
+        return
     if args.benchmark != "odinw":
         content = read_annotation_file(args.annotations)
         categories = checked_categories(
@@ -141,6 +163,23 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
     for name, entry in sets.items():
         content = read_annotation_file(files[name])
         yield Job(name, content, files[name].parent, entry.labels, entry.category_ids, entry.sentence())
+
+
+def own_job(args: argparse.Namespace) -> Job:
+    """One split of data in any format."""
+    data = open_dataset(
+        args.data,
+        args.images,
+        args.val_fraction,
+        with_masks=args.masks,
+        allow_outside_paths=args.allow_outside_paths,
+    )
+    split = args.split or data.evaluation_split()
+    examples = data.split(split, for_scoring=True)
+    content = scored_content(examples, args.max_samples)
+    print(f"{args.data}: {data.form}; {split}, {len(content['images'])} images")
+    labels = clean_labels(examples.class_names or [])
+    return Job(split, content, None, labels, [entry["id"] for entry in content["categories"]], examples=examples)
 
 
 def read_annotation_file(path: Path) -> dict[str, Any]:
@@ -167,12 +206,17 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
     limits = {name: getattr(args, name) for name in ("pre_nms_threshold", "nms_threshold", "max_detections")}
     detector = Detector(model, processor, threshold=0.0, **limits, batch_size=args.batch_size, progress=False)
     images = job.content["images"][: args.max_samples]
-    find = ImageFinder(job.image_folder, args.allow_outside_paths)
+    find = ImageFinder(job.image_folder or ".", args.allow_outside_paths)
     # What is wrong with an image, such as a name that leads out of the folder, makes it one that cannot be read.
     report = BoxReport("refuse", job.name)
 
     def load(index: int):
         image, where = images[index], f"image {images[index]['id']!r}"
+        if job.examples is not None:
+            example = job.examples.read(image["index"])
+            if example is None:
+                raise OSError(f"{image['name']} cannot be read: {job.examples.report.summary()}")
+            return image, example["image"]
         path = find(image_file_name(image, report), report, where)
         width, height = annotated_size(image.get("width"), image.get("height"), path, report, where)
         return {**image, "width": width, "height": height}, open_annotated_image(path, (width, height))
@@ -192,6 +236,8 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
 
     keep = ("benchmark", "split", "masks", "labels_per_prompt", "threshold", "tta", "image_size")
     settings = {name: getattr(args, name) for name in keep} | limits | {"labels": job.labels}
+    if job.examples is not None:
+        settings["images"] = [image["name"] for image in images]
     image_ids = [image["id"] for image in images]
     output = output_of(job, args)
     return predict_images(args, accelerator, image_ids, load, detect, job.name, settings, output, source)

@@ -25,6 +25,7 @@ from tests.scripts import load_script
 from tests.tiny import tiny_config
 from tests.tiny_training import drawn_coco
 from transformers_glipv2 import GLIPv2Config, GLIPv2ImageProcessor, GLIPv2Processor
+from transformers_glipv2.cli.main import run_command
 from transformers_glipv2.data.masks import decode_mask, encode_mask
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.flickr30k import flickr30k_annotations
@@ -437,3 +438,19 @@ def test_captions_of_a_folder(heads):
     assert [entry["caption"] for entry in content["annotations"]] == [row["caption"] for row in rows]
     with pytest.raises(SystemExit):
         predict_folder.parse_args([str(value) for value in (*given, "--labels", "cat", "--output", "x")])
+
+
+def test_own_data_in_any_format_is_scored_by_its_splits(folder, tmp_path, capsys):
+    convert = ["data", "convert", str(folder / "coco"), "--to", "yolo", "--output", str(tmp_path / "yolo")]
+    assert run_command(convert) == 0
+    common = ["--model", folder / "model", "--image_size", 64]
+    file = folder / "coco" / "val.json"
+    by_file = ["--annotations", file, "--images", folder / "coco", "--output", tmp_path / "coco"]
+    by_data = ["--data", tmp_path / "yolo", "--output", tmp_path / "own"]
+    expected, scores = (
+        evaluate_detection.main([str(value) for value in (*common, *given)]) for given in (by_file, by_data)
+    )
+    assert scores["val"]["bbox"]["AP"] == pytest.approx(expected["coco"]["bbox"]["AP"], abs=1e-6)
+    assert f"YOLO, data.yaml; val, {IMAGES} images" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has no split 'test'; its only split is val.* by --split"):
+        evaluate_detection.main([str(value) for value in (*common, *by_data, "--split", "test")])

@@ -15,6 +15,7 @@ import torch
 
 from transformers_glipv2.cli.checks import (  # noqa: F401  the checks that scripts import with the flags
     CheckedPath,
+    DataSource,
     Device,
     InputFile,
     InputFolder,
@@ -72,7 +73,7 @@ def check_paths(args: argparse.Namespace) -> argparse.Namespace:
     """
     for name, value in vars(args).items():
         for entry in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(entry, CheckedPath | ModelSource | Device):
+            if isinstance(entry, CheckedPath | DataSource | ModelSource | Device):
                 entry.check(f"--{name}")
     return args
 
@@ -234,6 +235,12 @@ def add_custom_loaders(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let the data file name loaders of your own, `module:name`, which are imported and called",
     )
+
+
+def add_val_fraction(parser: argparse.ArgumentParser, default: float = 0.15) -> None:
+    """`--val_fraction`."""
+    help = f"of the training images, held out as val where the data has no such split; 0: none (default: {default:g})"
+    parser.add_argument("--val_fraction", type=fraction_below_one, default=default, help=help)
 
 
 def add_outside_paths(parser: argparse.ArgumentParser) -> None:

@@ -136,6 +136,17 @@ class InputPath(CheckedPath):
         _check_readable(self, flag, "file or folder")
 
 
+class DataSource(str):
+    """A data set for `open_dataset`: a file, a folder, or USER/NAME of the Hub."""
+
+    def check(self, flag: str) -> None:
+        """Raises ValueError where there is no such file or folder, and the name is none of the Hub."""
+        from transformers_glipv2.data.formats.hub_data import is_hub_id
+
+        if not is_hub_id(self) or Path(self).exists():
+            _check_readable(Path(self), flag, "file or folder")
+
+
 class OutputFolder(CheckedPath):
     """A folder to write into; made where it is missing."""
 

@@ -79,6 +79,11 @@ class ImageDataset(Dataset):
         """The example at an index, or `None` where its image is left out; the report counts why."""
         return read_example(self.records[index], self.class_names, self.report)
 
+    def read_upright(self, index: int) -> dict[str, Any] | None:
+        """As `read`, without the image: of its file only the head is read."""
+        example, source = _opened_head(self.records[index], self.report)
+        return None if source is None else example
+
     def select(self, indices: Sequence[int]) -> "ImageDataset":
         """The examples at these indices, in this order; an index may come several times."""
         selected = ImageDataset(_Selection(self.records, indices), self.class_names, self.report)
@@ -220,25 +225,44 @@ def read_example(record: Mapping[str, Any], class_names: list[str] | None, repor
     Returns:
         `dict | None`: `None` where the image is left out.
     """
+    example, source = _opened_head(record, report)
+    if source is None:
+        return None
+    if class_names is not None and example["kind"] == "detection":
+        example.setdefault("labels", class_names)
+    try:
+        image = open_image(source)
+    except (OSError, ValueError) as error:
+        report.add("unreadable_image", f"{_where(record)}: {error}")
+        report.warn_once()
+        return None
+    return {"image": image, **example}
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    source = record["image_path"]
+    return f"image {record['image_id']!r} at {source if isinstance(source, (str, Path)) else 'its bytes'}"
+
+
+def _opened_head(record: Mapping[str, Any], report: BoxReport) -> tuple[dict[str, Any], ImageFile | None]:
+    """The example without its image, with upright boxes, and what to open; `None` where it is left out."""
     example = dict(record)
     source = example.pop("image_path")
     boxes_on = example.pop("boxes_on", "auto")
-    where = f"image {example['image_id']!r} at {source if isinstance(source, (str, Path)) else 'its bytes'}"
-    if class_names is not None and example["kind"] == "detection":
-        example.setdefault("labels", class_names)
+    where = _where(record)
     size = (example["width"], example["height"]) if example.get("width") and example.get("height") else None
     try:
         source = source() if callable(source) else source
-        image = open_image(source)
         orientation, stored_size = stored_orientation(source)
     except (OSError, ValueError) as error:
         report.add("unreadable_image", f"{where}: {error}")
         report.warn_once()
-        return None
+        return example, None
+    upright_size = stored_size[::-1] if orientation >= 5 else stored_size
     is_stored = fits_stored_pixels(orientation, stored_size, size, boxes_on)
     has_objects = bool(example.get("objects") and example["objects"]["bbox"])
     if is_stored and size in (None, stored_size):
-        size = image.size
+        size = upright_size
         if example.get("width"):
             example |= {"width": size[0], "height": size[1]}
         if has_objects:
@@ -246,13 +270,13 @@ def read_example(record: Mapping[str, Any], class_names: list[str] | None, repor
             report.note("turned", where)
     elif is_stored is None and has_objects:
         report.note("orientation_unclear", where)
-    if size is not None and image.size != size:
-        action = report.add("wrong_size", f"{where} is {image.size}, its annotations say {size}")
+    if size is not None and upright_size != size:
+        action = report.add("wrong_size", f"{where} is {upright_size}, its annotations say {size}")
         report.warn_once()
         if action == "skip":
-            return None
+            return example, None
     report.warn_once()
-    return {"image": image, **example}
+    return example, source
 
 
 def open_for_annotations(source: ImageFile, size: tuple[int, int] | None = None) -> Image.Image:
@@ -272,11 +296,17 @@ def open_for_annotations(source: ImageFile, size: tuple[int, int] | None = None)
 
 
 def stored_orientation(source: ImageFile) -> tuple[int, tuple[int, int]]:
-    """EXIF orientation, 1 to 8, and (width, height) as stored, of an image of which only the head is read."""
+    """
+    EXIF orientation, 1 to 8, and (width, height) as stored, of an image of which only the head is read; raises OSError
+    or ValueError where it cannot be.
+    """
     if isinstance(source, Image.Image):
         return orientation_of(source), source.size
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return orientation_of(image), image.size
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return orientation_of(image), image.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
 
 
 class _Selection(Sequence):

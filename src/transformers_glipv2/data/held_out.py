@@ -136,7 +136,7 @@ def _thumbnail(source: Any) -> np.ndarray:
     try:
         image = _small_grey(source() if callable(source) else source)
         return np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
-    except (OSError, ValueError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         return np.full((THUMBNAIL, THUMBNAIL), np.nan, dtype=np.float32)
 
 

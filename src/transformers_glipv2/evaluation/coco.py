@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm.auto import tqdm
 
+from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.masks import encode_mask, mask_problem
 from transformers_glipv2.evaluation.detections import (
     DetectionTable,
@@ -109,6 +110,35 @@ def truth_entries(
         if mask is not None:
             entry["segmentation"] = encode_mask(mask) if isinstance(mask, np.ndarray) else mask
     return image, entries
+
+
+def scored_content(dataset: ImageDataset, max_samples: int | None = None) -> dict[str, Any]:
+    """
+    The ground truth of a data set, as `evaluate_coco` takes it, with whole numbers for ids. No image is decoded.
+
+    Args:
+        dataset (`ImageDataset`): of `load_coco` or `open_dataset`, for scoring.
+        max_samples (`int`, *optional*): only the first so many images.
+
+    Returns:
+        `dict`: `images`, each with its position in the data set as "index" and its id there as "name", `annotations`
+        and `categories`.
+    """
+    names = dataset.class_names or []
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(min(len(dataset), max_samples or len(dataset))):
+        example = dataset.read_upright(index)
+        if example is None:
+            continue
+        image, entries = truth_entries(example, numbers)
+        number = len(images) + 1
+        images.append({**image, "id": number, "index": index, "name": str(image["id"])})
+        for entry in entries:
+            annotations.append({**entry, "image_id": number, "id": len(annotations) + 1})
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def numbered(

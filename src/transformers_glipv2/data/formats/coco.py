@@ -224,7 +224,9 @@ def find_coco(path: Path, images: Path | None) -> FoundData | None:
         splits = instances or {
             name: file for name, file in files.items() if is_split_name(name) or (path / name).is_dir()
         }
-        if splits and all(map(looks_like_coco, splits.values())):
+        # Lists of images without annotations, such as COCO's test-dev, are none that can be trained on or scored.
+        splits = {name: file for name, file in splits.items() if looks_like_coco(file)}
+        if splits:
             if len(splits) == 1 and not is_split_name(next(iter(splits))):
                 splits = {WHOLE: next(iter(splits.values()))}
             return _found(splits, path, images, form)

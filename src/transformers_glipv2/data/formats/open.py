@@ -165,6 +165,21 @@ class LocalDataset:
         held_out = set(self._held_out_indices()[0])
         return whole.select([index for index in range(len(whole)) if (index in held_out) == (own == "val")])
 
+    def evaluation_split(self) -> str:
+        """
+        The split that scores are of where none is named: "test", else "val", else all of data that is not divided.
+
+        Raises:
+            ValueError: when there are training images only.
+        """
+        for name in ("test", "val", "minival", WHOLE):
+            if name in self.split_names:
+                return name
+        raise ValueError(
+            f"{self.path} has no split to score, {_named(self.split_names)}; name one of them by --split, or hold out "
+            "a part of the training images by --val_fraction 0.15."
+        )
+
     @property
     def classes(self) -> list[str]:
         return list(self.splits[self.split_names[0]].class_names or [])
