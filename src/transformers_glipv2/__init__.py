@@ -1,5 +1,8 @@
 """GLIPv2 for Hugging Face transformers."""
 
+import importlib
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -47,6 +50,21 @@ AutoImageProcessor.register(
 )
 register_pipelines()
 
+# Imported when they are first used: model code does not depend on them.
+_LATE = {
+    "load_pretrained": ".conversion.released",
+    "resolve_model": ".conversion.released",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATE[name], __name__), name)
+
+
+Detector.resolve_source = staticmethod(lambda source: __getattr__("resolve_model")(source))
+
 __all__ = [
     "Detector",
     "GLIPv2Config",
@@ -70,5 +88,7 @@ __all__ = [
     "caption_and_ground",
     "detect_labels",
     "ground_phrases",
+    "load_pretrained",
+    "resolve_model",
     "segment_labels",
 ]

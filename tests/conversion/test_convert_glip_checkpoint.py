@@ -325,7 +325,7 @@ def test_without_a_tokenizer_or_the_hub_the_error_says_what_to_pass(monkeypatch)
     def unreachable(*args, **kwargs):
         raise OSError("no connection")
 
-    monkeypatch.setattr(converter.BertTokenizer, "from_pretrained", unreachable)
+    monkeypatch.setattr(converter.AutoTokenizer, "from_pretrained", unreachable)
     with pytest.raises(FileNotFoundError, match="pass --tokenizer with a folder"):
         converter.load_tokenizer(None, 30522)
 

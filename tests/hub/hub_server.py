@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
@@ -34,7 +35,11 @@ class Repo:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Context manager; `repos` by "models/USER/NAME" or "spaces/USER/NAME", `requests` in order."""
+    """
+    Context manager; `repos` by "models/USER/NAME" or "spaces/USER/NAME", `requests` in order. With `cut_after` the
+    server ends the connection of a download after so many bytes, and answers the next one with an error; `sent` counts
+    the bytes of each file.
+    """
 
     daemon_threads = True
 
@@ -43,6 +48,9 @@ class HubServer(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.uploads: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.cut_after: int | None = None
+        self.was_cut = False
+        self.sent: Counter[str] = Counter()
 
     @property
     def url(self) -> str:
@@ -217,4 +225,21 @@ class HubRequest(BaseHTTPRequestHandler):
             return self.fail(404, "RepoNotFound", f"there is no {repo_id}")
         if path not in repo.files:
             return self.fail(404, "EntryNotFound", f"there is no {path}")
-        return self.send(repo.files[path], ETag=f'"{repo.oid(path)}"', X_Repo_Commit=repo.sha, Accept_Ranges="bytes")
+        content, status = repo.files[path], 200
+        headers = {"ETag": f'"{repo.oid(path)}"', "X-Repo-Commit": repo.sha, "Accept-Ranges": "bytes"}
+        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start, status = int(match[1]), 206
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            content = content[start:]
+        if self.command == "HEAD":
+            return self.send(content, status, **headers)
+        if self.server.was_cut:
+            self.server.was_cut = False
+            return self.fail(503, "Unavailable", "the server is overloaded")
+        cut = self.server.cut_after
+        self.server.sent[path] += len(content[:cut])
+        if cut is None or cut >= len(content):
+            return self.send(content, status, **headers)
+        self.send(content[:cut], status, **headers, **{"Content-Length": str(len(content))})
+        self.server.was_cut = self.close_connection = True
+        return None

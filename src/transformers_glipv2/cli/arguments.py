@@ -38,6 +38,7 @@ from transformers_glipv2.cli.checks import (  # noqa: F401  the checks that scri
     repo_id,
     seed_int,
 )
+from transformers_glipv2.conversion.released import resolve_model
 
 NANO = "hub_upload/glipv2-nano"
 MIXED_PRECISION = ("no", "fp16", "bf16")
@@ -60,13 +61,13 @@ class ScriptParser(argparse.ArgumentParser):
 
 def check_paths(args: argparse.Namespace) -> argparse.Namespace:
     """
-    Checks the files and folders of a command line.
+    Checks the files and folders of a command line, and downloads the models that it names.
 
     Args:
         args (`argparse.Namespace`): what [`ScriptParser`] gave.
 
     Returns:
-        `argparse.Namespace`: the same.
+        `argparse.Namespace`: the same; released names are replaced by their folders.
 
     Raises:
         ValueError: names the flag, the path, what is wrong with it and what to do.
@@ -75,13 +76,18 @@ def check_paths(args: argparse.Namespace) -> argparse.Namespace:
         for entry in value if isinstance(value, list | tuple) else (value,):
             if isinstance(entry, CheckedPath | DataSource | ModelSource | Device):
                 entry.check(f"--{name}")
+    sources = {name: value for name, value in vars(args).items() if isinstance(value, ModelSource)}
+    for name, source in sources.items():
+        setattr(args, name, ModelSource(resolve_model(source)))
     return args
 
 
 # Groups of flags -----------------------------------------------------------------------------------------------------
 
 
-def add_model(parser: argparse.ArgumentParser, help: str = "folder or Hub id", default: str | None = None) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, help: str = "released name, folder or Hub id", default: str | None = None
+) -> None:
     """`--model`."""
     if default is not None:
         help += f" (default: {default})"

@@ -182,7 +182,7 @@ class OutputImage(OutputFile):
 
 
 class ModelSource(str):
-    """A folder that `save_pretrained` wrote, or a name on the Hub."""
+    """A folder that `save_pretrained` wrote, a released name, or a name on the Hub."""
 
     def check(self, flag: str) -> None:
         path = Path(self)
@@ -191,7 +191,11 @@ class ModelSource(str):
                 raise ValueError(f"{flag} is empty; pass a folder of a checkpoint or a Hub id such as USER/NAME.")
             return
         if path.is_file():
-            raise ValueError(f"{flag} is {str(self)!r}, a file; pass the folder that it is in.")
+            if path.suffix in (".pth", ".pt"):
+                remedy = f"make a folder of it: glipv2 convert {self} --output FOLDER."
+            else:
+                remedy = "pass the folder that it is in."
+            raise ValueError(f"{flag} is {str(self)!r}, a file; {remedy}")
         if not path.is_dir():
             has_parent = path.parent != Path(".") and path.parent.is_dir()
             if has_parent or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self) or self.startswith("."):

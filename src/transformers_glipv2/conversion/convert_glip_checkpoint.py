@@ -1,5 +1,5 @@
 """
-Turns checkpoints of microsoft/GLIP into folders that `from_pretrained` reads.
+Turns checkpoints of microsoft/GLIP, and of GLIP in mmdetection, into folders that `from_pretrained` reads.
 
     python -m transformers_glipv2.convert_glip_checkpoint --checkpoint glip_tiny_model_o365_goldg_cc_sbu.pth \
         --original-config glip_Swin_T_O365_GoldG.yaml --output glip-tiny
@@ -11,7 +11,9 @@ with them. No tensor may be missing, and a tensor is left out only if `glip_orig
 import argparse
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from transformers_glipv2.conversion.glip_original_names import (
     strip_prefix,
     translate,
 )
+from transformers_glipv2.conversion.mmdetection_names import is_mmdetection, rename_mmdetection
 from transformers_glipv2.modeling_glipv2 import GLIPv2ForObjectDetection
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 
@@ -65,7 +68,8 @@ def _refuse_unknown(translation: Translation, total: int) -> None:
     if translation.unknown:
         raise ValueError(
             f"{len(translation.unknown)} of the checkpoint's {total} tensors are unknown, so it is no checkpoint of "
-            f"microsoft/GLIP or has parts that the model lacks:\n  {_listed(translation.unknown)}"
+            "microsoft/GLIP or of GLIP in mmdetection, or has parts that the model lacks:\n  "
+            f"{_listed(translation.unknown)}"
         )
 
 
@@ -79,6 +83,7 @@ def _listed(names: list[str], limit: int = 40) -> str:
 
 # What the released checkpoints were trained with, where it is not the default.
 _RELEASED_FIELDS = {"drop_block_prob": 0.3}
+BERT_NAMES = ("google-bert/bert-base-uncased", "bert-base-uncased")
 # Fields of a config.json that do not describe the architecture.
 _FOREIGN_FIELDS = ("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
 
@@ -319,16 +324,22 @@ def check_fit(state: StateDict, config: GLIPv2Config) -> GLIPv2ForObjectDetectio
 
 def read_checkpoint(path: str | Path) -> StateDict:
     """
-    The weights in a checkpoint file, in their original names without `module.`.
+    The weights in a checkpoint file, in the names of microsoft/GLIP without `module.`.
 
     Args:
-        path: .pth, .pt or .bin as `torch.save` wrote it, of the weights or of a mapping that holds them as `model` or
-            `state_dict`; or .safetensors. Python objects in it are never unpickled.
+        path: .pth, .pt or .bin as `torch.save` wrote it, of the weights or of a mapping that holds them as `model`,
+            `state_dict` or `ema_state_dict`; or .safetensors. Of microsoft/GLIP, or of GLIP in mmdetection. Python
+            objects in it are never unpickled: those beside the weights are left out, those among them are an error.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: when it holds no weights, or values that are not finite.
     """
+    return _read_any(path)[0]
+
+
+def _read_any(path: str | Path) -> tuple[StateDict, str]:
+    """As `read_checkpoint`, with the code base that wrote it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
@@ -339,7 +350,7 @@ def read_checkpoint(path: str | Path) -> StateDict:
             raise ValueError(f"The checkpoint {path} is no safetensors file, or is damaged: {error}") from error
     elif path.suffix in (".pth", ".pt", ".bin"):
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = _load_pickle(path)
         # Unpickling damaged bytes can raise anything.
         except Exception as error:
             raise ValueError(
@@ -349,13 +360,41 @@ def read_checkpoint(path: str | Path) -> StateDict:
             ) from error
     else:
         raise ValueError(f"The checkpoint {path} must be a .pth, .pt, .bin or .safetensors file.")
-    original = _unwrap(content, path)
+    original, kind = strip_prefix(_unwrap(content, path)), "microsoft/GLIP"
+    if is_mmdetection(original):
+        original, kind = rename_mmdetection(original), "mmdetection"
     broken = [name for name, tensor in original.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise ValueError(
             f"{len(broken)} tensors of the checkpoint {path} hold values that are not finite:\n  {_listed(broken)}"
         )
-    return strip_prefix(original)
+    return original, kind
+
+
+class _LeftOut:
+    """Stands for an object that is not unpickled: takes what pickle gives it, and does nothing."""
+
+    def __new__(cls, *args: Any) -> Any:
+        # An object that may be a dictionary of a class of its own: torch fills only those of its own list.
+        return super().__new__(cls) if args else OrderedDict()
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _load_pickle(path: Path) -> Any:
+    """
+    What `torch.save` wrote, with memory for those tensors only that are read. Training runs also save their settings
+    and logs as Python objects; each of these becomes a `_LeftOut`.
+    """
+    if not zipfile.is_zipfile(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    with torch.serialization.safe_globals([(_LeftOut, name) for name in foreign]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _unwrap(content: Any, path: Path) -> StateDict:
@@ -363,9 +402,15 @@ def _unwrap(content: Any, path: Path) -> StateDict:
     Raises:
         ValueError: when there are no tensors by name.
     """
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+    # mmengine saves averaged weights as `state_dict`, and those of the last step as `ema_state_dict`.
+    for key in ("model", "state_dict", "ema_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping | _LeftOut):
             content = content[key]
+    if isinstance(content, _LeftOut) or (type(content) is OrderedDict and not content):
+        raise ValueError(
+            f"The checkpoint {path} holds Python objects where tensors by name were expected. They are refused "
+            "because they could run any code; save the model's `state_dict()` instead."
+        )
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"The checkpoint {path} holds {type(content).__name__} where tensors by name were expected.")
     others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
@@ -377,13 +422,21 @@ def _unwrap(content: Any, path: Path) -> StateDict:
     return dict(content)
 
 
-def load_tokenizer(folder: str | Path | None, vocab_size: int) -> PreTrainedTokenizerBase:
+def _default_tokenizer() -> PreTrainedTokenizerBase:
+    """That of BERT, from the cache where it is; also under the name that it had on the Hub before."""
+    for name in BERT_NAMES:
+        with suppress(OSError):
+            return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    return AutoTokenizer.from_pretrained(BERT_NAMES[0])
+
+
+def load_tokenizer(folder: str | Path | PreTrainedTokenizerBase | None, vocab_size: int) -> PreTrainedTokenizerBase:
     """
     The tokenizer of the checkpoint's text encoder.
 
     Args:
-        folder: with tokenizer.json and tokenizer_config.json, or with vocab.txt; `None` takes bert-base-uncased from
-            the Hub or the cache.
+        folder: with tokenizer.json and tokenizer_config.json, or with vocab.txt; or a tokenizer; `None` takes
+            bert-base-uncased from the Hub or the cache.
         vocab_size: number of token embeddings of the text encoder.
 
     Raises:
@@ -392,12 +445,14 @@ def load_tokenizer(folder: str | Path | None, vocab_size: int) -> PreTrainedToke
     """
     if folder is None:
         try:
-            tokenizer = BertTokenizer.from_pretrained("bert-base-uncased")
+            tokenizer = _default_tokenizer()
         except OSError as error:
             raise FileNotFoundError(
                 "The tokenizer bert-base-uncased is not in the cache and cannot be fetched from the Hub; pass "
                 "--tokenizer with a folder that holds its tokenizer.json and tokenizer_config.json, or its vocab.txt."
             ) from error
+    elif isinstance(folder, PreTrainedTokenizerBase):
+        tokenizer = folder
     else:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"There is no tokenizer folder at {folder}.")
@@ -440,11 +495,13 @@ class Conversion:
         translation: what became of each tensor.
         config: the model's configuration.
         notes: remarks on options of the original config.
+        kind: the code base that wrote the checkpoint, "microsoft/GLIP" or "mmdetection".
     """
 
     translation: Translation
     config: GLIPv2Config
     notes: list[str]
+    kind: str
 
 
 def convert_checkpoint(
@@ -452,7 +509,7 @@ def convert_checkpoint(
     output: str | Path,
     original_config: str | Path | None = None,
     text_config: str | Path | None = None,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
 ) -> Conversion:
     """
     Writes a folder that `AutoModelForZeroShotObjectDetection` and `AutoProcessor` load.
@@ -464,7 +521,7 @@ def convert_checkpoint(
         output: the folder.
         original_config: the checkpoint's config of microsoft/GLIP, .yaml or .json.
         text_config: the config.json of the text encoder, where it is not BERT-base.
-        tokenizer: a folder as `load_tokenizer` takes it.
+        tokenizer: as `load_tokenizer` takes it.
 
     Raises:
         FileNotFoundError: when a file is not there.
@@ -476,7 +533,7 @@ def convert_checkpoint(
     if original_config is not None:
         glip_config = translate_config(read_mapping(original_config, "original config"))
     text_fields = None if text_config is None else read_mapping(text_config, "text config")
-    original = read_checkpoint(checkpoint)
+    original, kind = _read_any(checkpoint)
     config = config_from_state_dict(original, glip_config, text_fields)
     translation = translate(original)
     _refuse_unknown(translation, len(original))
@@ -485,7 +542,7 @@ def convert_checkpoint(
     # `save_pretrained` writes the names that every release of transformers reads.
     model.save_pretrained(output, state_dict=translation.state)
     processor.save_pretrained(output)
-    return Conversion(translation, config, glip_config.notes)
+    return Conversion(translation, config, glip_config.notes, kind)
 
 
 # Command line --------------------------------------------------------------------------------------------------------
@@ -496,7 +553,8 @@ def describe(conversion: Conversion) -> str:
     parts: dict[str, list[int]] = {}
     for name, tensor in conversion.translation.state.items():
         parts.setdefault(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]), []).append(tensor.numel())
-    lines = [
+    lines = [f"A checkpoint of {conversion.kind}:"]
+    lines += [
         f"{part:<22} {len(sizes):>4} tensors {sum(sizes) / 1e6:>8.2f} M parameters" for part, sizes in parts.items()
     ]
     if "model.backbone.swin.layernorm.weight" in conversion.translation.state:
@@ -510,7 +568,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m transformers_glipv2.convert_glip_checkpoint",
-        description="Turns a checkpoint of microsoft/GLIP into a folder that from_pretrained reads.",
+        description="Turns a checkpoint of microsoft/GLIP or mmdetection into a folder that from_pretrained reads.",
     )
     parser.add_argument("--checkpoint", required=True, help=".pth, .pt, .bin or .safetensors file of the original")
     parser.add_argument("--original-config", help="its .yaml or .json; without it the released checkpoints' settings")

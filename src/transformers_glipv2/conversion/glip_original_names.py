@@ -123,6 +123,9 @@ _EXTRAS: list[tuple[str, str]] = [
     (r"language_backbone\.body\.model\.pooler\.dense\.(weight|bias)", "GLIP does not use BERT's pooler"),
     (r"rpn\.head\.cls_logits\.(weight|bias)", "frozen at its initial values and never used"),
     (r"rpn\.head\.mlm_head\.decoder\.bias", "the same parameter as mlm_head.bias"),
+    (r"data_preprocessor\.(mean|std)", "in the settings of the image processor"),
+    (r"steps", "counts the steps of an average over training"),
+    (r"ema_\w+", "averages beside the weights that were evaluated"),
 ]
 
 _QKV = re.compile(r"backbone\.body\.layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")

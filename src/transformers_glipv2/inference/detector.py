@@ -1,5 +1,6 @@
 """The `Detector`: boxes and masks of any number of labels, boxes of phrases, answers and captions."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers.utils import ModelOutput, logging
 
 from ..image_processing_glipv2 import ImageSource
 from ..layers.paste_masks import instance_masks
+from ..modeling_glipv2 import GLIPv2ForObjectDetection
 from ..post_processing import (
     check_count,
     check_finite,
@@ -19,6 +21,7 @@ from ..post_processing import (
     merge_detections,
     scale_boxes,
 )
+from ..processing_glipv2 import GLIPv2Processor
 from .batching import (
     PreparedImage,
     Progress,
@@ -71,6 +74,33 @@ class Detector:
         >>> detector = Detector(model, processor, threshold=0.3, batch_size=8)
         >>> results = detector.detect(images, ["person", "traffic light"])
     """
+
+    # Where the package is installed, it also knows released checkpoints by name; see `resolve_model`.
+    resolve_source: Callable[[Any], str] = staticmethod(os.fspath)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        model_class: type[PreTrainedModel] = GLIPv2ForObjectDetection,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> "Detector":
+        """
+        A detector of a folder, a Hub id, or a released checkpoint by name, such as `"glip-tiny"`.
+
+        Args:
+            source: folder, Hub id or name.
+            model_class: the class to load, such as `GLIPv2ForInstanceSegmentation` for masks.
+            device: where the model goes; the CPU by default.
+            options: fields of [`DetectorOptions`], the defaults of all calls.
+
+        Raises:
+            OSError, ValueError: as `from_pretrained` of the class and [`resolve_model`] do.
+        """
+        folder = cls.resolve_source(source)
+        model = model_class.from_pretrained(folder).eval()
+        return cls(model if device is None else model.to(device), GLIPv2Processor.from_pretrained(folder), **options)
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, **options: Any):
         check_model(model)
