@@ -49,7 +49,7 @@ def test_gives_what_plain_prediction_gives_and_goes_on(tmp_path):
     predict_in_shards(plain, worker.load, worker.predict, evaluation_accelerator(), batch_size=3)
     batches = sorted((tmp_path / "log").read_text().splitlines())
     (tmp_path / "log").unlink()
-    predict_with_ray(ray_made, worker, batch_size=3, actors=2)
+    predict_with_ray(ray_made, worker.load, worker, batch_size=3, actors=2)
     assert sorted((tmp_path / "log").read_text().splitlines()) == batches
     assert list(ray_made.entries()) == list(plain.entries())
     assert ray_made.failures() == {"image 5": "OSError: broken file"}
@@ -57,11 +57,12 @@ def test_gives_what_plain_prediction_gives_and_goes_on(tmp_path):
     # A lost file and an image that can be read now: two of three blocks, by either way of predicting.
     ray_made.path(ray_made.blocks[2]).unlink()
     (tmp_path / "log").unlink()
-    predict_with_ray(ray_made, Worker(tmp_path / "log"), batch_size=3, actors=2)
+    worker = Worker(tmp_path / "log")
+    predict_with_ray(ray_made, worker.load, worker, batch_size=3, actors=2)
     assert sorted((tmp_path / "log").read_text().splitlines()) == ["[4, 5, 6]", "[7]", "[8, 9]"]
     assert [entry["square"] for entry in ray_made.predictions()] == [index**2 for index in range(10)]
     (tmp_path / "log").unlink()
-    predict_with_ray(ray_made, Worker(tmp_path / "log"), batch_size=3)
+    predict_with_ray(ray_made, worker.load, worker, batch_size=3)
     assert not (tmp_path / "log").exists()
 
 
@@ -71,4 +72,4 @@ def test_an_error_of_a_worker_ends_the_run(tmp_path):
             raise RuntimeError("no memory")
 
     with pytest.raises(Exception, match="no memory"):
-        predict_with_ray(make_shards(tmp_path / "failing"), Failing(tmp_path / "log"))
+        predict_with_ray(make_shards(tmp_path / "failing"), Worker("").load, Failing(tmp_path / "log"))

@@ -295,6 +295,28 @@ def test_labels_a_folder_and_lists_bad_images(folder, output_format):
         assert scores["AP"] > 0.5
 
 
+def test_ray_labels_as_the_local_engine_does(folder):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    images = folder / "for-ray"
+    images.mkdir()
+    for index, colour in enumerate(("red", "blue", "green", "white", "black")):
+        Image.new("RGB", (96 - 8 * index, 64), colour).save(images / f"{index}.png")
+    (images / "broken.png").write_bytes(b"no image")
+    given = ["--model", folder / "model", "--images", images, "--labels", "cat", "dog", "--threshold", "0.05"]
+    given += ["--batch_size", "2", "--images_per_file", "2"]
+    local = predict_folder.main([str(value) for value in (*given, "--output", folder / "local")])
+    AcceleratorState._reset_state(True)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        more = ("--engine", "ray", "--actors", "2", "--output", folder / "on-ray")
+        on_ray = predict_folder.main([str(value) for value in (*given, *more)])
+    finally:
+        ray.shutdown()
+    assert pq.read_table(on_ray).to_pylist() == pq.read_table(local).to_pylist()
+    assert len(pq.read_table(local)) == 5
+    assert read(on_ray.parent / "failures.json") == read(local.parent / "failures.json")
+
+
 def test_an_image_that_failed_is_tried_again_by_the_same_command(folder, monkeypatch):
     images = folder / "mended"
     images.mkdir()

@@ -38,16 +38,28 @@ def predict_images(
     Returns:
         `PredictionShards`: whole, on every process.
     """
+    shards = prediction_shards(args, accelerator, keys, settings, output, model)
     batch_size = getattr(args, "batch_size", 1)
+    predict_in_shards(shards, load, predict, accelerator, batch_size, args.num_workers, description)
+    return shards
+
+
+def prediction_shards(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    keys: Sequence[int | str],
+    settings: Mapping[str, Any],
+    output: Path | None = None,
+    model: str | None = None,
+) -> PredictionShards:
+    """The files of [`predict_images`], whose arguments these are."""
     settings = {
         **settings,
-        "batch_size": batch_size,
+        "batch_size": getattr(args, "batch_size", 1),
         "weights": weights_id(model or args.model),
         "mixed_precision": accelerator.mixed_precision,
     }
-    shards = PredictionShards((output or args.output) / "predictions", keys, settings, args.images_per_file)
-    predict_in_shards(shards, load, predict, accelerator, batch_size, args.num_workers, description)
-    return shards
+    return PredictionShards((output or args.output) / "predictions", keys, settings, args.images_per_file)
 
 
 def write_predictions(output: Path, shards: PredictionShards, consequence: str) -> Failures:

@@ -1,16 +1,28 @@
 """Labelling of many images: where they come from, and the files that hold the labels."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate import Accelerator
 from PIL import Image
 
+from transformers_glipv2.cli.checkpoints import load_checkpoint
+from transformers_glipv2.cli.evaluation import generate_captions
+from transformers_glipv2.cli.sources import ImageFolder
 from transformers_glipv2.data.files import replaced_file
 from transformers_glipv2.data.hub import image_source
+from transformers_glipv2.evaluation.shards import evaluation_accelerator
 from transformers_glipv2.images.image_io import open_image
+from transformers_glipv2.inference.detector import Detector
+from transformers_glipv2.modeling_glipv2 import GLIPv2ForObjectDetection
+from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
+from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
+
+Predict = Callable[[list[Image.Image]], list[dict[str, Any]]]
 
 ROWS_PER_GROUP = 1000
 
@@ -39,6 +51,61 @@ class HubImages:
     def open(self, index: int) -> Image.Image:
         """An image as RGB, upright."""
         return open_image(image_source(self.examples[index][self.column]))
+
+
+def open_source(args: argparse.Namespace) -> ImageFolder | HubImages:
+    """The images that `--images`, or `--dataset`, `--split` and `--image_column`, name."""
+    return ImageFolder(args.images) if args.images else HubImages(args.dataset, args.split, args.image_column)
+
+
+def make_worker(args: argparse.Namespace) -> tuple[Callable[[int], Any], Callable[[list[Any]], list[Any]]]:
+    """What opens an image by its index, and what labels a batch of them, with a model in memory."""
+    accelerator = evaluation_accelerator(args.mixed_precision)
+    source = open_source(args)
+    predict = captioner(args, accelerator) if args.task == "captions" else detector(args, accelerator)
+
+    def load(index: int) -> tuple[str, Image.Image]:
+        return source.names[index], source.open(index)
+
+    def label(items: list[tuple[str, Image.Image]]) -> list[list[dict[str, Any]]]:
+        with accelerator.autocast():
+            found = predict([image for _, image in items])
+        return [
+            [{"image": name, "width": image.width, "height": image.height, **columns}]
+            for (name, image), columns in zip(items, found, strict=True)
+        ]
+
+    return load, label
+
+
+def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
+    """Images to columns "scores", "labels", "boxes" and "masks"."""
+    model_class = GLIPv2ForInstanceSegmentation if args.task == "masks" else GLIPv2ForObjectDetection
+    model, processor = load_checkpoint(model_class, args.model, accelerator.device)
+    masks = args.task == "masks"
+    options = {name: getattr(args, name) for name in ("threshold", "nms_threshold", "max_detections", "batch_size")}
+    detect = Detector(model, processor, **options, progress=False)
+
+    def columns(result: dict[str, Any]) -> dict[str, Any]:
+        found = {name: result[name].tolist() for name in ("scores", "boxes")}
+        found["labels"] = result["text_labels"]
+        if masks:
+            found["masks"] = [mask["counts"] for mask in result["masks"]]
+        return found
+
+    ask = detect.segment if masks else detect.stream
+    return lambda images: [columns(result) for result in ask(images, args.labels)]
+
+
+def captioner(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
+    """Images to the column "caption"."""
+    model, processor = load_checkpoint(GLIPv2ForConditionalGeneration, args.model, accelerator.device)
+
+    def caption(images: list[Image.Image]) -> list[dict[str, Any]]:
+        captions = generate_captions(model, processor, images, args.num_beams, args.max_new_tokens)
+        return [{"caption": caption} for caption in captions]
+
+    return caption
 
 
 def coco_file(examples: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ _MODULES = {
     "flickr30k": ("load_flickr30k",),
     "hub": ("from_hf_dataset", "load_hub"),
     "hub_export": ("to_hf_dataset",),
+    "lanes": ("LaneStream",),
     "lvis": ("load_lvis",),
     "mixed_grounding": ("load_mixed_grounding",),
     "mixture": ("IndexedStream", "MixtureDataset"),
@@ -46,6 +47,7 @@ _MODULES = {
     "sampling": ("DetectionSampler",),
     "schema": ("BoxReport", "check_example"),
     "vqa": ("load_vqa",),
+    "webdataset": ("load_webdataset", "write_webdataset"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -20,6 +20,7 @@ Predict = Callable[[list[Any]], list[list[dict[str, Any]]]]
 
 def predict_with_ray(
     shards: PredictionShards,
+    load: Load,
     make_worker: Callable[[], tuple[Load, Predict]],
     batch_size: int = 1,
     actors: int = 1,
@@ -35,8 +36,8 @@ def predict_with_ray(
 
     Args:
         shards (`PredictionShards`): where predictions go; one file is one task.
-        make_worker (`Callable`): called once in each actor, and once here to look for images that can be read again;
-            gives `load` and `predict` as of [`predict_in_shards`].
+        load (`Callable[[int], Any]`): opens an image; finds out whether one that could not be read now can.
+        make_worker (`Callable`): called once in each actor; gives `load` and `predict` as of [`predict_in_shards`].
         batch_size (`int`, *optional*, defaults to 1): images of one call of `predict`.
         actors (`int`, *optional*, defaults to 1): each holds a model.
         gpus_per_actor (`float`, *optional*, defaults to 0): 0 runs on CPUs; 0.5 puts two actors on a GPU.
@@ -47,7 +48,6 @@ def predict_with_ray(
         ImportError: when Ray is not installed.
     """
     ray = import_ray()
-    load, _ = make_worker()
     remaining = blocks_to_predict(shards, LoadedImages(load))
     if not remaining:
         return
