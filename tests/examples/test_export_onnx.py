@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_config
 from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2ForInstanceSegmentation
+from transformers_glipv2.cli.main import run_command
+from transformers_glipv2.conversion import onnx_folder
 from transformers_glipv2.inference.onnx_export import DetectorGraph, encode_vocabulary, fit, in_image
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="export needs onnxruntime")
@@ -38,15 +40,16 @@ def model() -> GLIPv2ForInstanceSegmentation:
 
 
 @pytest.fixture(scope="module")
-def exported(example, model, tmp_path_factory):
-    """The folder of the graphs and what the script measured."""
+def exported(model, tmp_path_factory):
+    """The folder of the graphs and what was measured."""
     folder = tmp_path_factory.mktemp("onnx")
     model.save_pretrained(folder / "model")
     tiny_processor().save_pretrained(folder / "model")
     natural_image().save(folder / "image.png")
     arguments = ["--model", str(folder / "model"), "--output", str(folder), "--image", str(folder / "image.png")]
-    arguments += ["--labels", *LABELS, "--max_labels", "5", "--max_tokens", "20", "--masks", "--int8"]
-    return folder, example.main([*arguments, *SIZE])
+    arguments += ["--labels", ",".join(LABELS), "--max_labels", "5", "--max_tokens", "20", "--masks", "--int8"]
+    assert run_command(["export", *arguments, *SIZE]) == 0
+    return folder, json.loads((folder / "export.json").read_text())
 
 
 def run(folder, name: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -57,7 +60,6 @@ def run(folder, name: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 def test_what_was_measured(exported):
     folder, report = exported
-    assert json.loads((folder / "export.json").read_text()) == report
     measured = report["measured"]
     assert set(measured["difference"]) == {"scores", "centerness", "boxes"}
     assert max(measured["difference"].values()) < 1e-4
@@ -70,6 +72,49 @@ def test_what_was_measured(exported):
         *("detector.onnx", "detector_int8.onnx", "masks.onnx"),
         *("vocabulary.safetensors", "export.json"),
     }
+
+
+def test_the_script_exports_with_the_same_settings(example, exported, monkeypatch, capsys):
+    folder, report = exported
+    asked = {}
+
+    def record(model, processor, labels, image, output, settings):
+        asked.update(labels=labels, size=image.size, output=output, settings=settings)
+        return report, [(0.5, "cat", [1, 2, 3, 4])]
+
+    monkeypatch.setattr(example, "export_folder", record)
+    arguments = ["--model", str(folder / "model"), "--output", str(folder / "again"), "--labels", *LABELS]
+    image = ["--image", str(folder / "image.png"), "--max_labels", "5"]
+    assert example.main([*arguments, *image, *SIZE]) == report
+    assert asked["labels"] == LABELS
+    assert (asked["size"], asked["output"]) == ((130, 90), folder / "again")
+    assert asked["settings"] == onnx_folder.ExportSettings(height=64, width=96, max_labels=5, repeats=1)
+    assert capsys.readouterr().out.startswith("0.500  cat ")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--height", "33"], "'33' is not an integer that is a multiple of 32"),
+        (["--max_labels", "0"], "'0' is not an integer of at least 1"),
+        (["--image", "none.png"], "--image: there is no file 'none.png'"),
+        (["--output", "model/config.json"], "a file; pass a folder to write into"),
+        (["--model", "none/at/all"], "--model: there is no folder"),
+        (["--max_labels", "1", "--labels", "a,b"], "more than the 1"),
+    ],
+)
+def test_wrong_options_of_the_command_are_refused(args, message, exported, monkeypatch, capsys):
+    monkeypatch.chdir(exported[0])
+    assert run_command(["export", "--labels", "cat", "--model", "model", *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_onnx_one_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(onnx_folder, "find_spec", lambda name: None if name == "onnxscript" else object())
+    assert run_command(["export", "--labels", "cat"]) == 2
+    assert 'onnxscript, which is not installed; run `pip install "transformers-glipv2[export]"`' in (
+        capsys.readouterr().err
+    )
 
 
 def test_standard_operators_and_fixed_shapes(exported):
@@ -87,15 +132,17 @@ def test_standard_operators_and_fixed_shapes(exported):
 
 
 @torch.no_grad()
-def test_another_image_and_vocabulary(example, exported, model):
+def test_another_image_and_vocabulary(exported, model):
     """Nothing is baked in: the same graph finds other labels in another image, without a new export."""
     folder, report = exported
     processor, labels, image = tiny_processor(), ["red wine glass", "cat"], natural_image(120, 90)
     vocabulary = encode_vocabulary(model, processor, labels, 5, 20)
     pixels, scale = fit(processor, image, 64, 96)
     values = (pixels, vocabulary.text_features, vocabulary.attention_mask, vocabulary.label_map)
-    found = run(folder, "detector.onnx", dict(zip(example.DETECTOR_INPUTS, example.to_numpy(values), strict=True)))
-    scores, indices, boxes = example.detect(found, report["level_sizes"], 0.3, 20)
+    found = run(
+        folder, "detector.onnx", dict(zip(onnx_folder.DETECTOR_INPUTS, onnx_folder.to_numpy(values), strict=True))
+    )
+    scores, indices, boxes = onnx_folder.detect(found, report["level_sizes"], 0.3, 20)
 
     outputs = model(pixel_values=pixels, **processor(text=[labels]))
     (expected,) = processor.post_process_grounded_object_detection(
@@ -140,11 +187,11 @@ def test_what_does_not_fit_is_refused(model):
         encode_vocabulary(model, processor, ["traffic light"] * 40)
 
 
-def test_a_graph_that_differs_is_refused(example):
-    example.check({"scores": 9e-4}, Path("a.onnx"))
+def test_a_graph_that_differs_is_refused():
+    onnx_folder.check({"scores": 9e-4}, Path("a.onnx"))
     for value in (2e-3, float("nan")):
         with pytest.raises(RuntimeError, match=r"a\.onnx differs"):
-            example.check({"scores": value}, Path("a.onnx"))
+            onnx_folder.check({"scores": value}, Path("a.onnx"))
 
 
 def test_masked_padding_is_refused():

@@ -163,3 +163,13 @@ AsJson = Annotated[
         "--json", help="Print JSON, an object a line for each image, and nothing else. Drawings only with --output."
     ),
 ]
+OutputFolder = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=checked(checks.OutputFolder, "--output"),
+        metavar="FOLDER",
+        help="Folder to write to; made where it is missing.",
+    ),
+]

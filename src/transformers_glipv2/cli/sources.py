@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -61,6 +63,20 @@ class ImageToOpen:
     def open(self, allow_private_urls: bool = False) -> Image.Image:
         """The image as RGB, upright; raises as [`open_image`]."""
         return open_image(self.source, allow_private_urls=allow_private_urls)
+
+
+@contextmanager
+def sample_file() -> Iterator[Path]:
+    """The photograph that comes with the package: NASA's of the astronaut Eileen Collins, public domain."""
+    # The package may be in an archive; a drawing is named after the file.
+    with as_file(files("transformers_glipv2.cli") / "samples" / "astronaut.jpg") as file:
+        yield file
+
+
+def sample_image() -> Image.Image:
+    """The image of [`sample_file`]."""
+    with sample_file() as file:
+        return open_image(file)
 
 
 def find_images(values: Sequence[str]) -> list[ImageToOpen]:

@@ -1,7 +1,7 @@
 """
 Graphs of a fixed size for other runtimes: one image, labels that are encoded once, masks of chosen boxes.
 
-`examples/export_onnx.py` exports them to ONNX and shows how to use the files.
+`conversion/onnx_folder.py` exports them to ONNX and shows how to use the files.
 """
 
 from dataclasses import dataclass

@@ -29,12 +29,10 @@ def demo(
 
     The photograph is NASA's of the astronaut Eileen Collins (public domain), as in scikit-image. Example: glipv2 demo
     """
-    from importlib.resources import as_file, files
-
     from transformers_glipv2.cli.commands.detect import detect
+    from transformers_glipv2.cli.sources import sample_file
 
-    # A wheel need not be unpacked; a drawing is named after the file.
-    with as_file(files("transformers_glipv2.cli") / "samples" / "astronaut.jpg") as image:
+    with sample_file() as image:
         detect(
             [str(image)],
             list(labels or LABELS),
