@@ -14,7 +14,6 @@ object). Images that cannot be read are left out and listed in `failures.json`; 
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from transformers_glipv2.cli.arguments import (
@@ -32,11 +31,7 @@ from transformers_glipv2.cli.arguments import (
     positive_int,
 )
 from transformers_glipv2.cli.errors import run
-from transformers_glipv2.cli.evaluation import prediction_shards
-from transformers_glipv2.cli.folder import coco_file, make_worker, open_source, write_parquet
-from transformers_glipv2.data.files import read_text, write_json
-from transformers_glipv2.evaluation.ray_shards import predict_with_ray
-from transformers_glipv2.evaluation.shards import evaluation_accelerator, predict_in_shards
+from transformers_glipv2.cli.folder import label_images
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +51,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_output_folder(parser, "folder to write to")
     add_threshold(parser)
     add_nms_threshold(parser)
+    add("--agnostic_nms", action="store_true", help="suppress overlapping boxes of different labels too")
     add("--max_detections", type=positive_int, default=100, help="boxes of an image (default: 100)")
     add_generation(parser)
     add_prediction(parser)
@@ -69,41 +65,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    args = check_paths(parse_args(arguments))
-    if args.labels_file:
-        lines = read_text(args.labels_file).splitlines()
-        args.labels = [line.strip() for line in lines if line.strip()]
-        if not args.labels:
-            raise ValueError(f"--labels_file: {str(args.labels_file)!r} holds no label; write one a line.")
-    accelerator = evaluation_accelerator(args.mixed_precision)
-    with accelerator.main_process_first():
-        source = open_source(args)
-    names = source.names[: args.max_samples]
-    keep = ("task", "labels", "threshold", "nms_threshold", "max_detections", "num_beams", "max_new_tokens")
-    settings = {name: getattr(args, name) for name in keep} | {"source": str(args.images or args.dataset)}
-    shards = prediction_shards(args, accelerator, names, settings)
-    if args.engine == "ray":
-        threads = max(args.num_workers, 1)
-        make = partial(make_worker, args)
-        predict_with_ray(
-            shards, source.open, make, args.batch_size, args.actors, args.gpus_per_actor, threads, args.task
-        )
-    else:
-        load, label = make_worker(args)
-        predict_in_shards(shards, load, label, accelerator, args.batch_size, args.num_workers, args.task)
-
-    path = args.output / ("predictions.json" if args.format == "coco" else "predictions.parquet")
-    if accelerator.is_main_process:
-        if args.format == "coco":
-            write_json(path, coco_file(shards.predictions(), args.labels or []))
-        else:
-            write_parquet(path, shards.predictions(), args.task)
-        failures = shards.failures()
-        write_json(args.output / "failures.json", failures)
-        print(f"{len(names) - len(failures)} images in {path}; {len(failures)} could not be read (failures.json)")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return path
+    return label_images(check_paths(parse_args(arguments)))
 
 
 if __name__ == "__main__":

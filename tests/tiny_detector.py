@@ -49,6 +49,8 @@ def save_tiny_heads(folder: Path) -> None:
     for name, model_class in (("model", GLIPv2ForJointTraining), ("masks", GLIPv2ForInstanceSegmentation)):
         model = model_class(config).eval()
         model.load_state_dict(detector.state_dict(), strict=False)
+        if name == "model":
+            model.set_special_tokens(tiny_tokenizer())
         model.save_pretrained(folder / name)
         tiny_processor().save_pretrained(folder / name)
 

@@ -25,6 +25,7 @@ from tests.scripts import load_script
 from tests.tiny import tiny_config
 from tests.tiny_training import drawn_coco
 from transformers_glipv2 import GLIPv2Config, GLIPv2ImageProcessor, GLIPv2Processor
+from transformers_glipv2.cli import detection_evaluation
 from transformers_glipv2.cli.main import run_command
 from transformers_glipv2.data.masks import decode_mask, encode_mask
 from transformers_glipv2.evaluation.coco import evaluate_coco
@@ -194,7 +195,7 @@ def test_right_boxes_and_masks_score_100_percent(folder, monkeypatch):
         entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
     (folder / "coco" / "masks.json").write_text(json.dumps(content))
     more = ("--max_samples", "3", "--masks", "--annotations", str(folder / "coco" / "masks.json"))
-    monkeypatch.setattr(evaluate_detection, "Detector", lambda *args, **kwargs: AnnotatedDetector(content))
+    monkeypatch.setattr(detection_evaluation, "Detector", lambda *args, **kwargs: AnnotatedDetector(content))
     metrics = evaluate_detection.main(arguments(folder, "masks", *more))["coco"]
     assert {kind: scores["AP"] for kind, scores in metrics.items()} == {"bbox": 1.0, "segm": 1.0}
     AcceleratorState._reset_state(True)
@@ -220,7 +221,7 @@ def test_right_boxes_score_100_percent_by_both_protocols_of_lvis(folder, monkeyp
         category["frequency"] = "r"
     (folder / "coco" / "lvis.json").write_text(json.dumps(content))
     more = ("--max_samples", "3", "--benchmark", "lvis", "--annotations", str(folder / "coco" / "lvis.json"))
-    monkeypatch.setattr(evaluate_detection, "Detector", lambda *args, **kwargs: AnnotatedDetector(content))
+    monkeypatch.setattr(detection_evaluation, "Detector", lambda *args, **kwargs: AnnotatedDetector(content))
     metrics = evaluate_detection.main(arguments(folder, "lvis", *more))["lvis"]
     scores = {kind: scores["APr"] for kind, scores in metrics.items()}
     assert scores == pytest.approx({"bbox_fixed": 1.0, "bbox_classic": 1.0})

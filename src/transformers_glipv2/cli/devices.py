@@ -21,3 +21,15 @@ def pick_device(name: str) -> torch.device:
     if name.startswith("cuda:") and int(name.split(":")[1]) >= torch.cuda.device_count():
         raise ValueError(f"--device is {name!r}, and there are {torch.cuda.device_count()} GPUs; they count from 0.")
     return torch.device(name)
+
+
+def use_device(name: str) -> None:
+    """Makes Accelerate take the device that is meant, see [`pick_device`]; before the first `Accelerator`."""
+    device = pick_device(name)
+    if name == "auto":  # or as `accelerate launch` says
+        return
+    from accelerate import PartialState
+
+    PartialState(cpu=device.type == "cpu")
+    if device.index is not None:
+        torch.cuda.set_device(device)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from accelerate import Accelerator
 from PIL import Image
 
 from transformers_glipv2.cli.checkpoints import load_checkpoint
-from transformers_glipv2.cli.evaluation import generate_captions
-from transformers_glipv2.cli.sources import ImageFolder
-from transformers_glipv2.data.files import replaced_file
+from transformers_glipv2.cli.evaluation import generate_captions, prediction_shards
+from transformers_glipv2.cli.sources import ImageFolder, ImageList
+from transformers_glipv2.data.files import read_text, replaced_file, write_json
 from transformers_glipv2.data.hub import image_source
-from transformers_glipv2.evaluation.shards import evaluation_accelerator
+from transformers_glipv2.evaluation.ray_shards import predict_with_ray
+from transformers_glipv2.evaluation.shards import evaluation_accelerator, predict_in_shards
 from transformers_glipv2.images.image_io import open_image
 from transformers_glipv2.inference.detector import Detector
 from transformers_glipv2.modeling_glipv2 import GLIPv2ForObjectDetection
@@ -25,6 +27,7 @@ from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSe
 Predict = Callable[[list[Image.Image]], list[dict[str, Any]]]
 
 ROWS_PER_GROUP = 1000
+DETECTION_OPTIONS = ("threshold", "nms_threshold", "agnostic_nms", "max_detections")
 
 
 class HubImages:
@@ -53,9 +56,66 @@ class HubImages:
         return open_image(image_source(self.examples[index][self.column]))
 
 
-def open_source(args: argparse.Namespace) -> ImageFolder | HubImages:
-    """The images that `--images`, or `--dataset`, `--split` and `--image_column`, name."""
-    return ImageFolder(args.images) if args.images else HubImages(args.dataset, args.split, args.image_column)
+def label_images(args: argparse.Namespace) -> Path:
+    """
+    Labels the images of a folder or a data set and writes one file, on any number of processes.
+
+    Args:
+        args (`argparse.Namespace`): flags of `examples/predict_folder.py`.
+
+    Returns:
+        `Path`: the file of predictions; images that could not be read are listed beside it in `failures.json`.
+
+    Raises:
+        OSError, ValueError: when the images, the labels or the model cannot be used.
+    """
+    if args.labels_file:
+        lines = read_text(args.labels_file).splitlines()
+        args.labels = [line.strip() for line in lines if line.strip()]
+        if not args.labels:
+            raise ValueError(f"--labels_file: {str(args.labels_file)!r} holds no label; write one a line.")
+    accelerator = evaluation_accelerator(args.mixed_precision)
+    with accelerator.main_process_first():
+        source = open_source(args)
+    names = source.names[: args.max_samples]
+    keep = ("task", "labels", *DETECTION_OPTIONS, "num_beams", "max_new_tokens")
+    settings = {name: getattr(args, name) for name in keep} | {"source": str(args.images or args.dataset)}
+    shards = prediction_shards(args, accelerator, names, settings)
+    if args.engine == "ray":
+        threads = max(args.num_workers, 1)
+        make = partial(make_worker, args)
+        predict_with_ray(
+            shards, source.open, make, args.batch_size, args.actors, args.gpus_per_actor, threads, args.task
+        )
+    else:
+        load, label = make_worker(args)
+        predict_in_shards(shards, load, label, accelerator, args.batch_size, args.num_workers, args.task)
+
+    path = args.output / ("predictions.json" if args.format == "coco" else "predictions.parquet")
+    if accelerator.is_main_process:
+        if args.format == "coco":
+            write_json(path, coco_file(shards.predictions(), args.labels or []))
+        else:
+            write_parquet(path, shards.predictions(), args.task)
+        failures = shards.failures()
+        write_json(args.output / "failures.json", failures)
+        print(f"{len(names) - len(failures)} images in {path}; {len(failures)} could not be read (failures.json)")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return path
+
+
+def open_source(args: argparse.Namespace) -> ImageFolder | ImageList | HubImages:
+    """
+    The images that `--images` (a folder, or a list of files, folders and URLs), or `--dataset`, `--split` and
+    `--image_column` name.
+    """
+    if not args.images:
+        return HubImages(args.dataset, args.split, args.image_column)
+    given = args.images if isinstance(args.images, list) else [args.images]
+    if len(given) == 1 and Path(given[0]).is_dir():
+        return ImageFolder(Path(given[0]))
+    return ImageList(given)
 
 
 def make_worker(args: argparse.Namespace) -> tuple[Callable[[int], Any], Callable[[list[Any]], list[Any]]]:
@@ -83,7 +143,7 @@ def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
     model_class = GLIPv2ForInstanceSegmentation if args.task == "masks" else GLIPv2ForObjectDetection
     model, processor = load_checkpoint(model_class, args.model, accelerator.device)
     masks = args.task == "masks"
-    options = {name: getattr(args, name) for name in ("threshold", "nms_threshold", "max_detections", "batch_size")}
+    options = {name: getattr(args, name) for name in (*DETECTION_OPTIONS, "batch_size")}
     detect = Detector(model, processor, **options, progress=False)
 
     def columns(result: dict[str, Any]) -> dict[str, Any]:

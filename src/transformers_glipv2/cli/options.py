@@ -8,7 +8,7 @@ import argparse
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -67,25 +67,34 @@ def split_labels(values: Sequence[str] | None) -> list[str] | None:
     return labels
 
 
-def existing_images(values: Sequence[str]) -> list[str]:
+def split_numbers(check: checks.Number) -> Callable[[Any], Any]:
+    """From numbers by comma or by repetition to a list, each with the range of `check`."""
+
+    def split(values: Sequence[str] | None) -> list[Any] | None:
+        numbers = [checked(check)(part.strip()) for value in values or () for part in str(value).split(",")]
+        return numbers or None
+
+    return split
+
+
+def existing_images(values: Sequence[str] | None) -> list[str]:
     """Files, folders and URLs that may be there; raises typer.BadParameter for a path that is not."""
-    for value in values:
+    for value in values or ():
         if not is_url(value) and not Path(value).exists():
             raise typer.BadParameter(
                 f"there is no file or folder {value!r}, and it is no http(s) URL; check the path.",
                 param_hint="IMAGES",
             )
-    return list(values)
+    return list(values or ())
 
 
 # What is looked at ---------------------------------------------------------------------------------------------------
 
-Images = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="IMAGES", callback=existing_images, help="Files, folders or http(s) URLs.", show_default=False
-    ),
-]
+_IMAGES = typer.Argument(
+    metavar="IMAGES", callback=existing_images, help="Files, folders or http(s) URLs.", show_default=False
+)
+Images = Annotated[list[str], _IMAGES]
+ImagesOrNone = Annotated[list[str] | None, _IMAGES]
 _LABELS_HELP = r"Names to look for, by comma, or the option several times. A comma in a label is written \,"
 Labels = Annotated[
     list[str],
@@ -121,6 +130,21 @@ Device = Annotated[
 ]
 BatchSize = Annotated[int, number(checks.positive_int, "--batch_size", help="Images at once.")]
 MaxSamples = Annotated[int | None, number(checks.positive_int, "--max_samples", help="Only the first so many images.")]
+NumWorkers = Annotated[
+    int, number(checks.non_negative_int, "--num_workers", help="Processes that prepare images, for each process.")
+]
+ImagesPerFile = Annotated[
+    int,
+    number(
+        checks.positive_int,
+        "--images_per_file",
+        help="Images of a file of predictions; a kill loses at most so many for each process.",
+    ),
+]
+MixedPrecision = Annotated[
+    Literal["no", "fp16", "bf16"] | None,
+    typer.Option("--mixed_precision", help="Default: what `accelerate launch` says, else no."),
+]
 Seed = Annotated[int, number(checks.seed_int, "--seed", help="Of everything that is random.")]
 
 # Which boxes ---------------------------------------------------------------------------------------------------------

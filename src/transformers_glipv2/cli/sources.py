@@ -113,3 +113,20 @@ def _each(values: Sequence[str]) -> Iterator[ImageToOpen]:
                 yield ImageToOpen(str(path / name), path / relative, Path(relative).with_suffix(".png"))
         else:
             yield ImageToOpen(value, path, Path(path.name).with_suffix(".png"))
+
+
+class ImageList:
+    """
+    The images of a command line, as [`find_images`] finds them.
+
+    Attributes:
+        names (`list[str]`): as they were named.
+    """
+
+    def __init__(self, values: Sequence[str]):
+        self.images = find_images(values)
+        self.names = [image.name for image in self.images]
+
+    def open(self, index: int) -> Image.Image:
+        """An image as RGB, upright."""
+        return self.images[index].open()
