@@ -3,8 +3,9 @@ A page on which GLIPv2 detects, grounds, segments, answers and captions.
 
     GLIPV2_MODEL=FOLDER python hub_upload/space/app.py
 
-The model is the first one that the README beside this file names, or what GLIPV2_MODEL says: a folder or a name on the
-Hub. Its code comes with it, so the package need not be installed.
+The model is the first one that the README beside this file names, or what GLIPV2_MODEL says: a folder, a name on the
+Hub, or, where the package is installed, the name of a released checkpoint such as glip-tiny. A model on the Hub comes
+with its code, so the package need not be installed.
 """
 
 import os
@@ -27,9 +28,12 @@ from transformers import (
 from transformers.utils import cached_file
 
 try:
+    from transformers_glipv2 import resolve_model
     from transformers_glipv2.inference.drawing import DrawnObject, draw
 except ImportError:  # on the Hub the file is beside this one
     from drawing import DrawnObject, draw
+
+    resolve_model = str
 
 TASK = "zero-shot-object-detection"
 HEADS = {
@@ -50,10 +54,11 @@ class Demo:
     """The models of one checkpoint, and what the tabs do with them."""
 
     def __init__(self, name: str):
+        self.name = name
+        name = resolve_model(name)
         with safe_open(cached_file(name, "model.safetensors"), framework="pt") as weights:
             parts = {tensor.split(".")[0] for tensor in weights.keys()}  # noqa: SIM118
         trust = {"trust_remote_code": True}
-        self.name = name
         self.processor = AutoProcessor.from_pretrained(name, **trust)
         # By name, not around a model: only so does transformers take the code of the checkpoint too.
         found = pipeline(TASK, model=name, device="cpu", **trust).detector

@@ -97,6 +97,9 @@ def test_a_name_is_downloaded_converted_and_kept(hub, tmp_path, caplog, monkeypa
     # Neither the download nor anything else but the folder stays.
     assert left_in(tmp_path / "cache") == ["downloads", NAME]
     assert left_in(tmp_path / "cache" / "downloads") == []
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "cache" / NAME).iterdir()}
+    (tmp_path / "new").touch()
+    assert modes == {(tmp_path / "new").stat().st_mode & 0o777}
     source = json.loads((tmp_path / "cache" / NAME / "source.json").read_text())
     assert source["sha256"] == hashlib.sha256(hub.repos["models/GLIPModel/GLIP"].files[FILE]).hexdigest()
 

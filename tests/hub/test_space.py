@@ -83,6 +83,15 @@ def whole(app, tmp_path_factory):
     return app.Demo(str(save_checkpoint(tmp_path_factory.mktemp("space") / "whole", list(HEADS))))
 
 
+def test_a_released_checkpoint_by_its_name(app, tmp_path, monkeypatch):
+    folder = save_checkpoint(tmp_path / "glip-tiny", [])
+    (folder / "source.json").write_text('{"format": 1}')
+    monkeypatch.setenv("GLIPV2_CACHE", str(tmp_path))
+    demo = app.Demo("glip-tiny")
+    assert demo.name == "glip-tiny"
+    assert list(demo.models) == ["detection_head"]
+
+
 def assert_drawn(drawing: PIL.Image.Image) -> None:
     assert drawing.size == natural_image().size
     assert (np.asarray(drawing) != np.asarray(natural_image())).any()

@@ -310,7 +310,10 @@ def _fetch(model: ReleasedModel, folder: Path) -> None:
         source = {"format": _FORMAT, "name": model.name, "url": remote.url, "license": model.license}
         source |= {"size": remote.size, "sha256": remote.sha256}
         (temporary / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+        # As readable as other files, so that several users may share a cache.
         temporary.chmod(0o755)
+        for written in temporary.iterdir():
+            shutil.copymode(temporary / SOURCE_FILE, written)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except ValueError:
