@@ -33,7 +33,7 @@ from .backbones.chunked_mlp import chunk_mlps
 from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
 from .configuration_glipv2 import GLIPv2Config
 from .inference.model_checks import record_new_weights
-from .layers.dyhead import GLIPv2DyConv, init_dyconv
+from .layers.dyhead import GLIPv2DyConv, SamplingGrid, init_dyconv, neighbour_grid
 from .layers.feature_maps import (
     FeatureMaps,
     crop_maps,
@@ -217,6 +217,7 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
         text_mask: torch.Tensor | None = None,
         own_shapes: list[list[tuple[int, int]]] | None = None,
         output_attentions: bool = False,
+        grid: SamplingGrid | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """
         Tensors that need gradients come and go as plain positional tensors, since reentrant gradient checkpointing
@@ -229,13 +230,14 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
             own_shapes: from `own_map_shapes`, to take each image alone, without its padding; `None` lets padding
                 take part.
             output_attentions: also return the fusion's two attention maps.
+            grid: of the maps, from `neighbour_grid`, where it is made already and padding takes part.
 
         Returns:
             The new text, the new maps and, with `output_attentions` and a fusion, the attention maps of locations
             and of tokens.
         """
         if own_shapes is None:
-            return self._mix(text, feature_maps, text_mask, output_attentions)
+            return self._mix(text, feature_maps, text_mask, output_attentions, grid)
         # Means over whole maps, resized maps and attention over all locations know nothing of masks.
         images = [
             self._mix(
@@ -255,7 +257,12 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
         return texts, *maps, *join_attentions(attentions, own_shapes, level_shapes)
 
     def _mix(
-        self, text: torch.Tensor, feature_maps: FeatureMaps, text_mask: torch.Tensor | None, output_attentions: bool
+        self,
+        text: torch.Tensor,
+        feature_maps: FeatureMaps,
+        text_mask: torch.Tensor | None,
+        output_attentions: bool,
+        grid: SamplingGrid | None = None,
     ) -> tuple[torch.Tensor, ...]:
         attentions = None
         if self.fusion is not None:
@@ -267,7 +274,7 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
             text = self.text_layer(text, key_mask)  # type: ignore[misc]  # where there is fusion there is a text layer
         elif self.dyconv.offset.weight.dtype == torch.float16:
             feature_maps = tuple(level.clamp(-BOUND, BOUND).half() for level in feature_maps)
-        return text, *self.dyconv(feature_maps), *(attentions or ())
+        return text, *self.dyconv(feature_maps, grid), *(attentions or ())
 
 
 # Heads ---------------------------------------------------------------------------------------------------------------
@@ -678,6 +685,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             locations = location_mask(image_sizes, map_shapes(maps), self.config.anchor_strides)
         if not has_padding(own_shapes, maps):
             own_shapes = None
+        grid = neighbour_grid(maps) if own_shapes is None else None
         kept = selected_states(output_hidden_states, len(self.layers) + 1)
         # Only what is asked for: kept maps would be most of the tower's memory.
         text_states = [text if 0 in kept else None]
@@ -685,7 +693,12 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
         attentions = []
         for index, layer in enumerate(self.layers, start=1):
             text, *maps = layer(
-                text, *maps, text_mask=text_mask, own_shapes=own_shapes, output_attentions=output_attentions
+                text,
+                *maps,
+                text_mask=text_mask,
+                own_shapes=own_shapes,
+                output_attentions=output_attentions,
+                grid=grid,
             )
             maps, layer_attentions = tuple(maps[: len(feature_maps)]), tuple(maps[len(feature_maps) :])
             text_states.append(text if index in kept else None)

@@ -83,7 +83,7 @@ def test_gradients_equal_finite_differences(stride):
 
 def test_gradients_equal_the_operators(monkeypatch):
     # Several chunks, the last one short.
-    monkeypatch.setattr(dyhead, "ROWS_PER_CHUNK", 16)
+    monkeypatch.setitem(dyhead.OUTPUTS_PER_CHUNK, "cpu", 16)
     inputs = [tensor.requires_grad_() for tensor in deform_inputs(height=9, width=7)]
     feature_map, offsets, modulation, weight, bias = inputs
     forms = (
@@ -115,25 +115,26 @@ def test_an_undefined_offset_touches_its_own_output_only():
 
 def test_empty_batch():
     inputs = [tensor.requires_grad_() for tensor in deform_inputs(batch=0)]
-    output = modulated_deform_conv2d(*inputs)
+    output = sampled_deform_conv2d(*inputs)
     assert output.shape == (0, 2, 5, 4)
     output.sum().backward()
     assert inputs[3].grad.abs().sum() == 0
 
 
+@pytest.mark.parametrize("form", [modulated_deform_conv2d, sampled_deform_conv2d])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(dtype):
+def test_half_precision_is_computed_in_float32(dtype, form):
     inputs = [tensor.to(dtype) for tensor in deform_inputs(dtype=torch.float32)]
-    output = modulated_deform_conv2d(*inputs)
+    output = form(*inputs)
     assert output.dtype == dtype
-    torch.testing.assert_close(output, modulated_deform_conv2d(*(tensor.float() for tensor in inputs)).to(dtype))
+    torch.testing.assert_close(output, form(*(tensor.float() for tensor in inputs)).to(dtype))
 
 
 def test_autocast_leaves_float32():
     inputs = deform_inputs(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = modulated_deform_conv2d(*inputs)
-    torch.testing.assert_close(output, modulated_deform_conv2d(*inputs), rtol=0, atol=0)
+        output = sampled_deform_conv2d(*inputs)
+    torch.testing.assert_close(output, sampled_deform_conv2d(*inputs), rtol=0, atol=0)
 
 
 # The dynamic convolution ---------------------------------------------------------------------------------------------
@@ -169,12 +170,12 @@ def test_each_level_sees_its_neighbours_only(mode):
     maps = [feature_map.requires_grad_() for feature_map in pyramid()]
     output = dyconv(tuple(maps))
     assert [out.shape for out in output] == [feature_map.shape for feature_map in maps]
-    finest = torch.autograd.grad(output[0].square().sum(), maps, allow_unused=True, retain_graph=True)
+    finest = torch.autograd.grad(output[0].square().sum(), maps, retain_graph=True)
     assert finest[0].abs().sum() > 0
     assert finest[1].abs().sum() > 0
-    assert finest[2] is None
-    coarsest = torch.autograd.grad(output[2].square().sum(), maps, allow_unused=True)
-    assert coarsest[0] is None
+    assert finest[2].abs().sum() == 0
+    coarsest = torch.autograd.grad(output[2].square().sum(), maps)
+    assert coarsest[0].abs().sum() == 0
 
 
 def test_images_of_a_batch_do_not_mix():
@@ -191,8 +192,50 @@ def test_images_of_a_batch_do_not_mix():
 def test_dynamic_relu_formula():
     torch.manual_seed(0)
     activation = GLIPv2DynamicReLU(8)
-    x = torch.randn(2, 8, 3, 5)
-    hidden = activation.expand(F.relu(activation.reduce(x.mean((2, 3)))))
-    a1, b1, a2, b2 = (F.hardsigmoid(hidden)[:, :, None, None] - 0.5).chunk(4, dim=1)
-    expected = torch.maximum(x * (2 * a1 + 1) + b1, x * 2 * a2 + b2)
-    torch.testing.assert_close(activation(x), expected)
+    means = torch.randn(2, 5, 8)
+    hidden = activation.expand(F.relu(activation.reduce(means)))
+    a1, b1, a2, b2 = (F.hardsigmoid(hidden) - 0.5).chunk(4, dim=-1)
+    for one, expected in zip(activation(means), (2 * a1 + 1, b1, 2 * a2, b2), strict=True):
+        torch.testing.assert_close(one, expected)
+
+
+def plain_dyconv(dyconv: GLIPv2DyConv, maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Level by level and branch by branch, with the layers that the definition names."""
+    results = []
+    for level, current in enumerate(maps):
+        both = dyconv.offset(current)
+        offsets, modulation = both[:, :18], both[:, 18:].sigmoid()
+        found = []
+        for name, source, stride in (("same", level, 1), ("finer", level - 1, 2), ("coarser", level + 1, 1)):
+            if source not in range(len(maps)):
+                continue
+            branch, neighbour = dyconv.branches[name], maps[source]
+            shape = [(side - 1) // stride + 1 for side in neighbour.shape[-2:]]
+            fitted = dyconv._fit(offsets, modulation, *shape)
+            one = modulated_deform_conv2d(neighbour, *fitted, branch.conv.weight, branch.conv.bias, stride)
+            one = F.group_norm(one, branch.norm.num_groups, branch.norm.weight, branch.norm.bias, branch.norm.eps)
+            one = F.interpolate(one, current.shape[-2:], mode="bilinear", align_corners=True)
+            strength = F.hardsigmoid(F.relu(dyconv.branch_attention(one.mean((2, 3), keepdim=True))))
+            found.append(one * strength)
+        mixed = sum(found) / len(found)
+        a1, b1, a2, b2 = (one[:, :, None, None] for one in dyconv.activation(mixed.mean((2, 3))))
+        results.append(torch.maximum(a1 * mixed + b1, a2 * mixed + b2))
+    return results
+
+
+@pytest.mark.parametrize("mode", ["released", "resized"])
+@pytest.mark.parametrize("sampling", [True, False])
+@pytest.mark.parametrize("shapes", [((12, 10), (6, 5), (3, 3)), ((13, 8), (5, 6), (2, 2), (1, 1))])
+def test_all_levels_at_once_equal_one_by_one(mode, sampling, shapes, monkeypatch):
+    """Also where a level is not half as large as the finer one."""
+    monkeypatch.setattr(dyhead, "SAMPLING_DEVICES", {"cpu"} if sampling else set())
+    torch.manual_seed(0)
+    dyconv = GLIPv2DyConv(tiny_config(dyconv_offset_mode=mode)).double()
+    for parameter in dyconv.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    maps = tuple(torch.randn(2, 32, *shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    inputs = [*maps, *dyconv.parameters()]
+    outputs, expected = dyconv(maps), plain_dyconv(dyconv, maps)
+    gradients = [torch.autograd.grad(sum(one.sin().sum() for one in form), inputs) for form in (outputs, expected)]
+    torch.testing.assert_close(list(outputs), expected)
+    torch.testing.assert_close(*gradients)

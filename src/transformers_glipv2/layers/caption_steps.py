@@ -8,6 +8,7 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .dyhead import neighbour_grid
 from .feature_maps import FeatureMaps, flatten_levels, map_shapes, pad_locations, split_levels
 from .region_attention import GLIPv2Locations
 
@@ -141,7 +142,7 @@ def maps_without_text(
         The normalised maps before each fusion as one sequence, `(images, locations, d_model)`, and the final maps or
         `None`.
     """
-    shapes, sequences = map_shapes(feature_maps), []
+    shapes, sequences, grid = map_shapes(feature_maps), [], neighbour_grid(feature_maps)
     for index, layer in enumerate(layers):
         # The residual of a fusion is the normalised tensor: without text it is all that the block adds to.
         vision = layer.fusion.normalize_vision(flatten_levels(feature_maps))
@@ -149,7 +150,7 @@ def maps_without_text(
         if index + 1 == len(layers) and not final_maps:
             return tuple(sequences), None
         levels = split_levels(vision, shapes)
-        feature_maps = checkpointed(layer, lambda *maps, dyconv=layer.dyconv: dyconv(maps), *levels)
+        feature_maps = checkpointed(layer, lambda *maps, dyconv=layer.dyconv: dyconv(maps, grid), *levels)
     return tuple(sequences), feature_maps
 
 

@@ -6,6 +6,8 @@ From "Dynamic Head: Unifying Object Detection Heads with Attentions" (Dai et al.
 """
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,191 @@ from torchvision.ops import deform_conv2d
 from transformers import initialization as init
 
 from ..configuration_glipv2 import GLIPv2Config
+from .feature_maps import FeatureMaps, flatten_levels, map_shapes, split_levels
 
 TAPS = 9
-# Locations sampled at a time on the CPU: their taps should stay in the cache until they are multiplied.
-ROWS_PER_CHUNK = 1024
+# Outputs sampled at a time, by device: on the CPU their taps should stay in the cache until they are multiplied, on
+# others they should fit into memory.
+OUTPUTS_PER_CHUNK = {"cpu": 1024}
+OUTPUTS_PER_CHUNK_ELSEWHERE = 1 << 17
+# Devices where sampling with embedding bags is used in place of torchvision's operator; `benchmarks/deformable.py`
+# measures both.
+SAMPLING_DEVICES = {"cpu", "cuda"}
+
+
+# Where the taps are --------------------------------------------------------------------------------------------------
+
+
+class BranchOutput(NamedTuple):
+    """
+    What one deformable convolution of a pyramid reads and gives.
+
+    Args:
+        branch: whose weights are used.
+        target: level that it is for.
+        source: level that it reads.
+        stride: pixels of the source between two outputs.
+        shape: height and width of the output.
+    """
+
+    branch: str
+    target: int
+    source: int
+    stride: int
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+def neighbour_outputs(level_shapes: list[tuple[int, int]]) -> list[BranchOutput]:
+    """Each level reads itself, the finer and the coarser level; those of one branch are side by side."""
+    levels = range(len(level_shapes))
+    halves = [tuple((side - 1) // 2 + 1 for side in shape) for shape in level_shapes]
+    return [
+        *(BranchOutput("same", level, level, 1, level_shapes[level]) for level in levels),
+        *(BranchOutput("finer", level, level - 1, 2, halves[level - 1]) for level in levels[1:]),
+        *(BranchOutput("coarser", level, level + 1, 1, level_shapes[level + 1]) for level in levels[:-1]),
+    ]
+
+
+@dataclass
+class SamplingGrid:
+    """
+    What depends on the sizes of maps alone, made once a forward pass for all layers; `outputs` counts the locations of
+    all convolutions, one after the other.
+
+    Args:
+        level_shapes (`list` of `tuple[int, int]`):
+            Height and width of each level's map.
+        branch_outputs (`list` of `BranchOutput`):
+            The convolutions.
+        positions (`torch.FloatTensor` of shape `(outputs, 9, 2)`):
+            y and x in pixels of the source, before offsets, of each tap.
+        limits (`torch.FloatTensor` of shape `(outputs, 1, 1, 2)`):
+            The last row and column of the source.
+        widths, starts (`torch.FloatTensor` of shape `(outputs, 1, 1)`):
+            Pixels in a row of the source, and the pixels before its first in the sequence of all levels.
+        steps (`torch.FloatTensor` of shape `(2, 1)`):
+            From the pixel before a position to that after it.
+        segments (`torch.LongTensor` of shape `(outputs,)`):
+            The convolution of each output.
+        averages (`torch.FloatTensor` of shape `(convolutions, outputs)`):
+            Times any values of the outputs, their means by convolution.
+        targets (`torch.FloatTensor` of shape `(levels, convolutions)`):
+            1 where a convolution is for a level.
+        fractions (`torch.FloatTensor` of shape `(convolutions, 1)`):
+            1 / convolutions of the same target.
+    """
+
+    level_shapes: list[tuple[int, int]]
+    branch_outputs: list[BranchOutput]
+    positions: torch.Tensor
+    limits: torch.Tensor
+    widths: torch.Tensor
+    starts: torch.Tensor
+    steps: torch.Tensor
+    segments: torch.Tensor
+    averages: torch.Tensor
+    targets: torch.Tensor
+    fractions: torch.Tensor
+
+
+def sampling_grid(
+    level_shapes: list[tuple[int, int]],
+    branch_outputs: list[BranchOutput],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> SamplingGrid:
+    """
+    Args:
+        level_shapes: height and width of each level's map.
+        branch_outputs: the convolutions.
+        device: of the maps. All is made there, since a copy would make it wait.
+        dtype: of positions.
+    """
+
+    def full(sizes: list[int], values: list[float], of: torch.dtype = dtype) -> torch.Tensor:
+        parts = zip(sizes, values, strict=True)
+        return torch.cat([torch.full((size,), value, dtype=of, device=device) for size, value in parts])
+
+    sizes = [height * width for height, width in level_shapes]
+    pixels: dict[tuple[int, int], torch.Tensor] = {}
+    for shape in [one.shape for one in branch_outputs]:
+        if shape not in pixels:
+            pixels[shape] = torch.cartesian_prod(*(torch.arange(side, dtype=dtype, device=device) for side in shape))
+    centres = torch.cat(
+        [pixels[one.shape] * one.stride if one.stride > 1 else pixels[one.shape] for one in branch_outputs]
+    )
+    tap = torch.arange(TAPS, device=device)
+    taps = torch.stack([tap // 3, tap % 3], dim=-1) - 1
+
+    # Four numbers of each source, and from them those of each output.
+    numbers = [
+        [height - 1, width - 1, width, sum(sizes[:level])] for level, (height, width) in enumerate(level_shapes)
+    ]
+    table = full([1] * 4 * len(sizes), [number for row in numbers for number in row]).view(-1, 4)
+    counts = [one.size for one in branch_outputs]
+    sources = full(counts, [one.source for one in branch_outputs], torch.long)
+    segments = full(counts, [*range(len(counts))], torch.long)
+    last_row, last_column, width, start = table.index_select(0, sources)[:, :, None, None].unbind(1)
+
+    of_target = [[other for other in branch_outputs if other.target == one.target] for one in branch_outputs]
+    members = segments == torch.arange(len(counts), device=device)[:, None]
+    levels = full([1] * len(counts), [one.target for one in branch_outputs], torch.long)
+    return SamplingGrid(
+        level_shapes=level_shapes,
+        branch_outputs=branch_outputs,
+        positions=centres[:, None] + taps,
+        limits=torch.stack([last_row, last_column], dim=-1),
+        widths=width,
+        starts=start,
+        steps=torch.arange(2, dtype=dtype, device=device)[:, None],
+        segments=segments,
+        averages=members / full([1] * len(counts), counts)[:, None],
+        targets=(levels == torch.arange(len(level_shapes), device=device)[:, None]).to(dtype),
+        fractions=full([1] * len(counts), [1 / len(others) for others in of_target])[:, None],
+    )
+
+
+def bilinear_rows(
+    offsets: torch.Tensor, modulation: torch.Tensor, grid: SamplingGrid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The four pixels around each tap, and their weights.
+
+    Args:
+        offsets: `(batch, outputs, 18)`, y and x of each tap in turn, in pixels.
+        modulation: `(batch, outputs, 9)`.
+        grid: where the taps start.
+
+    Returns:
+        Row numbers (int32) and weights, each `(batch, outputs, 9, 4)`. Rows number the pixels of all levels of the
+        first image, then of the second and so on.
+    """
+    offsets = offsets.unflatten(-1, (TAPS, 2))
+    # Taps start on whole pixels, so the offset alone says how far between two pixels a sample is.
+    floor = offsets.detach().floor()
+    fraction = offsets - floor
+    # A NaN has no position, and its weight is NaN anyway.
+    before = (floor + grid.positions).nan_to_num(0.0)
+    corners = before.unsqueeze(-2) + grid.steps
+    inside = corners.clamp(min=0).minimum(grid.limits)
+    # Beyond the border all is zero.
+    parts = torch.stack([1 - fraction, fraction], dim=-2) * (inside == corners)
+    y, x = inside.unbind(-1)
+    of_y, of_x = parts.unbind(-1)
+    weights = (of_y * modulation.unsqueeze(-1)).unsqueeze(-1) * of_x.unsqueeze(-2)
+    rows = ((y * grid.widths).unsqueeze(-1) + (x + grid.starts).unsqueeze(-2)).int()
+    if len(rows) > 1:
+        pixels = sum(height * width for height, width in grid.level_shapes)
+        images = torch.arange(len(rows), dtype=torch.int32, device=rows.device) * pixels
+        rows = rows + images.view(-1, 1, 1, 1, 1)
+    return rows.flatten(-2), weights.flatten(-2)
+
+
+# Deformable convolution ----------------------------------------------------------------------------------------------
 
 
 def modulated_deform_conv2d(
@@ -30,9 +213,8 @@ def modulated_deform_conv2d(
     stride: int = 1,
 ) -> torch.Tensor:
     """
-    3x3 convolution, padding 1, whose taps are moved by `offsets` and weighted by `modulation`.
-
-    Half precision is computed in float32: it could not tell positions of large maps apart.
+    3x3 convolution, padding 1, whose taps are moved by `offsets` and weighted by `modulation`; by torchvision's
+    operator, which has no half precision on all devices, so in float32.
 
     Args:
         feature_map: `(batch, channels, height, width)`.
@@ -45,21 +227,12 @@ def modulated_deform_conv2d(
     Returns:
         `(batch, out_channels, out_height, out_width)`.
     """
-    if use_sampling(feature_map):
-        return sampled_deform_conv2d(feature_map, offsets, modulation, weight, bias, stride)
     dtype = torch.promote_types(feature_map.dtype, torch.float32)
     x, offsets, weight, bias, modulation = (
         tensor.to(dtype) for tensor in (feature_map, offsets, weight, bias, modulation)
     )
     output = deform_conv2d(x, offsets, weight, bias, stride=stride, padding=1, mask=modulation)
     return output.to(feature_map.dtype)
-
-
-def use_sampling(feature_map: torch.Tensor) -> bool:
-    """Whether `sampled_deform_conv2d` is the faster way: on the CPU, unless the operator itself is exported."""
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
-        return False
-    return feature_map.device.type == "cpu"
 
 
 def sampled_deform_conv2d(
@@ -70,28 +243,80 @@ def sampled_deform_conv2d(
     bias: torch.Tensor,
     stride: int = 1,
 ) -> torch.Tensor:
-    """
-    As `modulated_deform_conv2d`, with embedding bags over the pixels and one matrix product.
-
-    A tap is a weighted sum of four pixels, so all taps are bags of four rows of the map. On the CPU three times faster
-    than an operator that gathers channel by channel, and six times with its gradients.
-    """
-    batch, _, height, width = feature_map.shape
-    out_height, out_width = offsets.shape[-2:]
+    """As `modulated_deform_conv2d`, by `sample_convolutions`."""
+    shape = tuple(offsets.shape[-2:])
+    outputs = [BranchOutput("same", 0, 0, stride, shape)]
     dtype = torch.promote_types(feature_map.dtype, torch.float32)
+    grid = sampling_grid(map_shapes((feature_map,)), outputs, feature_map.device, dtype)
+    output = sample_convolutions(
+        flatten_levels((feature_map,)),
+        flatten_levels((offsets,)),
+        flatten_levels((modulation,)),
+        {"same": (weight, bias)},
+        grid,
+    )
+    return split_levels(output.to(feature_map.dtype), [shape])[0]
+
+
+def use_sampling(device: torch.device) -> bool:
+    """
+    Whether deformable convolutions are sampled by embedding bags rather than by torchvision's operator: on the devices
+    of `SAMPLING_DEVICES`, unless the operator itself is exported.
+    """
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        return False
+    return device.type in SAMPLING_DEVICES
+
+
+def sample_convolutions(
+    vision: torch.Tensor,
+    offsets: torch.Tensor,
+    modulation: torch.Tensor,
+    weights: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    grid: SamplingGrid,
+) -> torch.Tensor:
+    """
+    All deformable convolutions of a pyramid: the pixels and weights of all taps at once, and one matrix product a
+    branch.
+
+    A tap is a weighted sum of four pixels, so all taps are bags of four rows of `vision`. On the CPU three times
+    faster than an operator that gathers channel by channel, and six times with its gradients. Positions are float32 at
+    least, as half precision could not tell those of large maps apart; on the CPU all of it is.
+
+    Args:
+        vision: `(batch, locations, channels)`, all levels.
+        offsets: `(batch, outputs, 18)`, y and x of each tap in turn, in pixels.
+        modulation: `(batch, outputs, 9)`.
+        weights: weight `(out_channels, channels, 3, 3)` and bias `(out_channels,)` of each branch.
+        grid: where the taps start.
+
+    Returns:
+        `(batch, outputs, out_channels)`, float32 at least.
+    """
+    device = vision.device.type
+    wide = torch.promote_types(vision.dtype, torch.float32)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else vision.dtype
+    if device == "cpu":
+        dtype = wide
     # Autocast would undo the promotion.
-    with torch.autocast(feature_map.device.type, enabled=False):
-        # A border of zeros, so that taps beyond the edge need no case of their own.
-        pixels = F.pad(feature_map.permute(0, 2, 3, 1).to(dtype), (0, 0, 2, 2, 2, 2)).flatten(0, 2)
-        rows, row_weights = bilinear_rows(offsets.to(dtype), modulation.to(dtype), height, width, stride)
-        matrix = weight.to(dtype).permute(0, 2, 3, 1).flatten(1)
-        if torch.compiler.is_compiling():
-            # Chunks would be unrolled into hundreds of nodes.
-            output = F.linear(sum_rows(pixels, rows, row_weights), matrix, bias.to(dtype))
-        else:
-            output = SampledConvolution.apply(pixels, rows, row_weights, matrix, bias.to(dtype))
-    output = output.unflatten(0, (batch, out_height, out_width)).permute(0, 3, 1, 2)
-    return output.to(feature_map.dtype)
+    with torch.autocast(device, enabled=False):
+        rows, row_weights = bilinear_rows(offsets.to(wide), modulation.to(wide), grid)
+        pixels, row_weights = vision.flatten(0, 1).to(dtype), row_weights.to(dtype)
+        blocks, start = [], 0
+        for branch, (weight, bias) in weights.items():
+            end = start + sum(one.size for one in grid.branch_outputs if one.branch == branch)
+            inputs = (
+                pixels,
+                rows[:, start:end].flatten(0, 1),
+                row_weights[:, start:end].flatten(0, 1),
+                weight.to(dtype).permute(0, 2, 3, 1).flatten(1),
+                bias.to(dtype),
+            )
+            # Compiled, chunks would be unrolled into hundreds of nodes.
+            block = convolve_rows(*inputs) if torch.compiler.is_compiling() else SampledConvolution.apply(*inputs)
+            blocks.append(block.unflatten(0, (len(vision), end - start)))
+            start = end
+    return (torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0]).to(wide)
 
 
 class SampledConvolution(torch.autograd.Function):
@@ -111,9 +336,12 @@ class SampledConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pixels, rows, row_weights, matrix, bias):
         ctx.save_for_backward(pixels, rows, row_weights, matrix)
-        output = pixels.new_empty(rows.shape[0], matrix.shape[0])
-        for start in range(0, rows.shape[0], ROWS_PER_CHUNK):
-            chunk = slice(start, start + ROWS_PER_CHUNK)
+        chunk_size = outputs_per_chunk(pixels)
+        if len(rows) <= chunk_size:
+            return convolve_rows(pixels, rows, row_weights, matrix, bias)
+        output = pixels.new_empty(len(rows), len(matrix))
+        for start in range(0, len(rows), chunk_size):
+            chunk = slice(start, start + chunk_size)
             taps = sum_rows(pixels, rows[chunk], row_weights[chunk])
             torch.addmm(bias, taps, matrix.T, out=output[chunk])
         return output
@@ -124,17 +352,17 @@ class SampledConvolution(torch.autograd.Function):
         pixels, rows, row_weights, matrix = ctx.saved_tensors
         outputs, taps, corners = rows.shape
         grad_matrix = torch.zeros_like(matrix)
-        for start in range(0, outputs, ROWS_PER_CHUNK):
-            chunk = slice(start, start + ROWS_PER_CHUNK)
+        for start in range(0, outputs, outputs_per_chunk(pixels)):
+            chunk = slice(start, start + outputs_per_chunk(pixels))
             grad_matrix.addmm_(grad_output[chunk].T, sum_rows(pixels, rows[chunk], row_weights[chunk]))
         grad_taps = (grad_output @ matrix).view(outputs * taps, pixels.shape[1])
         # Sorted by pixel, what flows back to one pixel is again a bag: of the taps that read it.
         rows = rows.flatten()
-        order = rows.argsort()
+        sorted_rows, order = rows.sort()
         grad_pixels = F.embedding_bag(
             order.int() // corners,
             grad_taps,
-            bag_starts(rows, pixels.shape[0]),
+            bag_starts(sorted_rows, pixels.shape[0]),
             per_sample_weights=row_weights.flatten()[order],
             mode="sum",
         )
@@ -152,51 +380,29 @@ def sum_rows(pixels: torch.Tensor, rows: torch.Tensor, row_weights: torch.Tensor
     return taps.view(rows.shape[0], rows.shape[1] * pixels.shape[1])
 
 
+def outputs_per_chunk(pixels: torch.Tensor) -> int:
+    """Outputs that are sampled at a time."""
+    return OUTPUTS_PER_CHUNK.get(pixels.device.type, OUTPUTS_PER_CHUNK_ELSEWHERE)
+
+
+def convolve_rows(
+    pixels: torch.Tensor, rows: torch.Tensor, row_weights: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """As `SampledConvolution`, all outputs at once."""
+    return F.linear(sum_rows(pixels, rows, row_weights), matrix, bias)
+
+
 def bag_starts(rows: torch.Tensor, num_pixels: int) -> torch.Tensor:
-    """Where each pixel's entries start once `rows` are sorted: int32 `(num_pixels,)`."""
-    counts = torch.bincount(rows, minlength=num_pixels)
-    return (counts.cumsum(0) - counts).to(rows.dtype)
+    """Where each pixel's entries start in sorted `rows`: int32 `(num_pixels,)`."""
+    pixels = torch.arange(num_pixels, dtype=rows.dtype, device=rows.device)
+    return torch.searchsorted(rows, pixels, out_int32=True)
 
 
-def bilinear_rows(
-    offsets: torch.Tensor, modulation: torch.Tensor, height: int, width: int, stride: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The four pixels around each tap, and their weights.
-
-    Args:
-        offsets, modulation, stride: as in `modulated_deform_conv2d`.
-        height, width: of the map.
-
-    Returns:
-        Row numbers (int32) and weights, each `(batch * out_height * out_width, 9, 4)`. Rows number the pixels of the
-        whole batch after padding each map by two pixels on every side.
-    """
-    batch, _, out_height, out_width = offsets.shape
-    offsets = offsets.permute(0, 2, 3, 1).contiguous().unflatten(-1, (TAPS, 2))
-    modulation = modulation.permute(0, 2, 3, 1).contiguous().unsqueeze(-1)
-    # Taps start on whole pixels, so the offset alone says how far between two pixels a sample is.
-    floor = offsets.detach().floor()
-    fraction = offsets - floor
-    both = torch.stack([1 - fraction, fraction], dim=-1)
-    weights = (both[..., 0, :, None] * both[..., 1, None, :]).flatten(-2) * modulation
-
-    padded_height, padded_width = height + 4, width + 4
-    tap = torch.arange(TAPS, device=offsets.device)
-    y = torch.arange(out_height, device=offsets.device)[:, None, None] * stride + 1 + tap // 3
-    x = torch.arange(out_width, device=offsets.device)[:, None] * stride + 1 + tap % 3
-    # Samples beyond the border read its zeros; a NaN has no position, and its weight is NaN anyway.
-    top = (floor[..., 0] + y).nan_to_num(0.0).clamp(0, height + 2).int()
-    left = (floor[..., 1] + x).nan_to_num(0.0).clamp(0, width + 2).int()
-    image = torch.arange(batch, device=offsets.device, dtype=torch.int32) * (padded_height * padded_width)
-    first = top * padded_width + left + image.view(-1, 1, 1, 1)
-    corners = torch.tensor([0, 1, padded_width, padded_width + 1], device=offsets.device, dtype=torch.int32)
-    rows = first.unsqueeze(-1) + corners
-    return rows.flatten(0, 2), weights.flatten(0, 2)
+# Dynamic convolution -------------------------------------------------------------------------------------------------
 
 
 class GLIPv2DeformConv(nn.Module):
-    """Weights of `modulated_deform_conv2d`."""
+    """Weights of a deformable convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -204,48 +410,50 @@ class GLIPv2DeformConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.uniform_(self.weight, -1 / math.sqrt(TAPS * channels), 1 / math.sqrt(TAPS * channels))
 
-    def forward(
-        self, feature_map: torch.Tensor, offsets: torch.Tensor, modulation: torch.Tensor, stride: int = 1
-    ) -> torch.Tensor:
-        """As `modulated_deform_conv2d`."""
-        return modulated_deform_conv2d(feature_map, offsets, modulation, self.weight, self.bias, stride)
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias; called rather than read, since offloaded weights are fetched at calls."""
+        return self.weight, self.bias
+
+
+class GLIPv2BranchNorm(nn.GroupNorm):
+    """Weights of a group normalisation."""
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias, as of `GLIPv2DeformConv`."""
+        return self.weight, self.bias
 
 
 class GLIPv2DyConvBranch(nn.Module):
-    """Deformable convolution and group normalisation of one of the three neighbouring levels."""
+    """Weights of the deformable convolution and the group normalisation of one of the three neighbouring levels."""
 
     def __init__(self, config: GLIPv2Config):
         super().__init__()
         self.conv = GLIPv2DeformConv(config.d_model)
-        self.norm = nn.GroupNorm(config.group_norm_groups, config.d_model, eps=config.layer_norm_eps)
-
-    def forward(
-        self, feature_map: torch.Tensor, offsets: torch.Tensor, modulation: torch.Tensor, stride: int = 1
-    ) -> torch.Tensor:
-        """As `modulated_deform_conv2d`."""
-        return self.norm(self.conv(feature_map, offsets, modulation, stride))
+        self.norm = GLIPv2BranchNorm(config.group_norm_groups, config.d_model, eps=config.layer_norm_eps)
 
 
 class GLIPv2DynamicReLU(nn.Module):
-    """max(a1 x + b1, a2 x + b2), where the four coefficients of each channel come from the whole map."""
+    """The coefficients of max(a1 x + b1, a2 x + b2), which come from the whole map."""
 
     def __init__(self, channels: int, reduction: int = 4):
         super().__init__()
         self.reduce = nn.Linear(channels, channels // reduction)
         self.expand = nn.Linear(channels // reduction, 4 * channels)
 
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """`(batch, channels, height, width)` to the same."""
-        hidden = self.expand(F.relu(self.reduce(feature_map.mean((2, 3)))))
-        slope_1, bias_1, slope_2, bias_2 = (h_sigmoid(hidden) - 0.5)[:, :, None, None].chunk(4, dim=1)
-        return torch.maximum(
-            torch.addcmul(bias_1, feature_map, 2 * slope_1 + 1), torch.addcmul(bias_2, feature_map, 2 * slope_2)
-        )
+    def forward(self, means: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Means over maps, `(batch, levels, channels)`, to a1, b1, a2 and b2, each in the same shape."""
+        hidden = F.hardsigmoid(self.expand(F.relu(self.reduce(means)))) - 0.5
+        slope_1, bias_1, slope_2, bias_2 = hidden.chunk(4, dim=-1)
+        return 2 * slope_1 + 1, bias_1, 2 * slope_2, bias_2
 
 
 class GLIPv2DyConv(nn.Module):
     """
     One dynamic convolution: each level mixes itself, the finer and the coarser level, and weighs the three.
+
+    The levels share their weights, so all of them are computed at once where that can be. Normalisation, the weights
+    of the three and the dynamic ReLU are affine in each channel, and what they depend on are means; so they cost one
+    pass over the maps for the means, and one that does all of them.
 
     Args:
         config: sizes and options.
@@ -259,36 +467,124 @@ class GLIPv2DyConv(nn.Module):
         self.branch_attention = nn.Conv2d(config.d_model, 1, 1)
         self.activation = GLIPv2DynamicReLU(config.d_model)
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def forward(self, feature_maps: FeatureMaps, grid: SamplingGrid | None = None) -> FeatureMaps:
         """
         Args:
             feature_maps: `(batch, d_model, H_l, W_l)` each, the finest first.
+            grid: of these maps, from `neighbour_grid`, where it is made already.
 
         Returns:
             The new maps, in the same shapes.
         """
-        return tuple(self._convolve_level(feature_maps, level) for level in range(len(feature_maps)))
+        if grid is None:
+            grid = neighbour_grid(feature_maps)
+        offsets, modulation = self._offsets(feature_maps, grid)
+        if use_sampling(feature_maps[0].device):
+            weights = {name: self.branches[name].conv() for name in ("same", "finer", "coarser")}
+            outputs = sample_convolutions(flatten_levels(feature_maps), offsets, modulation, weights, grid)
+        else:
+            outputs = self._convolve_each(feature_maps, offsets, modulation, grid)
+        levels = self._mix(outputs, grid, feature_maps[0].dtype)
+        return tuple(
+            level.to(feature_map.dtype).unflatten(1, shape).permute(0, 3, 1, 2)
+            for level, shape, feature_map in zip(levels, grid.level_shapes, feature_maps, strict=True)
+        )
 
-    def _convolve_level(self, feature_maps: tuple[torch.Tensor, ...], level: int) -> torch.Tensor:
-        current = feature_maps[level]
-        offsets_and_masks = self.offset(current)
-        offsets = offsets_and_masks[:, : 2 * TAPS]
-        modulation = offsets_and_masks[:, 2 * TAPS :].sigmoid()
+    def _offsets(self, feature_maps: FeatureMaps, grid: SamplingGrid) -> tuple[torch.Tensor, torch.Tensor]:
+        """Offsets and masks of all convolutions, `(batch, outputs, 18)` and `(batch, outputs, 9)`."""
+        both = flatten_levels(tuple(self.offset(feature_map) for feature_map in feature_maps))
+        offsets, modulation = both[..., : 2 * TAPS], both[..., 2 * TAPS :].sigmoid()
+        sizes = [height * width for height, width in grid.level_shapes]
+        levels = list(zip(offsets.split(sizes, dim=1), modulation.split(sizes, dim=1), strict=True))
+        fitted = [(offsets, modulation)]
+        for output in grid.branch_outputs[len(sizes) :]:
+            shape, own = grid.level_shapes[output.target], levels[output.target]
+            if shape == output.shape:
+                fitted.append(own)
+                continue
+            maps = (one.transpose(1, 2).unflatten(2, shape) for one in own)
+            fitted.append(tuple(one.flatten(2).transpose(1, 2) for one in self._fit(*maps, *output.shape)))
+        return tuple(torch.cat(parts, dim=1) for parts in zip(*fitted, strict=True))  # type: ignore[return-value]
 
-        neighbours = [("same", current, 1)]
-        if level > 0:
-            neighbours.append(("finer", feature_maps[level - 1], 2))
-        if level < len(feature_maps) - 1:
-            neighbours.append(("coarser", feature_maps[level + 1], 1))
-        mixed = None
-        for name, neighbour, stride in neighbours:
-            height, width = ((side - 1) // stride + 1 for side in neighbour.shape[-2:])
-            branch_offsets, branch_modulation = self._fit(offsets, modulation, height, width)
-            branch = self.branches[name](neighbour, branch_offsets, branch_modulation, stride)
-            branch = resize(branch, *current.shape[-2:])
-            strength = h_sigmoid(F.relu(self.branch_attention(branch.mean((2, 3), keepdim=True)))) / len(neighbours)
-            mixed = branch * strength if mixed is None else torch.addcmul(mixed, branch, strength)
-        return self.activation(mixed)
+    def _convolve_each(
+        self, feature_maps: FeatureMaps, offsets: torch.Tensor, modulation: torch.Tensor, grid: SamplingGrid
+    ) -> torch.Tensor:
+        """As `sample_convolutions`, by torchvision's operator."""
+        shapes = [output.shape for output in grid.branch_outputs]
+        fitted = zip(grid.branch_outputs, split_levels(offsets, shapes), split_levels(modulation, shapes), strict=True)
+        outputs = []
+        for output, own_offsets, own_modulation in fitted:
+            weights = self.branches[output.branch].conv()
+            source = feature_maps[output.source]
+            outputs.append(modulated_deform_conv2d(source, own_offsets, own_modulation, *weights, output.stride))
+        outputs = flatten_levels(tuple(outputs))
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+    def _mix(self, outputs: torch.Tensor, grid: SamplingGrid, dtype: torch.dtype) -> list[torch.Tensor]:
+        """
+        Args:
+            outputs: of all convolutions, `(batch, outputs, d_model)`, float32 at least.
+            grid: the convolutions.
+            dtype: of the weights.
+
+        Returns:
+            Each level, `(batch, locations, d_model)`.
+        """
+        convolutions = list(enumerate(grid.branch_outputs))
+        with torch.autocast(outputs.device.type, enabled=False):
+            means, scale, shift = self._normalise(outputs, grid)
+            branches = list(outputs.split([output.size for _, output in convolutions], dim=1))
+            resized_means = list(means.unbind(1))
+            for index, output in convolutions:
+                shape = grid.level_shapes[output.target]
+                if shape != output.shape:
+                    branch = branches[index].transpose(1, 2).unflatten(2, output.shape)
+                    branches[index] = resize(branch, *shape).flatten(2).transpose(1, 2)
+                    resized_means[index] = branches[index].mean(1)
+            # Means of the normalised, resized branches, (batch, convolutions, d_model).
+            pooled = torch.addcmul(shift, torch.stack(resized_means, dim=1), scale)
+            strength = self.branch_attention(pooled.transpose(1, 2).unsqueeze(-1).to(dtype))
+            strength = F.hardsigmoid(F.relu(strength[:, 0].to(pooled.dtype))) * grid.fractions.to(pooled.dtype)
+            scale = scale * strength
+            targets = grid.targets.to(pooled.dtype)
+            shift, mean = targets @ (shift * strength), targets @ (pooled * strength)
+            slope_1, bias_1, slope_2, bias_2 = (
+                one.to(pooled.dtype).unsqueeze(2) for one in self.activation(mean.to(dtype))
+            )
+            levels = []
+            for level in range(len(grid.level_shapes)):
+                mixed = shift[:, level, None]
+                for index, output in convolutions:
+                    if output.target == level:
+                        mixed = torch.addcmul(mixed, branches[index], scale[:, index, None])
+                levels.append(
+                    torch.maximum(
+                        torch.addcmul(bias_1[:, level], mixed, slope_1[:, level]),
+                        torch.addcmul(bias_2[:, level], mixed, slope_2[:, level]),
+                    )
+                )
+        return levels
+
+    def _normalise(self, outputs: torch.Tensor, grid: SamplingGrid) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Group normalisation as an affine map: means over the locations of each convolution, scale and shift, each
+        `(batch, convolutions, d_model)`.
+        """
+        averages = grid.averages.to(outputs.dtype).expand(len(outputs), -1, -1)
+        means = averages @ outputs
+        variances = averages @ (outputs - means.index_select(1, grid.segments)).square()
+        norm = self.branches["same"].norm
+        affine = {name: branch.norm() for name, branch in self.branches.items()}
+        groups = (norm.num_groups, -1)
+        by_group = means.unflatten(-1, groups)
+        group_means = by_group.mean(-1, keepdim=True)
+        group_variances = (variances.unflatten(-1, groups) + (by_group - group_means).square()).mean(-1, keepdim=True)
+        weight, bias = (
+            torch.stack(of_outputs).to(outputs.dtype)
+            for of_outputs in zip(*(affine[output.branch] for output in grid.branch_outputs), strict=True)
+        )
+        scale = (group_variances + norm.eps).rsqrt() * weight.unflatten(-1, groups)
+        return means, scale.flatten(-2), bias - (group_means * scale).flatten(-2)
 
     def _fit(
         self, offsets: torch.Tensor, modulation: torch.Tensor, height: int, width: int
@@ -316,9 +612,12 @@ def resize(feature_map: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.interpolate(feature_map, size=(height, width), mode="bilinear", align_corners=True)
 
 
-def h_sigmoid(x: torch.Tensor) -> torch.Tensor:
-    """Piecewise linear sigmoid in [0, 1]."""
-    return F.relu6(x + 3) / 6
+def neighbour_grid(feature_maps: FeatureMaps) -> SamplingGrid:
+    """The grid of the dynamic convolutions over maps of these shapes."""
+    shapes, first = map_shapes(feature_maps), feature_maps[0]
+    return sampling_grid(
+        shapes, neighbour_outputs(shapes), first.device, torch.promote_types(first.dtype, torch.float32)
+    )
 
 
 def init_dyconv(module: GLIPv2DyConv, config: GLIPv2Config):
