@@ -4,29 +4,31 @@ Trains the mask head of a GLIPv2 checkpoint, with the detector frozen as in the 
     python examples/finetune_segmentation.py --model MODEL --data coco-mini --output outputs/masks
     python examples/finetune_segmentation.py --model outputs/masks --data nuts --output outputs/nuts --train full
 
-`--data` is a COCO-format folder with masks (`train.json` beside `train/`, or `train/_annotations.coco.json`), or a
-data file (YAML) that mixes several sources and names what is evaluated on; see
-`transformers_glipv2/training/data_file.py`. The best weights by mask AP are kept, or the last ones where there is
-nothing to evaluate on. With `--train head` the checkpoint's other heads are kept beside the mask head, so that one
-folder goes on serving every task.
+`--data` is a data set with masks, as `open_dataset` takes it (COCO, or polygons of YOLO), or a data file (YAML) that
+mixes several sources and names what is evaluated on; see `transformers_glipv2/training/data_file.py`. The best weights
+by mask AP are kept, or the last ones with `--eval_split none`. With `--train head` the checkpoint's other heads are
+kept beside the mask head, so that one folder goes on serving every task.
 
 Goes on after an interruption with `--resume latest`; runs on many processes with `accelerate launch`.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
-    InputPath,
+    DataSource,
+    InputFolder,
     ScriptParser,
     add_data_file,
     add_image_size,
     add_model,
     add_outside_paths,
     add_training,
+    add_val_fraction,
     check_paths,
     positive_float,
 )
@@ -39,12 +41,12 @@ from transformers_glipv2.cli.training import (
     step_loaders,
     use_image_size,
 )
-from transformers_glipv2.data.formats.coco import find_annotation_file
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
 from transformers_glipv2.training import (
     FROZEN_WAYS,
     DataFile,
     DetectionEvaluator,
+    is_data_file,
     make_collator,
     make_evaluator,
     make_mixture,
@@ -60,9 +62,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     add = parser.add_argument
     add_model(parser, "folder or Hub id to start from; without a mask head it gets a new one")
-    add_data_file(parser, InputPath, "COCO-format folder with masks, or data file (YAML)")
-    add("--eval_split", help="split of a folder that chooses the best weights (default: val, if there is one)")
-    add("--test_split", help="split of a folder that the best weights are scored on at the end (default: none)")
+    add_data_file(parser, DataSource, "data set with masks (COCO, YOLO), or data file (YAML)")
+    add("--images", type=InputFolder, help="folder of images, where the data set does not say it")
+    add("--eval_split", default="val", help="split that chooses the best weights; none: keep the last (default: val)")
+    add("--test_split", help="split that the best weights are scored on at the end (default: none)")
+    add_val_fraction(parser)
     add("--learning_rate", type=positive_float, help=f"(default: head {HEAD_RATE:g}, else {FULL_RATE:g})")
     add_image_size(parser, "of training; the largest is used for evaluation and saved")
     add_outside_paths(parser)
@@ -70,22 +74,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def coco_folder(path: Path, eval_split: str | None, allow_outside_paths: bool = False) -> DataFile:
-    """A folder as a data file would name it: masks of its training split, mirrored and recoloured half of the time."""
-    outside = {"allow_outside_paths": True} if allow_outside_paths else {}
-    try:
-        find_annotation_file(path, eval_split or "val")
-    except FileNotFoundError:
-        if eval_split is not None:
-            raise
-        evaluation = None
-    else:
-        evaluation = {"path": path.name, "split": eval_split or "val", **outside}
+def own_data(args: argparse.Namespace) -> DataFile:
+    """A data set as a data file would name it: its training split, mirrored and recoloured half of the time."""
+    evaluates = args.eval_split != "none"
+    options: dict[str, Any] = {"path": str(Path(args.data).absolute()) if Path(args.data).exists() else args.data}
+    options |= {} if args.images is None else {"image_folder": str(args.images.absolute())}
+    options |= {"allow_outside_paths": True} if args.allow_outside_paths else {}
+    options |= {"val_fraction": args.val_fraction} if evaluates and args.val_fraction else {}
     return DataFile(
-        folder=path.parent,
-        sources=[{"kind": "coco", "path": path.name, "split": "train", "with_masks": True, **outside}],
+        folder=Path.cwd(),
+        sources=[{"kind": "detection", **options, "split": "train", "with_masks": True}],
         augment={"flip": 0.5, "photometric": 0.5},
-        evaluation=evaluation,
+        evaluation={**options, "split": args.eval_split} if evaluates else None,
     )
 
 
@@ -94,11 +94,7 @@ def main(arguments: list[str] | None = None) -> dict:
     accelerator = start_training(args)
 
     # Data: examples come with the masks of their objects; objects without a mask count as boxes only.
-    data = (
-        read_data_file(args.data, args.allow_custom_loaders)
-        if args.data.is_file()
-        else coco_folder(args.data, args.eval_split, args.allow_outside_paths)
-    )
+    data = read_data_file(args.data, args.allow_custom_loaders) if is_data_file(args.data) else own_data(args)
     data.mlm_probability = 0.0
     processor = GLIPv2Processor.from_pretrained(args.model)
     use_image_size(args, data, processor)
@@ -136,6 +132,8 @@ def main(arguments: list[str] | None = None) -> dict:
             args.test_split,
             masks=True,
             allow_outside_paths=args.allow_outside_paths,
+            image_folder=args.images,
+            val_fraction=args.val_fraction,
         )
         metrics[args.test_split] = test(best)
     return finish_training(args, accelerator, state, metrics)

@@ -104,12 +104,15 @@ def test_without_images_to_evaluate_on_the_last_weights_stay(folder, trained, tm
     arguments = ["--model", trained, "--data", tmp_path / "nuts", "--output", tmp_path / "out"]
     arguments = [str(value) for value in [*arguments, "--num_steps", 1, "--batch_size", 2, "--test_split", "test"]]
     module = load_script("examples/finetune_segmentation.py")
-    metrics = module.main(arguments)
+    metrics = module.main([*arguments, "--eval_split", "none"])
     assert "evaluation" not in metrics and 0 <= metrics["test"]["AP"] <= 100
     GLIPv2ForInstanceSegmentation.from_pretrained(tmp_path / "out")
     AcceleratorState._reset_state(True)
-    with pytest.raises(FileNotFoundError, match="splits found: test, train"):
-        module.main([*arguments, "--eval_split", "val"])
+    with pytest.raises(ValueError, match="has no split 'minival'; its splits are train, val, test"):
+        module.main([*arguments, "--eval_split", "minival"])
+    AcceleratorState._reset_state(True)
+    with pytest.raises(ValueError, match="has no split 'val'; its splits are train, test"):
+        module.main([*arguments, "--val_fraction", "0"])
 
 
 def test_resuming_goes_on_exactly(folder, trained, monkeypatch):

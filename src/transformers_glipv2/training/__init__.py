@@ -20,6 +20,7 @@ from transformers_glipv2.training.collators import (
 from transformers_glipv2.training.data_file import (
     DataFile,
     SamplerBySource,
+    is_data_file,
     load_sources,
     make_collator,
     make_mixture,
@@ -75,6 +76,7 @@ __all__ = [
     "freeze",
     "frozen_batches",
     "head_groups",
+    "is_data_file",
     "learning_rate_factor",
     "load_checkpoint",
     "load_other_heads",

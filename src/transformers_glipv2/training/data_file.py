@@ -33,6 +33,7 @@ import yaml
 from transformers_glipv2.data.augment import Compose, CopyPaste, HorizontalFlip, PhotometricDistortion
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.files import read_text
+from transformers_glipv2.data.formats.coco import looks_like_coco
 from transformers_glipv2.data.lanes import can_be_dealt
 from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.data.sampling import DetectionSampler, GroundedText, token_counter
@@ -40,6 +41,7 @@ from transformers_glipv2.prompts import clean_labels
 
 # Loaders by kind; the first argument of each is the path.
 LOADERS = {
+    "detection": "transformers_glipv2.data.formats.open:load_split",
     "coco": "transformers_glipv2.data.formats.coco:load_coco",
     "lvis": "transformers_glipv2.data.lvis:load_lvis",
     "flickr30k": "transformers_glipv2.data.flickr30k:load_flickr30k",
@@ -89,6 +91,16 @@ class DataFile:
 # Reading and checking ------------------------------------------------------------------------------------------------
 
 
+def is_data_file(path: str | Path) -> bool:
+    """Whether a path is a data file, rather than a data set: of YOLO a `data.yaml` too, of COCO a json."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    if path.suffix in (".yaml", ".yml"):
+        return "sources" in _read_yaml(path) or "names" not in _read_yaml(path)
+    return path.suffix == ".json" and not looks_like_coco(path)
+
+
 def read_data_file(path: str | Path, allow_custom_loaders: bool = False) -> DataFile:
     """
     Reads and checks a data file.
@@ -104,11 +116,8 @@ def read_data_file(path: str | Path, allow_custom_loaders: bool = False) -> Data
             names a loader of its own; the message names the key and the file.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, Mapping) or not content.get("sources"):
+    content = _read_yaml(path)
+    if not content.get("sources"):
         raise ValueError(f"{path} lists no `sources`; give at least one, such as {{kind: coco, path: FOLDER}}.")
     not_in_the_file = {"folder", "allow_custom_loaders", "name"}
     _check_known(content, set(DataFile.__dataclass_fields__) - not_in_the_file, f"{path}")
@@ -116,6 +125,15 @@ def read_data_file(path: str | Path, allow_custom_loaders: bool = False) -> Data
     data = DataFile(folder=path.parent, name=str(path), allow_custom_loaders=allow_custom_loaders, **content)
     check_data_file(data)
     return data
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    """The content of a YAML file, empty where it is no mapping."""
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    return content if isinstance(content, Mapping) else {}
 
 
 def check_data_file(data: DataFile) -> None:
@@ -242,9 +260,9 @@ def load_sources(data: DataFile) -> tuple[list[Any], list[float]]:
     for index, source in enumerate(data.sources):
         where = f"source {index} of {data.name}"
         options = {name: value for name, value in source.items() if name not in ("kind", "path", "weight")}
-        options |= {name: _resolved(data.folder, options[name]) for name in options.keys() & set(_PATHS)}
+        options |= {name: resolved_path(data.folder, options[name]) for name in options.keys() & set(_PATHS)}
         loader = _loader(source["kind"], where, data.allow_custom_loaders)
-        path = _resolved(data.folder, source["path"])
+        path = resolved_path(data.folder, source["path"])
         _check_options(loader, path, options, where)
         datasets.append(loader(path, **options))
         weights.append(float(source.get("weight", 1.0)))
@@ -344,13 +362,13 @@ def _augmentation(data: DataFile, mixture: MixtureDataset) -> Compose | None:
     return Compose(steps) if steps else None
 
 
-def _resolved(folder: Path, path: Any) -> Any:
+def resolved_path(folder: Path, path: Any) -> Any:
     """
     A path relative to the data file as a string, which all loaders take, or what was given where nothing is there (a
     Hub id, a name in a folder).
     """
     if isinstance(path, list):
-        return [_resolved(folder, part) for part in path]
+        return [resolved_path(folder, part) for part in path]
     return str(folder / path) if isinstance(path, (str, Path)) and (folder / path).exists() else path
 
 

@@ -14,12 +14,12 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 
 from transformers_glipv2.data.dataset import ImageDataset
-from transformers_glipv2.data.formats.coco import find_annotation_file, load_coco
+from transformers_glipv2.data.formats.open import load_split
 from transformers_glipv2.evaluation.coco import evaluate_coco, numbered, truth_entries
 from transformers_glipv2.evaluation.detector import coco_entries
 from transformers_glipv2.inference.detector import Detector, encode_labels
 from transformers_glipv2.prompts import clean_labels
-from transformers_glipv2.training.data_file import DataFile, load_sources
+from transformers_glipv2.training.data_file import DataFile, load_sources, resolved_path
 
 REPORTED = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100")
 
@@ -105,12 +105,13 @@ class DetectionEvaluator:
     Args:
         accelerator (`Accelerator`): deals the images to the processes.
         processor (`GLIPv2Processor`).
-        annotation_file (`str`, `Path` or `ImageDataset`): a COCO-format json or folder, as `load_coco` takes it, or a
-            split of `open_dataset` (`data.split(name, for_scoring=True)`), read with masks where they are scored.
+        data (`str`, `Path` or `ImageDataset`): a data set in any format, as `open_dataset` takes it; or a split of one
+            (`data.split(name, for_scoring=True)`), read with masks where they are scored.
         split (`str`, *optional*): needed where a folder holds several.
         max_samples (`int`, *optional*): only the first so many images of the file.
-        boxes_on (`str`, *optional*, defaults to `"auto"`), allow_outside_paths (`bool`, *optional*, defaults to
-            `False`): as for `load_coco`.
+        image_folder (`str` or `Path`, *optional*), val_fraction (`float`, *optional*, defaults to 0.0),
+            boxes_on (`str`, *optional*, defaults to `"auto"`), allow_outside_paths (`bool`, *optional*, defaults to
+            `False`): as for `load_split`.
         size (`dict[str, int]`, *optional*): "shortest_edge" and "longest_edge" in pixels instead of the processor's.
         masks (`bool`, *optional*, defaults to `False`): score masks too. Objects without a mask are then left out of
             both scores, so that the two compare.
@@ -130,7 +131,7 @@ class DetectionEvaluator:
         self,
         accelerator: Accelerator,
         processor: Any,
-        annotation_file: str | Path | ImageDataset,
+        data: str | Path | ImageDataset,
         split: str | None = None,
         max_samples: int | None = None,
         size: dict[str, int] | None = None,
@@ -138,15 +139,19 @@ class DetectionEvaluator:
         progress: bool = True,
         boxes_on: str = "auto",
         allow_outside_paths: bool = False,
+        image_folder: str | Path | None = None,
+        val_fraction: float = 0.0,
     ):
-        if isinstance(annotation_file, ImageDataset):
-            name, dataset = annotation_file.report.name, annotation_file
+        if isinstance(data, ImageDataset):
+            name, dataset = data.report.name, data
         else:
-            path = find_annotation_file(annotation_file, split)
-            name = str(path)
-            dataset = load_coco(
-                path,
-                policy={"crowd": "keep"},
+            name = str(data)
+            dataset = load_split(
+                data,
+                image_folder,
+                split=split,
+                val_fraction=val_fraction,
+                for_scoring=True,
                 with_masks=masks,
                 boxes_on=boxes_on,
                 allow_outside_paths=allow_outside_paths,
@@ -226,7 +231,10 @@ def make_evaluator(
     if data.evaluation is None:
         return None
     options = {name: value for name, value in data.evaluation.items() if name != "path"}
-    return DetectionEvaluator(accelerator, processor, data.folder / data.evaluation["path"], masks=masks, **options)
+    if "image_folder" in options:
+        options["image_folder"] = resolved_path(data.folder, options["image_folder"])
+    path = resolved_path(data.folder, data.evaluation["path"])
+    return DetectionEvaluator(accelerator, processor, path, masks=masks, **options)
 
 
 # Questions and captions ----------------------------------------------------------------------------------------------

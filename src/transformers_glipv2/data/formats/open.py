@@ -291,6 +291,37 @@ def open_dataset(
     return LocalDataset(str(path), found, options, val_fraction, seed)
 
 
+def load_split(
+    path: str | Path,
+    image_folder: str | Path | None = None,
+    *,
+    split: str | None = None,
+    val_fraction: float = 0.0,
+    seed: int = 0,
+    for_scoring: bool = False,
+    **options: Any,
+) -> ImageDataset:
+    """
+    The examples of one split of a data set in any format: what a data file means by `kind: detection`.
+
+    Args:
+        path (`str` or `Path`), image_folder (`str` or `Path`, *optional*), seed (`int`): as `path`, `images` and
+            `seed` of `open_dataset`.
+        split (`str`, *optional*): needed where there are several.
+        val_fraction (`float`, *optional*, defaults to 0.0): as for `open_dataset`; give the same to the source and to
+            the evaluation.
+        for_scoring (`bool`, *optional*, defaults to `False`): as for `LocalDataset.split`.
+        options: further ones of `open_dataset`.
+
+    Raises:
+        ValueError: when there is no such split, or none is named and there are several; and as `open_dataset`.
+    """
+    data = open_dataset(path, image_folder, val_fraction, seed, **options)
+    if split is None and len(data.split_names) > 1:
+        raise ValueError(f"{data.path} has several splits, {', '.join(data.split_names)}; pass one as `split`.")
+    return data.split(data.split_names[0] if split is None else split, "`split`", for_scoring)
+
+
 def _find(name: str, images: Path | None, format: str | None) -> FoundData:
     path = Path(name)
     if not path.exists():
