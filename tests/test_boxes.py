@@ -46,8 +46,8 @@ def test_assignment_takes_a_image_without_boxes():
     anchors = anchor_grid(shapes, (8, 16), (64, 128))
     counts = [64, 16]
     box, none = torch.tensor([[0.0, 0.0, 62.0, 62.0]]), torch.empty(0, 4)
-    assert (assign_atss(anchors, counts, none, torch.empty(0, dtype=torch.long), 2) == -1).all()
-    matched = assign_atss(anchors, counts, box, torch.tensor([1]), 2)
+    assert (assign_atss(anchors, counts, none, torch.empty(0, dtype=torch.long), 2)[0] == -1).all()
+    matched, _ = assign_atss(anchors, counts, box, torch.tensor([1]), 2)
     assert (matched[0] == -1).all() and set(matched[1].unique().tolist()) == {-1, 0}
 
 
@@ -59,11 +59,12 @@ def test_images_are_assigned_together_as_alone(monkeypatch, at_once):
     image = torch.tensor([0, 0, 0, 2, 2, 2, 2])
     corners = torch.rand(7, 2) * 10
     boxes = torch.cat([corners, corners + 30 + torch.rand(7, 2) * 20], dim=1)
-    matched = assign_atss(anchors, counts, boxes, image, 3)
+    matched, candidates = assign_atss(anchors, counts, boxes, image, 3)
+    assert candidates.shape == (7, 18)
     first = {0: 0, 1: 3, 2: 3}
     for index in range(3):
         own = boxes[image == index]
-        alone = assign_atss(anchors, counts, own, torch.zeros(len(own), dtype=torch.long), 1)[0]
+        alone = assign_atss(anchors, counts, own, torch.zeros(len(own), dtype=torch.long), 1)[0][0]
         assert matched[index].equal(torch.where(alone < 0, alone, alone + first[index]))
     assert (matched[2] >= 0).any() and (matched[1] == -1).all()
 

@@ -29,6 +29,7 @@ def targets_of(tokens: torch.Tensor, anchors: list[int], is_labelled=(True,), im
     count = len(anchors)
     return AnchorTargets(
         is_labelled=torch.tensor(is_labelled),
+        is_positive=torch.ones(count, dtype=torch.bool),
         image=torch.tensor(images or [0] * count, dtype=torch.long),
         anchor=torch.tensor(anchors, dtype=torch.long),
         anchors_xyxy=torch.zeros(count, 4),
@@ -36,6 +37,7 @@ def targets_of(tokens: torch.Tensor, anchors: list[int], is_labelled=(True,), im
         centerness=torch.linspace(1, 0.1, count) if count else torch.zeros(0),
         tokens=tokens,
         classes=torch.zeros(count, dtype=torch.long),
+        pairs_of_images=[(images or [0] * count).count(image) for image in range(len(is_labelled))],
         num_positives=torch.tensor(max(1.0, count)),
         sum_centerness=torch.tensor(1.0),
     )

@@ -12,10 +12,11 @@ Arithmetic runs in float32 at least, whatever the model's dtype: bfloat16 steps 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 # The weights of the box coder (of dx and dy, of dw and dh) and the largest log-size it decodes, as in the original.
 CENTRE_WEIGHT, SIZE_WEIGHT = 10.0, 5.0
@@ -53,6 +54,12 @@ def check_boxes_xyxy(boxes: Tensor, name: str) -> None:
             f"`{name}[{index}]` is {values}; expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2. "
             "Drop or repair this box (xywh boxes are converted by `coco_to_inclusive_xyxy`)."
         )
+
+
+def to_device(values: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers, or a tensor on the CPU, as a tensor on a device that is not waited for."""
+    # `torch.tensor(..., device=...)` and `new_tensor` wait until all work that was given to a GPU is done.
+    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -161,12 +168,10 @@ def clip_boxes(boxes_xyxy: Tensor, height: float | Tensor, width: float | Tensor
     """
     check_boxes_shape(boxes_xyxy, "boxes_xyxy")
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
-    zero = boxes_xyxy.new_zeros(())
-    right = torch.as_tensor(width, dtype=boxes_xyxy.dtype, device=boxes_xyxy.device) - 1
-    bottom = torch.as_tensor(height, dtype=boxes_xyxy.dtype, device=boxes_xyxy.device) - 1
-    return torch.stack(
-        (x1.clamp(zero, right), y1.clamp(zero, bottom), x2.clamp(zero, right), y2.clamp(zero, bottom)), dim=-1
-    )
+    right, bottom = (to_device(side, boxes_xyxy.device, boxes_xyxy.dtype) - 1 for side in (width, height))
+    x1, x2 = (x.clamp(min=0).minimum(right) for x in (x1, x2))
+    y1, y2 = (y.clamp(min=0).minimum(bottom) for y in (y1, y2))
+    return torch.stack((x1, y1, x2, y2), dim=-1)
 
 
 def _image_scale(boxes: Tensor, image_sizes: Tensor) -> Tensor:
@@ -279,10 +284,8 @@ def batched_nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thr
     In falling order of score, a box is dropped when its IoU (with `+ 1`) with an already kept box of the same label is
     strictly above the threshold. Equal scores are taken in the order given.
 
-    IoU with `+ 1` is the plain IoU of (x1, y1, x2 + 1, y2 + 1), so `torchvision.ops.batched_nms` does the work. It
-    may move each label by an offset; in float32 that would change IoUs by 1e-5 with 80 labels and by more with more.
-    In double precision the shift is exact, and a box whose IoU equals the threshold stays. (torchvision's CUDA kernel
-    rounds the threshold to float32.)
+    IoU with `+ 1` is the plain IoU of (x1, y1, x2 + 1, y2 + 1). In double precision a box whose IoU equals the
+    threshold stays. (torchvision's CUDA kernel rounds the threshold to float32.)
 
     Args:
         boxes: `(n, 4)` boxes_xyxy in pixels.
@@ -311,15 +314,37 @@ def batched_nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thr
         raise ValueError(
             f"`boxes[{index}]` is {boxes[index].tolist()} with score {float(scores[index])}; expected finite numbers."
         )
+    return suppress(boxes, scores, labels, iou_threshold)
+
+
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """
+    `batched_nms_inclusive` without its checks, for boxes of any number of images at once; a GPU is waited for once.
+
+    Args:
+        boxes: `(n, 4)` boxes_xyxy in pixels, finite.
+        scores: `(n,)`.
+        groups: `(n,)` integers of at least 0; boxes of different ones (images, labels) leave each other alone.
+        iou_threshold: in [0, 1].
+
+    Returns:
+        `(kept,)` long, indices into `boxes` by falling score; equal scores in the order given.
+    """
     if boxes.device.type == "mps":  # no float64 there
-        return batched_nms_inclusive(boxes.cpu(), scores.cpu(), labels.cpu(), iou_threshold).to(boxes.device)
+        return suppress(boxes.cpu(), scores.cpu(), groups.cpu(), iou_threshold).to(boxes.device)
     if len(boxes) == 0:
         return torch.empty(0, dtype=torch.long, device=boxes.device)
-    half_open = boxes.double() + boxes.new_tensor((0.0, 0.0, 1.0, 1.0), dtype=torch.float64)
-    # An offset keeps labels apart only where no coordinate is negative, and stays small where labels count from 0.
+    x1, y1, x2, y2 = boxes.double().unbind(1)
+    half_open = torch.stack((x1, y1, x2 + 1, y2 + 1), dim=1)
+    # Moving each group by an offset keeps groups apart only where no coordinate is negative.
     half_open -= half_open.amin()
-    labels = labels.unique(return_inverse=True)[1]
-    kept = batched_nms(half_open, scores.double(), labels, iou_threshold)
+    if boxes.device.type == "cpu":
+        # Group by group where there are many boxes, as comparing all of them with each other takes longer.
+        kept = batched_nms(half_open, scores.double(), groups.unique(return_inverse=True)[1], iou_threshold)
+    else:
+        # In one launch, where `batched_nms` makes one a group; in double precision the offsets change no IoU.
+        offsets = groups.double() * (half_open.amax() + 1)
+        kept = nms(half_open + offsets[:, None], scores.double(), iou_threshold)
     # torchvision leaves open which of two equal scores comes first.
     kept = kept.sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]
@@ -327,18 +352,16 @@ def batched_nms_inclusive(boxes: Tensor, scores: Tensor, labels: Tensor, iou_thr
 
 def _nearest_anchors(centres: Tensor, anchor_centres: Tensor, count: int) -> Tensor:
     """
-    Indices `(n, count)` of the nearest anchors of one level. Of anchors as far as the last one, the first in
-    row-major order are taken: `topk` alone picks differently by device and size.
+    Indices `(n, count)` of the nearest anchors of one level, ascending. Of anchors as far as the last one, the first
+    in row-major order are taken: `topk` of distances alone picks differently by device and size.
     """
     difference = (centres[:, None, 0] - anchor_centres[None, :, 0]).square_()
     # Squared distances: the same order as distances, without the ties that rounding a root makes.
     distance = difference.add_((centres[:, None, 1] - anchor_centres[None, :, 1]).square_())
-    nearest, _ = distance.topk(count, dim=1, largest=False)
-    limit = nearest[:, -1:]
-    free = count - (nearest < limit).sum(1, keepdim=True)
-    tied = distance == limit
-    chosen = (distance < limit) | (tied & (tied.cumsum(1, dtype=torch.int32) <= free))
-    return chosen.nonzero()[:, 1].view(len(centres), count)
+    # The bits of floats above 0 rise as the floats do, so that distance and index make one key without ties.
+    key = (distance.view(torch.int32).long() << 32) + torch.arange(len(anchor_centres), device=distance.device)
+    nearest = key.topk(count, dim=1, largest=False, sorted=False).values
+    return (nearest & 0xFFFFFFFF).sort(dim=1).values
 
 
 @torch.no_grad()
@@ -349,7 +372,7 @@ def assign_atss(
     image: Tensor,
     num_images: int,
     topk: int = 9,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """
     Adaptive training sample selection (Zhang et al., CVPR 2020): which anchors learn which box, for all images of a
     batch at once, which spares a GPU hundreds of small steps.
@@ -370,7 +393,8 @@ def assign_atss(
         topk: candidates per level and box.
 
     Returns:
-        `(num_images, anchors)` long: the index in `boxes_xyxy` of the box that each anchor learns, -1 = background.
+        `(num_images, anchors)` long: the index in `boxes_xyxy` of the box that each anchor learns, -1 = background;
+        and `(n, candidates)` long: the anchors that are candidates of each box.
 
     Raises:
         ValueError: when the levels do not add up.
@@ -387,10 +411,12 @@ def assign_atss(
     # The anchors of all images, one image after the other.
     matched = torch.full((num_images * len(anchors),), -1, dtype=torch.long, device=anchors.device)
     best_iou = anchors.new_full((len(matched),), -math.inf)
+    num_candidates = sum(min(topk, count) for count in num_anchors_per_level)
     if len(boxes) == 0 or len(anchors) == 0:
-        return matched.view(num_images, len(anchors))
+        return matched.view(num_images, len(anchors)), image.new_zeros(len(boxes), num_candidates)
     anchor_centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     boxes_at_once = max(1, DISTANCES_AT_ONCE // len(anchors))
+    all_candidates = []
     for start in range(0, len(boxes), boxes_at_once):
         chunk = boxes[start : start + boxes_at_once]
         centres = (chunk[:, :2] + chunk[:, 2:]) / 2
@@ -401,6 +427,7 @@ def assign_atss(
                 nearest.append(level + first)
             first += count
         candidates = torch.cat(nearest, dim=1)  # (boxes, candidates)
+        all_candidates.append(candidates)
         iou = _iou_inclusive(chunk.unsqueeze(1), anchors[candidates])
         spread = iou.std(1, keepdim=True) if iou.shape[1] > 1 else torch.zeros_like(iou)
         candidate_centres = anchor_centres[candidates]
@@ -408,17 +435,18 @@ def assign_atss(
             (candidate_centres - chunk[:, None, :2], chunk[:, None, 2:] - candidate_centres), dim=-1
         ).amin(-1)
         positive = (iou >= iou.mean(1, keepdim=True) + spread) & (margin > INSIDE_MARGIN)
-        box, candidate = positive.nonzero(as_tuple=True)
-        anchor, pair_iou = candidates[box, candidate], iou[box, candidate]
-        box = box + start
-        anchor = anchor + image[box] * len(anchors)
+        box = torch.arange(start, start + len(chunk), device=anchors.device)[:, None].expand_as(candidates).flatten()
+        anchor = (candidates + image[start : start + len(chunk), None] * len(anchors)).flatten()
+        # Candidates that are not positive take part without a chance, so that shapes depend on no value.
+        pair_iou = iou.masked_fill(~positive, -math.inf).flatten()
         # Best pair of each anchor: highest IoU first, then the lowest box. A later chunk wins only by a higher IoU.
         chunk_best = torch.full_like(best_iou, -math.inf).scatter_reduce_(0, anchor, pair_iou, "amax")
         wins = (pair_iou == chunk_best[anchor]) & (pair_iou > best_iou[anchor])
-        winner = torch.full_like(matched, len(boxes)).scatter_reduce_(0, anchor[wins], box[wins], "amin")
+        winner = torch.full_like(matched, len(boxes))
+        winner.scatter_reduce_(0, anchor, torch.where(wins, box, len(boxes)), "amin")
         matched = torch.where(winner < len(boxes), winner, matched)
         best_iou = torch.maximum(best_iou, chunk_best)
-    return matched.view(num_images, len(anchors))
+    return matched.view(num_images, len(anchors)), torch.cat(all_candidates)
 
 
 def centerness_targets(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:

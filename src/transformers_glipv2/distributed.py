@@ -1,6 +1,4 @@
-"""What losses need of the other processes of a training run: means, maxima and features of all of them."""
-
-from collections.abc import Sequence
+"""What losses need of the other processes of a training run: means and features of all of them."""
 
 import torch
 import torch.distributed as dist
@@ -19,15 +17,6 @@ def mean_over_processes(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= num_processes()
     return value
-
-
-def max_over_processes(values: Sequence[int], device: torch.device) -> list[int]:
-    """The largest of each number over all processes."""
-    if num_processes() == 1:
-        return list(values)
-    largest = torch.tensor(values, device=device)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest.tolist()
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ The losses of pre-training, as pure functions on tensors.
 
 Every loss is a sum divided by a normaliser that is passed in. With several processes the normaliser is the mean over
 them (`mean_over_processes`), so that gradients averaged over processes equal those of one process on the whole batch.
+
+No shape depends on a value on the device, so that a GPU is never waited for: what takes no part is masked, and what is
+picked by value is picked by labels that are still on the CPU ([`OnHost`]).
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +32,9 @@ from .boxes import (
     check_boxes_xyxy,
     decode_boxes,
     denormalize_boxes,
+    to_device,
 )
-from .distributed import gather, max_over_processes, mean_over_processes, num_processes
+from .distributed import gather, mean_over_processes, num_processes
 
 # What the original adds to unions and enclosing areas.
 GIOU_EPS = 1e-7
@@ -42,24 +46,47 @@ LABEL_KEYS = ("boxes", "positive_map", "class_ids", "masks", "prompt_class_ids",
 
 
 @dataclass
+class OnHost:
+    """
+    Labels that stay on the CPU, where their values can be read without waiting for a GPU: `DistributedDataParallel`
+    and FSDP move the tensors among the arguments of a model, but not what they do not know.
+
+    Args:
+        value: labels, as a list of dicts or a tensor.
+    """
+
+    value: Any
+
+
+def unwrapped(labels: Any) -> Any:
+    """Labels as they are, or out of their [`OnHost`]."""
+    return labels.value if isinstance(labels, OnHost) else labels
+
+
+@dataclass
 class AnchorTargets:
     """
-    What the anchors of a batch learn. The anchors that learn a box are called positives.
+    What the anchors of a batch learn. The anchors that learn a box are called positives; they are among the pairs of a
+    box and a candidate, whose number depends on no value.
 
     Args:
         is_labelled (boolean `torch.Tensor` of shape `(batch,)`): images whose boxes are known; the others (captions
             without boxes) take part in no loss on anchors.
-        image, anchor (`torch.LongTensor` of shape `(positives,)`): image and index of each positive.
-        anchors_xyxy (`torch.Tensor` of shape `(positives, 4)`): these anchors, in pixels of the resized image.
-        boxes_xyxy (`torch.Tensor` of shape `(positives, 4)`): the box that each learns, in the same pixels.
-        centerness (`torch.Tensor` of shape `(positives,)`): the centerness that each learns, in [0, 1].
-        tokens (boolean `torch.Tensor` of shape `(positives, tokens)`): the box's tokens.
-        classes (`torch.LongTensor` of shape `(positives,)`): the box's class (`prompts.class_id`) or 0.
+        is_positive (boolean `torch.Tensor` of shape `(pairs,)`): whether the anchor of a pair learns its box; the
+            other pairs take part in nothing.
+        image, anchor (`torch.LongTensor` of shape `(pairs,)`): image and index of each anchor.
+        anchors_xyxy (`torch.Tensor` of shape `(pairs, 4)`): these anchors, in pixels of the resized image.
+        boxes_xyxy (`torch.Tensor` of shape `(pairs, 4)`): the box of each pair, in the same pixels.
+        centerness (`torch.Tensor` of shape `(pairs,)`): the centerness that each learns, in [0, 1].
+        tokens (boolean `torch.Tensor` of shape `(pairs, tokens)`): the box's tokens.
+        classes (`torch.LongTensor` of shape `(pairs,)`): the box's class (`prompts.class_id`) or 0.
+        pairs_of_images (`list[int]`): how many pairs each image has; they come image by image.
         num_positives, sum_centerness (`torch.Tensor` of shape `()`): number of positives, at least 1, and sum of
             their centerness, at least a tiny number; means over processes. What the losses are divided by.
     """
 
     is_labelled: Tensor
+    is_positive: Tensor
     image: Tensor
     anchor: Tensor
     anchors_xyxy: Tensor
@@ -67,6 +94,7 @@ class AnchorTargets:
     centerness: Tensor
     tokens: Tensor
     classes: Tensor
+    pairs_of_images: list[int]
     num_positives: Tensor
     sum_centerness: Tensor
 
@@ -114,16 +142,54 @@ def _check_classes(label: Mapping[str, Tensor], key: str, count: int, unit: str,
         )
 
 
-def check_boxes_of_images(boxes_xyxy: Tensor, counts: Sequence[int]) -> None:
+def check_boxes_of_images(boxes: Sequence[Tensor], images: Sequence[int]) -> None:
     """
-    As `check_boxes_xyxy`, for the boxes of several images, `counts` of each: all at once, and only where one is bad
-    image by image, to name it.
+    Raises ValueError, naming the image, the box and its values, unless normalised boxes are finite and not reversed.
+    Boxes that are on a GPU already are left unread.
+
+    Args:
+        boxes: for each of `images` `(n, 4)` centre x, centre y, width, height.
+        images: their indices.
     """
-    try:
-        check_boxes_xyxy(boxes_xyxy, "boxes")
-    except ValueError:
-        for image, boxes in enumerate(boxes_xyxy.split(list(counts))):
-            check_boxes_xyxy(boxes, f"labels[{image}]['boxes']")
+    together = torch.cat(list(boxes))
+    if together.device.type != "cpu":
+        return
+    if bool((together.isfinite().all(-1) & (together[:, 2:] >= 0).all(-1)).all()):
+        return
+    for index, own in zip(images, boxes, strict=True):
+        half = own[:, 2:] / 2
+        check_boxes_xyxy(torch.cat([own[:, :2] - half, own[:, :2] + half], dim=1), f"labels[{index}]['boxes']")
+
+
+def join_labels(
+    labels: Sequence[Mapping[str, Any] | None], counts: Sequence[int], num_tokens: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """
+    The boxes of all images together, where the labels are.
+
+    Args:
+        labels, num_tokens: as of `match_anchors`.
+        counts: boxes of each image.
+
+    Returns:
+        Of the n boxes: their images, long `(n,)`; the boxes as they are, `(n, 4)`; their tokens, boolean
+        `(n, tokens)`; their classes, long `(n,)`, 0 where unknown. And of the images whether their boxes are known,
+        boolean `(batch,)`.
+
+    Raises:
+        ValueError: for a box that is not finite or reversed.
+    """
+    known = [label for label in labels if label is not None]
+    images = torch.arange(len(labels)).repeat_interleave(torch.tensor(counts))
+    is_labelled = torch.tensor([label is not None for label in labels])
+    if not known:
+        empty = torch.zeros(0, dtype=torch.long)
+        return images, torch.zeros(0, 4), torch.zeros(0, num_tokens, dtype=torch.bool), empty, is_labelled
+    boxes = [label["boxes"] for label in known]
+    check_boxes_of_images(boxes, is_labelled.nonzero()[:, 0].tolist())
+    classes = [label.get("class_ids", label["boxes"].new_zeros(len(label["boxes"])).long()) for label in known]
+    tokens = torch.cat([label["positive_map"] for label in known]) > 0
+    return images, torch.cat(boxes), tokens, torch.cat(classes), is_labelled
 
 
 def match_anchors(
@@ -152,35 +218,32 @@ def match_anchors(
     """
     check_labels(labels, len(image_sizes), num_tokens)
     device, num_images = anchors.device, len(image_sizes)
-    known = [label for label in labels if label is not None]
-    counts = torch.tensor([0 if label is None else len(label["boxes"]) for label in labels])
-    box_image = torch.arange(num_images).repeat_interleave(counts).to(device)
+    counts = [0 if label is None else len(label["boxes"]) for label in labels]
     # Joined before they are moved: a GPU takes as long for one box as for all.
-    boxes = torch.cat([label["boxes"] for label in known]).to(device) if known else anchors.new_empty(0, 4)
-    boxes_xyxy = denormalize_boxes(boxes[:, None], image_sizes[box_image])[:, 0]
-    check_boxes_of_images(boxes_xyxy, counts.tolist())
-    tokens = (
-        torch.cat([label["positive_map"] for label in known]).to(device) if known else boxes.new_empty(0, num_tokens)
+    box_image, boxes, tokens, classes, is_labelled = (
+        to_device(part, device) for part in join_labels(labels, counts, num_tokens)
     )
-    class_ids = [label.get("class_ids", boxes.new_zeros(len(label["boxes"]), dtype=torch.long)) for label in known]
-    classes = torch.cat(class_ids).to(device) if known else torch.zeros(0, dtype=torch.long, device=device)
+    boxes_xyxy = denormalize_boxes(boxes[:, None], image_sizes[box_image])[:, 0]
 
-    matched = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, box_image, num_images, topk)
-    image, anchor = (matched >= 0).nonzero(as_tuple=True)
-    box = matched[image, anchor]
+    matched, candidates = assign_atss(anchors, num_anchors_per_level, boxes_xyxy, box_image, num_images, topk)
+    box = torch.arange(len(boxes), device=device)[:, None].expand_as(candidates).flatten()
+    image, anchor = box_image[box], candidates.flatten()
+    is_positive = matched[image, anchor] == box
     centerness = centerness_targets(boxes_xyxy[box], anchors[anchor])
     num_positives, sum_centerness = mean_over_processes(
-        torch.stack([centerness.new_tensor(len(anchor)), centerness.sum()])
+        torch.stack([is_positive.sum().to(centerness.dtype), (centerness * is_positive).sum()])
     )
     return AnchorTargets(
-        is_labelled=torch.tensor([label is not None for label in labels], device=device),
+        is_labelled=is_labelled,
+        is_positive=is_positive,
         image=image,
         anchor=anchor,
         anchors_xyxy=anchors[anchor],
         boxes_xyxy=boxes_xyxy[box],
         centerness=centerness,
-        tokens=tokens[box] > 0,
+        tokens=tokens[box],
         classes=classes[box],
+        pairs_of_images=[count * candidates.shape[1] for count in counts],
         num_positives=num_positives.clamp(min=1),
         # Without any positive the box loss is 0 / tiny = 0, and its gradients are zeros.
         sum_centerness=sum_centerness.clamp(min=torch.finfo(sum_centerness.dtype).eps),
@@ -195,10 +258,10 @@ def box_loss(deltas: Tensor, anchors: Tensor, boxes_xyxy: Tensor, weights: Tenso
     sum(w (1 - GIoU)) / normalizer.
 
     Args:
-        deltas: `(positives, 4)` predicted, coded against the anchors.
-        anchors: `(positives, 4)`, x1, y1, x2, y2 in pixels.
-        boxes_xyxy: `(positives, 4)`, the boxes to learn, in the same pixels.
-        weights: `(positives,)`, the centerness targets.
+        deltas: `(pairs, 4)` predicted, coded against the anchors.
+        anchors: `(pairs, 4)`, x1, y1, x2, y2 in pixels.
+        boxes_xyxy: `(pairs, 4)`, the boxes to learn, in the same pixels.
+        weights: `(pairs,)`, the centerness targets of positives and 0 elsewhere.
         normalizer: sum of the weights, mean over processes.
     """
     predicted = decode_boxes(deltas, anchors)
@@ -208,9 +271,17 @@ def box_loss(deltas: Tensor, anchors: Tensor, boxes_xyxy: Tensor, weights: Tenso
     return (losses * weights).sum() / normalizer
 
 
-def centerness_loss(logits: Tensor, targets: Tensor, normalizer: Tensor) -> Tensor:
-    """Binary cross entropy of `(positives,)` centerness, before the sigmoid, summed and divided."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / normalizer
+def centerness_loss(logits: Tensor, targets: Tensor, counted: Tensor, normalizer: Tensor) -> Tensor:
+    """
+    Binary cross entropy of centerness, summed and divided.
+
+    Args:
+        logits, targets: `(pairs,)`, predicted before the sigmoid, and to learn.
+        counted: boolean `(pairs,)`; the others take no part.
+        normalizer: anchors that learn a box, mean over processes.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (losses * counted).sum() / normalizer
 
 
 def token_loss(
@@ -237,13 +308,16 @@ def token_loss(
     counted = targets.is_labelled[:, None].expand(-1, logits.shape[2])
     if attention_mask is not None:
         counted = counted & attention_mask.bool()
-    negative = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
-    total = (negative.sum(1) * counted).sum()
-    index, token = (targets.tokens & counted[targets.image]).nonzero(as_tuple=True)
-    image, anchor = targets.image[index], targets.anchor[index]
-    learned = logits[image, anchor, token]
+    total = (_negative_focal(logits, alpha, gamma).sum(1) * counted).sum()
+    learned = logits[targets.image, targets.anchor]
+    is_learned = targets.tokens & counted[targets.image] & targets.is_positive[:, None]
     positive = alpha * (-learned).sigmoid() ** gamma * F.softplus(-learned)
-    return (total + (positive - negative[image, anchor, token]).sum()) / normalizer
+    exchanged = (positive - _negative_focal(learned, alpha, gamma)) * is_learned
+    return (total + exchanged.sum()) / normalizer
+
+
+def _negative_focal(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    return (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
 
 
 def detection_losses(
@@ -268,16 +342,18 @@ def detection_losses(
     Returns:
         loss_box, loss_centerness, loss_intra.
     """
-    positives = targets.image, targets.anchor
+    pairs = targets.image, targets.anchor
     return {
         "loss_box": box_loss(
-            box_deltas[positives],
+            box_deltas[pairs],
             targets.anchors_xyxy,
             targets.boxes_xyxy,
-            targets.centerness,
+            targets.centerness * targets.is_positive,
             targets.sum_centerness,
         ),
-        "loss_centerness": centerness_loss(centerness[positives], targets.centerness, targets.num_positives),
+        "loss_centerness": centerness_loss(
+            centerness[pairs], targets.centerness, targets.is_positive, targets.num_positives
+        ),
         "loss_intra": token_loss(logits, targets, attention_mask, targets.num_positives, alpha, gamma),
     }
 
@@ -299,18 +375,18 @@ def classes_of_tokens(labels: Sequence[Mapping[str, Any] | None], num_tokens: in
     Returns:
         long `(batch, tokens)`, from `prompts.class_id`, 0 where a token names no class.
     """
-    return torch.stack([_classes_of_tokens(label or {}, num_tokens, device) for label in labels])
+    return to_device(torch.stack([_classes_of_tokens(label or {}, num_tokens) for label in labels]), device)
 
 
-def _classes_of_tokens(label: Mapping[str, Tensor], num_tokens: int, device: torch.device) -> Tensor:
+def _classes_of_tokens(label: Mapping[str, Tensor], num_tokens: int) -> Tensor:
     ids, class_map = label.get("prompt_class_ids"), label.get("prompt_map")
     if ids is None:
         ids, class_map = label.get("class_ids"), label.get("positive_map")
     if ids is None or class_map is None or not len(ids):
-        return torch.zeros(num_tokens, dtype=torch.long, device=device)
+        return torch.zeros(num_tokens, dtype=torch.long)
     # The last of the classes that a token names; 0 is none.
     number = torch.arange(1, len(ids) + 1, device=ids.device)
-    return F.pad(ids, (1, 0))[(number[:, None] * (class_map > 0)).amax(0)].to(device)
+    return F.pad(ids, (1, 0))[(number[:, None] * (class_map > 0)).amax(0)].cpu()
 
 
 def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -323,32 +399,27 @@ def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tens
         limit: regions of an image at most.
 
     Returns:
-        anchors long `(batch, regions)`, their tokens boolean `(batch, regions, tokens)`, their classes long
-        `(batch, regions)` and boolean `(batch, regions)`, `False` at fillers (which are anchor 0 without tokens).
-        `regions` is the largest number that any image has.
+        anchors long `(batch, limit)`, their tokens boolean `(batch, limit, tokens)`, their classes long
+        `(batch, limit)` and boolean `(batch, limit)`, `False` at fillers (which are anchor 0 without tokens).
     """
-    # The rank of each region in its image, by centerness; regions come image by image.
-    order = targets.centerness.argsort(descending=True, stable=True)
+    device = targets.image.device
+    # Pairs come image by image, so sorting by image keeps each image's in its part, here the most central first.
+    central = torch.where(targets.is_positive, targets.centerness, -1.0)
+    order = central.argsort(descending=True, stable=True)
     order = order[targets.image[order].argsort(stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = _numbers_in_images(targets.image, batch)
-    chosen = (rank < limit).nonzero().squeeze(1)
-    image = targets.image[chosen]
-    number = _numbers_in_images(image, batch)
-    width = int(number.max()) + 1 if len(number) else 0
+    counts = torch.tensor(targets.pairs_of_images)
+    first = to_device(counts.cumsum(0) - counts, device)
+    image = targets.image[order]
+    rank = torch.arange(len(order), device=device) - first[image]
+    # What is not chosen goes to one place more, which is cut off.
+    place = torch.where(targets.is_positive[order] & (rank < limit), image * limit + rank, batch * limit)
     padded = []
-    for values in (targets.anchor, targets.tokens, targets.classes, torch.ones_like(rank, dtype=torch.bool)):
-        filled = values.new_zeros(batch, width, *values.shape[1:])
-        filled[image, number] = values[chosen]
-        padded.append(filled)
+    for values in (targets.anchor, targets.tokens, targets.classes, targets.is_positive):
+        filled = values.new_zeros(batch * limit + 1, *values.shape[1:])
+        filled[place] = values[order]
+        padded.append(filled[:-1].unflatten(0, (batch, limit)))
     anchors, tokens, classes, mask = padded
     return anchors, tokens, classes, mask
-
-
-def _numbers_in_images(image: Tensor, batch: int) -> Tensor:
-    """0, 1, 2, ... within each image, where `image` `(n,)` is sorted."""
-    counts = image.bincount(minlength=batch)
-    return torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
 
 
 def contrastive_loss(similarity: Tensor, is_match: Tensor) -> Tensor:
@@ -361,11 +432,10 @@ def contrastive_loss(similarity: Tensor, is_match: Tensor) -> Tensor:
         similarity: `(rows, columns)`, divided by the temperature; minus infinity at columns that do not take part.
         is_match: boolean `(rows, columns)`.
     """
-    matched = is_match.any(1)
+    matched = is_match.any(1, keepdim=True)
     # Rows without matches may be minus infinity throughout and would give NaN.
-    log_probabilities = similarity[matched].log_softmax(1)
-    is_match = is_match[matched]
-    return -(log_probabilities.masked_fill(~is_match, 0).sum(1) / is_match.sum(1)).sum()
+    log_probabilities = similarity.masked_fill(~matched, 0).log_softmax(1)
+    return -(log_probabilities.masked_fill(~is_match, 0).sum(1) / is_match.sum(1).clamp(min=1)).sum()
 
 
 @dataclass
@@ -418,13 +488,17 @@ class ContrastGradients:
         return self.value + linear - linear.detach()
 
 
-def padded_over_processes(parts: Sequence[ContrastiveFeatures]) -> ContrastiveFeatures:
+def padded_over_processes(parts: Sequence[ContrastiveFeatures], max_tokens: int) -> ContrastiveFeatures:
     """
-    Features of one or several micro-batches as those of one batch, padded to the shapes of the process that has most:
-    processes hold texts of different lengths and images with different numbers of regions. Called by all processes.
+    Features of one or several micro-batches as those of one batch, of the same shapes on all processes.
+
+    Args:
+        parts: the micro-batches; all have as many regions.
+        max_tokens: what texts are padded to where several processes train, so that none has to ask the others how
+            long theirs are.
     """
-    most = [max(part.own_tokens.shape[dim] for part in parts) for dim in (1, 2)]
-    num_regions, num_tokens = max_over_processes(most, parts[0].regions.device)
+    num_regions = parts[0].own_tokens.shape[1]
+    num_tokens = max_tokens if num_processes() > 1 else max(part.own_tokens.shape[2] for part in parts)
     padded = []
     for part in parts:
         regions = (0, num_regions - part.own_tokens.shape[1])
@@ -518,9 +592,25 @@ def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: `(masked tokens, vocabulary)`.
         labels: `(masked tokens,)`, their ids before they were masked.
     """
-    count = mean_over_processes(torch.tensor(float(len(labels)), device=logits.device))
+    count = mean_over_processes(to_device(float(len(labels)), logits.device))
     # It may be less than one; where it is 0, so is the sum.
     return F.cross_entropy(logits.float(), labels, reduction="sum") / count.clamp(min=torch.finfo(count.dtype).eps)
+
+
+def masked_tokens(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    The masked tokens of a batch. A GPU is waited for only where the labels are on it.
+
+    Args:
+        features: `(batch, tokens, ...)`.
+        labels: `(batch, tokens)`, the ids of masked tokens and -100 elsewhere.
+
+    Returns:
+        Their features `(masked tokens, ...)` and ids `(masked tokens,)`, on the device of the features.
+    """
+    flat = labels.flatten()
+    index = (flat != -100).nonzero()[:, 0]
+    return features.flatten(0, 1)[to_device(index, features.device)], to_device(flat[index], features.device)
 
 
 # Heads ---------------------------------------------------------------------------------------------------------------
@@ -560,7 +650,7 @@ def caption_loss(logits: Tensor, targets: Tensor, normalizer: Tensor | int | Non
     if normalizer is None:
         normalizer = mean_over_processes((targets != -100).sum().float())
     # The mean over processes may be less than one; where it is 0, so is the sum.
-    return losses / torch.as_tensor(normalizer, device=losses.device).clamp(min=torch.finfo(torch.float32).eps)
+    return losses / to_device(normalizer, losses.device).clamp(min=torch.finfo(torch.float32).eps)
 
 
 def answer_loss(logits: Tensor, targets: Tensor, normalizer: Tensor | None = None) -> Tensor:
@@ -582,7 +672,8 @@ def answer_loss(logits: Tensor, targets: Tensor, normalizer: Tensor | None = Non
             f"{tuple(targets.shape)}."
         )
     asked = ~targets.isnan().any(1)
-    losses = F.binary_cross_entropy_with_logits(logits[asked].float(), targets[asked].float(), reduction="sum")
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float().nan_to_num(), reduction="none")
+    losses = (losses.sum(1) * asked).sum()
     if normalizer is None:
         normalizer = mean_over_processes(asked.sum().float())
     # The mean over processes may be less than one; where it is 0, so is the sum.
@@ -593,6 +684,7 @@ __all__ = [
     "AnchorTargets",
     "ContrastGradients",
     "ContrastiveFeatures",
+    "OnHost",
     "answer_loss",
     "box_loss",
     "caption_loss",
@@ -604,8 +696,10 @@ __all__ = [
     "detection_losses",
     "inter_image_loss",
     "masked_token_loss",
+    "masked_tokens",
     "match_anchors",
     "next_tokens",
     "padded_over_processes",
     "token_loss",
+    "unwrapped",
 ]

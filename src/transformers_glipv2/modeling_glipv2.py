@@ -49,9 +49,9 @@ from .layers.feature_maps import (
 from .layers.fusion import BOUND, GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
 from .layers.half_precision import avoid_float16
 from .layers.input_checks import check_pixels, check_text, image_sizes_of, read_sizes, ready_mask
-from .losses import AnchorTargets, detection_losses, match_anchors
+from .losses import AnchorTargets, OnHost, detection_losses, match_anchors, unwrapped
 
-Labels = Sequence[Mapping[str, Any] | None]
+Labels = Sequence[Mapping[str, Any] | None] | OnHost
 
 
 # Outputs -------------------------------------------------------------------------------------------------------------
@@ -868,7 +868,7 @@ class GLIPv2ForObjectDetection(GLIPv2PreTrainedModel):
         if anchors is None:
             anchors = self.anchors(level_shapes, image_sizes.device)
         num_per_level = [height * width for height, width in level_shapes]
-        return match_anchors(labels, anchors, num_per_level, image_sizes, num_tokens, self.config.atss_topk)
+        return match_anchors(unwrapped(labels), anchors, num_per_level, image_sizes, num_tokens, self.config.atss_topk)
 
     def anchors(self, level_shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
         """`(anchors, 4)`, x1, y1, x2, y2 in pixels of the resized image, for maps of these heights and widths."""

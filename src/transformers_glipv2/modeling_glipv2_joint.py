@@ -7,9 +7,10 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from .boxes import to_device
 from .configuration_glipv2 import GLIPv2Config
 from .distributed import mean_over_processes
-from .losses import ContrastGradients, answer_loss, caption_loss, next_tokens
+from .losses import ContrastGradients, OnHost, answer_loss, caption_loss, next_tokens, unwrapped
 from .modeling_glipv2 import (
     GLIPv2ImageFeatures,
     GLIPv2ModelOutput,
@@ -86,9 +87,9 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: Labels | None = None,
-        mlm_labels: torch.LongTensor | None = None,
-        answer_labels: torch.FloatTensor | None = None,
-        caption_labels: torch.LongTensor | None = None,
+        mlm_labels: torch.LongTensor | OnHost | None = None,
+        answer_labels: torch.FloatTensor | OnHost | None = None,
+        caption_labels: torch.LongTensor | OnHost | None = None,
         contrast: ContrastGradients | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
@@ -117,21 +118,26 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
             return_dict=True,
         )
         losses = dict(output.loss_dict or {})
+        device = output.logits.device
         if answer_labels is not None:
-            is_question = ~answer_labels.isnan().any(1)
+            answers = unwrapped(answer_labels)
+            is_question = ~answers.isnan().any(1)
             # All processes take part in the mean, also those without a question.
-            num_questions = mean_over_processes(is_question.sum().float())
+            num_questions = mean_over_processes(to_device(is_question.sum().float(), device))
             if is_question.any():
                 logits = self.answer_head(selected_examples(output, is_question))
-                losses["loss_answer"] = answer_loss(logits, answer_labels[is_question], num_questions)
+                targets = to_device(answers[is_question], device)
+                losses["loss_answer"] = answer_loss(logits, targets, num_questions)
         if caption_labels is not None:
-            is_caption = (caption_labels != -100).any(1)
-            num_tokens = mean_over_processes((caption_labels[:, 1:] != -100).sum().float())
+            captions = unwrapped(caption_labels)
+            is_caption = (captions != -100).any(1)
+            num_tokens = mean_over_processes(to_device((captions[:, 1:] != -100).sum().float(), device))
             if is_caption.any():
-                captions = caption_labels[is_caption]
+                captions = to_device(captions[is_caption], device)
                 visual_states = make_visual_states(self, selected_examples(image_features, is_caption))
                 # What is padding is masked, whatever its id.
-                mask = None if attention_mask is None else attention_mask[is_caption]
+                kept = to_device(is_caption.nonzero()[:, 0], device)
+                mask = None if attention_mask is None else attention_mask[kept]
                 states, _ = read_captions(self, captions.clamp(min=0), None, mask, visual_states)
                 losses["loss_caption"] = caption_loss(
                     self.caption_head(states[-1], visual_states), next_tokens(captions), num_tokens
@@ -147,19 +153,19 @@ def selected_examples(
 
     Args:
         output: image features or the output of a model.
-        kept: boolean `(batch,)`.
+        kept: boolean `(batch,)`; where it is on the CPU, no GPU is waited for.
 
     Returns:
         The same class, with what it holds for each example: losses, shapes, hidden states and attentions are left out.
     """
-    fields = {}
+    fields, indices = {}, kept.nonzero()[:, 0]
     for name, value in output.items():
         if name in ("loss", "level_shapes") or name.endswith(("hidden_states", "attentions")):
             continue
         if isinstance(value, tuple):
-            fields[name] = tuple(level[kept] for level in value)
+            fields[name] = tuple(level[to_device(indices, level.device)] for level in value)
         elif isinstance(value, torch.Tensor):
-            fields[name] = value[kept]
+            fields[name] = value[to_device(indices, value.device)]
     return type(output)(**fields)
 
 

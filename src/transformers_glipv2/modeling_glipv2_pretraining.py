@@ -21,11 +21,14 @@ from .losses import (
     AnchorTargets,
     ContrastGradients,
     ContrastiveFeatures,
+    OnHost,
     choose_regions,
     classes_of_tokens,
     inter_image_loss,
     masked_token_loss,
+    masked_tokens,
     padded_over_processes,
+    unwrapped,
 )
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
@@ -84,8 +87,8 @@ class GLIPv2MaskedLMHead(nn.Module):
             text: fused tokens `(batch, tokens, text_dim)`.
             labels: `(batch, tokens)`, the ids of masked tokens and -100 elsewhere.
         """
-        is_masked = labels != -100
-        return masked_token_loss(self(text[is_masked]), labels[is_masked])
+        masked, ids = masked_tokens(text, unwrapped(labels))
+        return masked_token_loss(self(masked), ids)
 
 
 class GLIPv2ContrastiveHead(nn.Module):
@@ -204,8 +207,7 @@ class GLIPv2ForMaskedLM(GLIPv2PreTrainedModel):
         logits = self.mlm_head(model_output.fused_text)
         loss = None
         if labels is not None:
-            is_masked = labels != -100
-            loss = masked_token_loss(logits[is_masked], labels[is_masked])
+            loss = masked_token_loss(*masked_tokens(logits, unwrapped(labels)))
         return GLIPv2MaskedLMOutput(loss=loss, logits=logits, **model_output)
 
 
@@ -248,7 +250,7 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: Labels | None = None,
-        mlm_labels: torch.LongTensor | None = None,
+        mlm_labels: torch.LongTensor | OnHost | None = None,
         contrast: ContrastGradients | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
@@ -283,7 +285,8 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
                 output.feature_maps, output.text_features, output.attention_mask, targets, labels
             )
             if contrast is None:
-                loss = inter_image_loss(**vars(padded_over_processes([features])), normalizer=targets.num_positives)
+                padded = padded_over_processes([features], self.config.max_text_length)
+                loss = inter_image_loss(**vars(padded), normalizer=targets.num_positives)
                 losses["loss_inter"] = self.config.inter_loss_weight * loss
             else:
                 losses["loss_inter"] = contrast.loss(features)
@@ -309,7 +312,7 @@ class GLIPv2ForPreTraining(GLIPv2ForObjectDetection):
         token_mask = torch.ones_like(tokens[..., 0], dtype=torch.bool)
         if attention_mask is not None:
             token_mask = attention_mask.bool()
-        token_classes = classes_of_tokens(labels, num_tokens, anchor.device)
+        token_classes = classes_of_tokens(unwrapped(labels), num_tokens, anchor.device)
         return ContrastiveFeatures(
             regions, tokens, own_tokens, region_mask, token_mask, region_classes, token_classes, log_temperature
         )

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from .boxes import denormalize_boxes
+from .boxes import denormalize_boxes, to_device
 from .configuration_glipv2 import GLIPv2Config
 from .distributed import mean_over_processes
 from .layers.feature_maps import FeatureMaps
@@ -29,7 +29,7 @@ from .layers.mask_head import (
     mean_weights,
     training_regions,
 )
-from .losses import check_labels
+from .losses import check_labels, unwrapped
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2FreezableDetector,
@@ -139,7 +139,8 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
 
         Args:
             output: of `forward`.
-            boxes: for each image `(n_i, 4)`, x1, y1, x2, y2 in pixels of the resized image, inclusive corners.
+            boxes: for each image `(n_i, 4)`, x1, y1, x2, y2 in pixels of the resized image, inclusive corners; on the
+                CPU or on the model's device.
             positive_maps: for each image `(n_i, tokens)`, above 0 at the tokens of each box's label.
 
         Returns:
@@ -151,7 +152,6 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
         """
         batch, tokens = output.fused_text.shape[:2]
         check_regions(boxes, positive_maps, batch, tokens)
-        device = output.fused_text.device
         maps = self._mask_features(output)
         logits = []
         for index in range(batch):
@@ -161,8 +161,8 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
             chunks = [
                 self.mask_head(image_maps, [some_boxes], text, [some_maps])
                 for some_boxes, some_maps in zip(
-                    boxes[index].to(device).split(REGIONS_PER_CHUNK),
-                    positive_maps[index].to(device).split(REGIONS_PER_CHUNK),
+                    boxes[index].split(REGIONS_PER_CHUNK),
+                    positive_maps[index].split(REGIONS_PER_CHUNK),
                     strict=True,
                 )
             ]
@@ -176,9 +176,10 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
         The mean over the regions of an object, then over objects: the number of objects is known from the labels, so
         that the loss of a batch is the same in one piece, on several processes and in accumulated micro-batches.
         """
+        labels = unwrapped(labels)
         check_labels(labels, *output.fused_text.shape[:2])
         # All processes take part in the mean, also those without a mask.
-        count = output.logits.new_tensor(float(count_masked_objects(labels)), dtype=torch.float32)
+        count = to_device(float(count_masked_objects(labels)), output.logits.device)
         num_objects = mean_over_processes(count).clamp(min=torch.finfo(torch.float32).eps)
         regions = [self._image_regions(output, index, label) for index, label in enumerate(labels)]
         boxes, positive_maps, targets, weights = zip(*regions, strict=True)
@@ -208,16 +209,18 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
                 f"`labels[{index}]['masks']` has shape {tuple(masks.shape)}; expected ({len(label['boxes'])}, height, "
                 "width), one mask for each box."
             )
-        known = masked_objects(label).to(device)
+        # Chosen where the labels are: on the CPU, a GPU is not waited for.
+        known = masked_objects(label).nonzero()[:, 0].to(masks.device)
         image_size = output.image_sizes[index]
-        positive_map = label["positive_map"].to(device)[known]
-        gt_boxes = denormalize_boxes(label["boxes"].to(device)[known], image_size)
+        positive_map = to_device(label["positive_map"][known], device)
+        gt_boxes = denormalize_boxes(to_device(label["boxes"][known], device), image_size)
         pred_boxes = denormalize_boxes(output.pred_boxes[index], image_size)
         scores = output.logits[index].sigmoid() @ mean_weights(positive_map).T
-        boxes, owners = training_regions(gt_boxes, pred_boxes, scores * output.centerness[index, :, None].sigmoid())
-        masks = masks[known.to(masks.device)][owners.to(masks.device)]
-        weights = 1 / owners.bincount(minlength=1)[owners].float()
-        return boxes, positive_map[owners], mask_targets(masks, boxes, image_size, side), weights
+        scores = scores * output.centerness[index, :, None].sigmoid()
+        boxes, owners, is_region = training_regions(gt_boxes, pred_boxes, scores)
+        regions = gt_boxes.new_zeros(len(known)).index_add_(0, owners, is_region.to(gt_boxes.dtype))
+        weights = is_region / regions.clamp(min=1)[owners]
+        return boxes, positive_map[owners], mask_targets(masks[known], boxes, owners, image_size, side), weights
 
 
 __all__ = ["GLIPv2ForInstanceSegmentation", "GLIPv2InstanceSegmentationOutput"]

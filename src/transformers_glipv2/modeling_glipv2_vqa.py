@@ -19,10 +19,11 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from .boxes import to_device
 from .configuration_glipv2 import GLIPv2Config
 from .layers.fusion import BOUND
 from .layers.region_attention import POSITION_SCALE, GLIPv2RegionWordAttention, location_features
-from .losses import answer_loss
+from .losses import OnHost, answer_loss, unwrapped
 from .modeling_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2FreezableDetector,
@@ -372,7 +373,7 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2FreezableDetector, GLIPv2ForObjectD
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: Labels | None = None,
-        answer_labels: torch.FloatTensor | None = None,
+        answer_labels: torch.FloatTensor | OnHost | None = None,
         detector_output: GLIPv2ObjectDetectionOutput | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
@@ -411,7 +412,7 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2FreezableDetector, GLIPv2ForObjectD
         logits = self.answer_head(output)
         losses = dict(output.loss_dict or {})
         if answer_labels is not None:
-            losses["loss_answer"] = answer_loss(logits, answer_labels)
+            losses["loss_answer"] = answer_loss(logits, to_device(unwrapped(answer_labels), logits.device))
         return with_losses(output, losses, GLIPv2VisualQuestionAnsweringOutput, answer_logits=logits)
 
 

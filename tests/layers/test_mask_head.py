@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_config
 from transformers_glipv2.boxes import box_iou_inclusive
 from transformers_glipv2.conversion.glip_original_names import translate
+from transformers_glipv2.layers import mask_head
 from transformers_glipv2.layers.mask_head import (
     MATCH_IOU,
     PREDICTED_BOXES_PER_OBJECT,
@@ -105,7 +106,7 @@ def test_targets_from_pixels_are_near_those_from_polygons(reference_dir, golden,
     )
     boxes = golden["train.proposals"][golden["train.proposal_positive"].bool()]
     owners = box_iou_inclusive(boxes, golden["train.gt_boxes"]).argmax(1)
-    ours = mask_targets(masks[owners], boxes, torch.tensor([256, 341]), 28).bool()
+    ours = mask_targets(masks, boxes, owners, torch.tensor([256, 341]), 28).bool()
     theirs = golden["train.mask_targets"].bool()
     overlap = (ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2))
     assert overlap.min() > 0.92
@@ -159,7 +160,7 @@ def test_targets_pasted_back_give_the_mask(scale):
     mask = disc(120 * scale, 160 * scale)
     rows, columns = mask.any(1).nonzero().flatten() / scale, mask.any(0).nonzero().flatten() / scale
     box = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()])[None].floor()
-    targets = mask_targets(mask[None], box, torch.tensor([120, 160]), 28)
+    targets = mask_targets(mask[None], box, torch.tensor([0]), torch.tensor([120, 160]), 28)
     assert set(targets.unique().tolist()) == {0.0, 1.0}
     pasted = instance_masks(20 * targets - 10, box, (120, 160))[0]
     small = mask[::scale, ::scale]
@@ -167,7 +168,33 @@ def test_targets_pasted_back_give_the_mask(scale):
 
 
 def test_targets_of_no_box():
-    assert mask_targets(torch.zeros(0, 9, 9), torch.zeros(0, 4), torch.tensor([9, 9]), 28).shape == (0, 28, 28)
+    none, owners = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+    assert mask_targets(torch.zeros(0, 9, 9), none, owners, torch.tensor([9, 9]), 28).shape == (0, 28, 28)
+
+
+def test_targets_are_those_of_the_own_object(monkeypatch):
+    """Whatever the number of masks that are held at once."""
+    masks = torch.stack([disc(60, 80), torch.ones(60, 80, dtype=torch.bool), torch.zeros(60, 80, dtype=torch.bool)])
+    boxes, owners = torch.tensor([[5.0, 5.0, 70.0, 50.0]]).repeat(4, 1), torch.tensor([2, 0, 1, 0])
+    size = torch.tensor([60, 80])
+    together = mask_targets(masks, boxes, owners, size, 14)
+    assert together.mean((1, 2))[[0, 2]].tolist() == [0, 1]
+    assert together[1].equal(together[3]) and 0 < together[1].mean() < 1
+    monkeypatch.setattr(mask_head, "MASK_PIXELS_AT_ONCE", 1)
+    assert mask_targets(masks, boxes, owners, size, 14).equal(together)
+
+
+def test_pooling_without_reading_the_boxes(monkeypatch):
+    """As on a GPU, which is not waited for."""
+    generator = torch.Generator().manual_seed(0)
+    maps = tuple(torch.randn(2, 4, 64 // 2**i, 80 // 2**i, generator=generator) for i in range(5))
+    boxes = [
+        torch.tensor([[3.0, 4.0, 300.0, 400.0], [10.0, 10.0, 30.0, 20.0]]),
+        torch.tensor([[5.0, 6.0, 590.0, 570.0]]),
+    ]
+    read = pool_regions(maps, boxes, STRIDES, 7)
+    monkeypatch.setattr(mask_head, "can_read", lambda tensor: False)
+    torch.testing.assert_close(pool_regions(maps, boxes, STRIDES, 7), read)
 
 
 def test_regions_are_objects_and_their_best_matches():
@@ -178,7 +205,9 @@ def test_regions_are_objects_and_their_best_matches():
     pred_boxes = torch.cat([matches, far, gt_boxes[1:] + 1])
     scores = torch.zeros(8, 2)
     scores[:, 0] = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 1.0, 1.0])
-    boxes, owners = training_regions(gt_boxes, pred_boxes, scores)
+    boxes, owners, is_region = training_regions(gt_boxes, pred_boxes, scores)
+    assert is_region.tolist() == [True] * 6 + [False] * 2
+    boxes, owners = boxes[is_region], owners[is_region]
     found = sorted((owner, *box) for owner, box in zip(owners.tolist(), boxes.tolist(), strict=True))
     # The sixth is shifted too far: it overlaps by 0.47.
     expected = [gt_boxes[0], *pred_boxes[[1, 3, 4]]]
@@ -191,18 +220,19 @@ def test_regions_are_objects_and_their_best_matches():
 def test_regions_are_bounded_and_take_from_all():
     gt_boxes = torch.tensor([[float(x), 0.0, x + 9.0, 9.0] for x in range(0, 500, 10)])
     pred_boxes = gt_boxes.repeat(4, 1)
-    _, owners = training_regions(gt_boxes, pred_boxes, torch.ones(200, 50), limit=60)
+    _, owners, is_region = training_regions(gt_boxes, pred_boxes, torch.ones(200, 50), limit=60)
+    assert is_region.all()
     assert len(owners) == 60
     assert set(owners.tolist()) == set(range(50))
-    _, owners = training_regions(gt_boxes, pred_boxes, torch.ones(200, 50), limit=20)
+    _, owners, _ = training_regions(gt_boxes, pred_boxes, torch.ones(200, 50), limit=20)
     assert len(set(owners.tolist())) == 20
 
 
 def test_regions_without_objects_or_predictions():
-    boxes, owners = training_regions(torch.zeros(0, 4), torch.rand(5, 4), torch.zeros(5, 0))
+    boxes, owners, _ = training_regions(torch.zeros(0, 4), torch.rand(5, 4), torch.zeros(5, 0))
     assert boxes.shape == (0, 4)
     assert len(owners) == 0
-    boxes, owners = training_regions(torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.zeros(0, 4), torch.zeros(0, 1))
+    boxes, owners, _ = training_regions(torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.zeros(0, 4), torch.zeros(0, 1))
     assert boxes.tolist() == [[0.0, 0.0, 9.0, 9.0]]
 
 

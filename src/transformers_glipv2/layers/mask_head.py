@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 from transformers import initialization as init
 
-from ..boxes import box_iou_inclusive, check_boxes_shape
+from ..boxes import box_iou_inclusive, check_boxes_shape, to_device
 from ..configuration_glipv2 import GLIPv2Config
 from .half_precision import avoid_float16
+from .input_checks import can_read
 
 # A box of this side in pixels pools from the level of this stride, as in FPN; others from coarser or finer ones.
 CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
@@ -31,6 +32,8 @@ SAMPLING_RATIO = 2
 HOURGLASS_DILATION = 3
 # Regions that pass through the head at once at inference; bounds its memory at about 100 MB for 256 channels.
 REGIONS_PER_CHUNK = 64
+# Pixels of masks that are in floating point at once in training; bounds their memory at about 250 MB.
+MASK_PIXELS_AT_ONCE = 1 << 26
 # A predicted box learns the mask of the object that it overlaps by this much.
 MATCH_IOU = 0.5
 # Predicted boxes that learn the mask of one object, and regions of an image in one training step: objects are seen in
@@ -68,7 +71,8 @@ def pool_regions(
 
     Args:
         feature_maps: one `(batch, channels, H_l, W_l)` a level.
-        boxes_xyxy: for each image `(n_i, 4)` corners in pixels of the resized image.
+        boxes_xyxy: for each image `(n_i, 4)` corners in pixels of the resized image, on the device of the maps or on
+            the CPU.
         strides: of the levels, in pixels.
         output_size: side of the pooled maps.
 
@@ -76,22 +80,34 @@ def pool_regions(
         `(sum of n_i, channels, output_size, output_size)`, image after image, in the finest map's dtype, or in float32
         where that is float16, which cannot hold the coarsest maps.
     """
-    counts = [len(boxes) for boxes in boxes_xyxy]
+    device, strides = feature_maps[0].device, list(strides)
+    counts = torch.tensor([len(boxes) for boxes in boxes_xyxy])
     # Coordinates do not fit half precision.
     boxes = torch.cat([boxes.float() for boxes in boxes_xyxy])
-    images = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
-    rois = torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
     levels = roi_levels(boxes, strides)
-    pooled = [
-        roi_align(feature_map.float(), rois[levels == level], output_size, 1 / stride, SAMPLING_RATIO, aligned=False)
-        for level, (feature_map, stride) in enumerate(zip(feature_maps, strides, strict=True))
-    ]
-    by_level = torch.argsort(levels, stable=True)
-    dtype = feature_maps[0].dtype
-    return torch.cat(pooled)[torch.argsort(by_level)].to(torch.float32 if dtype == torch.float16 else dtype)
+    images = to_device(torch.repeat_interleave(counts), device)
+    rois = torch.cat([images[:, None].float(), to_device(boxes, device)], dim=1)
+    dtype = torch.float32 if feature_maps[0].dtype == torch.float16 else feature_maps[0].dtype
+
+    def pool(level: int, rois: Tensor) -> Tensor:
+        pooled = roi_align(
+            feature_maps[level].float(), rois, output_size, 1 / strides[level], SAMPLING_RATIO, aligned=False
+        )
+        return pooled.to(dtype)
+
+    if can_read(levels):
+        order = torch.argsort(levels, stable=True)
+        sizes = levels.bincount(minlength=len(strides)).tolist()
+        parts = rois[to_device(order, device)].split(sizes)
+        return torch.cat([pool(level, part) for level, part in enumerate(parts)])[to_device(order.argsort(), device)]
+    # From all levels: less work for a GPU than to wait for it to say which boxes belong where.
+    pooled = pool(0, rois)
+    for level in range(1, len(strides)):
+        pooled = torch.where((levels == level)[:, None, None, None], pool(level, rois), pooled)
+    return pooled
 
 
-def mask_targets(masks: Tensor, boxes_xyxy: Tensor, image_size: Tensor, output_size: int) -> Tensor:
+def mask_targets(masks: Tensor, boxes_xyxy: Tensor, owners: Tensor, image_size: Tensor, output_size: int) -> Tensor:
     """
     What the head learns inside each box: the mask's part there at the head's resolution.
 
@@ -100,30 +116,38 @@ def mask_targets(masks: Tensor, boxes_xyxy: Tensor, image_size: Tensor, output_s
     [x1, x2 + 1) x [y1, y2 + 1), which is where `paste_masks.py` puts masks.
 
     Args:
-        masks: `(n, H, W)` bool or numbers in [0, 1], at whatever resolution, of the whole image.
-        boxes_xyxy: `(n, 4)` inclusive corners in pixels of the resized image.
+        masks: `(n, H, W)` bool or numbers in [0, 1], at whatever resolution, of the whole image, one an object; on the
+            device of the boxes or on the CPU.
+        boxes_xyxy: `(regions, 4)` inclusive corners in pixels of the resized image.
+        owners: long `(regions,)`, the object of each box.
         image_size: `(2,)` height and width in pixels of the resized image.
         output_size: side of the targets.
 
     Returns:
-        `(n, output_size, output_size)` float, 0 or 1.
+        `(regions, output_size, output_size)` float, 0 or 1.
     """
-    height, width = (float(side) for side in image_size)
-    scale = boxes_xyxy.new_tensor((masks.shape[2] / width, masks.shape[1] / height)).repeat(2)
-    corners = (boxes_xyxy + boxes_xyxy.new_tensor((0, 0, 1, 1))) * scale
-    # One at a time: as many full masks in floating point would not fit beside a model.
-    cells = [
-        roi_align(mask[None, None].float(), [box[None]], output_size, aligned=True)[0, 0]
-        for mask, box in zip(masks.to(boxes_xyxy.device), corners.float(), strict=True)
-    ]
-    if not cells:
+    if len(boxes_xyxy) == 0:
         return boxes_xyxy.new_zeros((0, output_size, output_size), dtype=torch.float32)
-    return (torch.stack(cells) >= 0.5).float()
+    height, width = image_size.to(device=boxes_xyxy.device, dtype=torch.float64)
+    scale = torch.stack((masks.shape[2] / width, masks.shape[1] / height)).to(boxes_xyxy.dtype).repeat(2)
+    x1, y1, x2, y2 = boxes_xyxy.unbind(1)
+    corners = (torch.stack((x1, y1, x2 + 1, y2 + 1), dim=1) * scale).float()
+    masks = to_device(masks, boxes_xyxy.device)
+    # A few at a time: hundreds of full masks in floating point would not fit beside a model.
+    at_once = max(1, MASK_PIXELS_AT_ONCE // masks[0].numel())
+    cells = corners.new_zeros(len(corners), output_size, output_size)
+    for start in range(0, len(masks), at_once):
+        some = masks[start : start + at_once, None].float()
+        index = owners - start
+        rois = torch.cat([index.clamp(0, len(some) - 1)[:, None].float(), corners], dim=1)
+        is_own = (index >= 0) & (index < len(some))
+        cells = torch.where(is_own[:, None, None], roi_align(some, rois, output_size, aligned=True)[:, 0], cells)
+    return (cells >= 0.5).float()
 
 
 def training_regions(
     gt_boxes: Tensor, pred_boxes: Tensor, scores: Tensor, limit: int = REGIONS_PER_IMAGE
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """
     The boxes in which an image's masks are learned: the objects' own, and the best predicted ones that match them.
 
@@ -134,20 +158,24 @@ def training_regions(
         limit: regions at most; with more objects than that, some are chosen at random.
 
     Returns:
-        `(regions, 4)` boxes_xyxy and `(regions,)` long, the object of each.
+        `(regions, 4)` boxes_xyxy, `(regions,)` long, the object of each, and boolean `(regions,)`, `False` at
+        fillers, which stand where fewer predicted boxes match than could be.
     """
     objects = torch.randperm(len(gt_boxes), device=gt_boxes.device)[:limit]
-    if len(objects) == 0:
-        return gt_boxes, objects
+    is_region = torch.ones_like(objects, dtype=torch.bool)
+    if len(objects) == 0 or len(pred_boxes) == 0:
+        return gt_boxes[objects], objects, is_region
     overlap, best = box_iou_inclusive(pred_boxes, gt_boxes).max(dim=1)
     matched = (overlap >= MATCH_IOU)[:, None] & (best[:, None] == objects)
     # The ranking holds the first, then the second, ... box of every object, so a cut takes from all alike.
     ranks = torch.where(matched, scores[:, objects], -1.0)
     ranks, anchors = ranks.topk(min(PREDICTED_BOXES_PER_OBJECT, len(ranks)), dim=0)
-    chosen = ranks >= 0
-    boxes = torch.cat([gt_boxes[objects], pred_boxes[anchors[chosen]]])
-    owners = torch.cat([objects, objects.expand_as(chosen)[chosen]])
-    return boxes[:limit], owners[:limit]
+    boxes = torch.cat([gt_boxes[objects], pred_boxes[anchors.flatten()]])
+    owners = torch.cat([objects, objects.expand_as(anchors).flatten()])
+    is_region = torch.cat([is_region, (ranks >= 0).flatten()])
+    # Fillers last, so that the cut takes them first.
+    kept = is_region.logical_not().to(torch.uint8).argsort(stable=True)[:limit]
+    return boxes[kept], owners[kept], is_region[kept]
 
 
 # Extractors ----------------------------------------------------------------------------------------------------------
@@ -250,7 +278,7 @@ class GLIPv2MaskHead(nn.Module):
             `(sum of n_i, 2 pool_size, 2 pool_size)`, the mean logit over the label's tokens; float32.
         """
         tokens, bias = self.project_tokens(text)
-        weights = [mean_weights(positive_map) for positive_map in positive_maps]
+        weights = [mean_weights(to_device(positive_map, tokens.device)) for positive_map in positive_maps]
         labels = torch.cat([weight @ token.float() for weight, token in zip(weights, tokens, strict=True)])
         bias = torch.cat([weight @ one for weight, one in zip(weights, bias, strict=True)])
         pixels = self.pixels(pool_regions(feature_maps, boxes_xyxy, self.strides, self.pool_size))
@@ -328,7 +356,8 @@ def count_masked_objects(labels: Sequence[Mapping[str, Any] | None]) -> int:
 def check_regions(boxes: Sequence[Tensor], positive_maps: Sequence[Tensor], batch: int, tokens: int) -> None:
     """
     Raises:
-        ValueError, TypeError: unless there are boxes and tokens for each image, and every box has a token.
+        ValueError, TypeError: unless there are boxes and tokens for each image, and every box has a token (which is
+            looked at on the CPU alone).
     """
     if not len(boxes) == len(positive_maps) == batch:
         raise ValueError(
@@ -342,6 +371,8 @@ def check_regions(boxes: Sequence[Tensor], positive_maps: Sequence[Tensor], batc
                 f"`positive_maps[{index}]` has shape {tuple(positive_map.shape)}; expected "
                 f"{(len(image_boxes), tokens)}, one row for each box and one column for each token."
             )
+        if not can_read(positive_map):
+            continue
         without = (~(positive_map > 0).any(1)).nonzero().flatten().tolist()
         if without:
             raise ValueError(

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
+from transformers_glipv2.boxes import to_device
 from transformers_glipv2.distributed import mean_over_processes
 from transformers_glipv2.layers.input_checks import image_sizes_of
 from transformers_glipv2.layers.mask_head import count_masked_objects
@@ -25,12 +26,15 @@ from transformers_glipv2.losses import (
     AnchorTargets,
     ContrastGradients,
     ContrastiveFeatures,
+    OnHost,
     inter_image_loss,
     padded_over_processes,
 )
 from transformers_glipv2.training.evaluation import with_forward_methods
 
 Batch = Mapping[str, Any]
+
+_HOST_LABELS = ("mlm_labels", "answer_labels", "caption_labels")
 
 # The losses of a model with boxes are divided by one positive at least (`match_anchors`), the others by a tiny number.
 _LEAST = {"loss_centerness": 1.0, "loss_intra": 1.0}
@@ -121,12 +125,14 @@ def prepare_step(
     zero = torch.zeros((), device=accelerator.device)
     table = torch.stack([torch.stack([count.get(name, zero) for name in names]) for count in counts])
     table = mean_over_processes(table)
-    least = torch.tensor([_LEAST.get(name, torch.finfo(torch.float32).eps) for name in names], device=table.device)
+    least = to_device([_LEAST.get(name, torch.finfo(torch.float32).eps) for name in names], table.device)
     factors = table.clamp(min=least) / table.sum(0).clamp(min=least)
     contrasts: Sequence[ContrastGradients | None] = [None] * len(batches)
     if contrastive:
         num_positives = table[:, names.index("loss_intra")].sum().clamp(min=1)
-        contrasts = contrast_gradients(features, num_positives, own.config.inter_loss_weight)
+        contrasts = contrast_gradients(
+            features, num_positives, own.config.inter_loss_weight, own.config.max_text_length
+        )
     return [
         MicroBatch(dict(zip(names, factor, strict=True)), contrast, len(batches))
         for factor, contrast in zip(factors, contrasts, strict=True)
@@ -148,9 +154,8 @@ def count_normalizers(batch: Batch, targets: AnchorTargets | None, device: torch
     counts: dict[str, Any] = {}
     labels = batch.get("labels")
     if targets is not None:
-        positives = targets.centerness.new_tensor(float(len(targets.anchor)))
-        counts |= dict.fromkeys(("loss_centerness", "loss_intra"), positives)
-        counts["loss_box"] = targets.centerness.sum()
+        counts |= dict.fromkeys(("loss_centerness", "loss_intra"), targets.is_positive.sum())
+        counts["loss_box"] = (targets.centerness * targets.is_positive).sum()
     if isinstance(labels, list):
         # Also without masks: other processes may have some.
         counts["loss_mask"] = count_masked_objects(labels)
@@ -161,11 +166,11 @@ def count_normalizers(batch: Batch, targets: AnchorTargets | None, device: torch
         counts["loss_mlm"] = (batch["mlm_labels"] != -100).sum()
     if "answer_labels" in batch:
         counts["loss_answer"] = (~batch["answer_labels"].isnan().any(1)).sum()
-    return {name: torch.as_tensor(count, dtype=torch.float32, device=device) for name, count in counts.items()}
+    return {name: to_device(count, device, torch.float32) for name, count in counts.items()}
 
 
 def contrast_gradients(
-    features: Sequence[ContrastiveFeatures], num_positives: torch.Tensor, weight: float
+    features: Sequence[ContrastiveFeatures], num_positives: torch.Tensor, weight: float, max_tokens: int
 ) -> list[ContrastGradients]:
     """
     L_inter of a whole step, and its gradient with respect to the features of each micro-batch.
@@ -174,6 +179,7 @@ def contrast_gradients(
         features (`Sequence[ContrastiveFeatures]`): of the micro-batches of this process.
         num_positives (`torch.Tensor`): anchors of the step that learn a box, mean over processes.
         weight (`float`): of the loss.
+        max_tokens (`int`): of a text, as of `padded_over_processes`.
     """
     leaves = [
         replace(
@@ -187,7 +193,8 @@ def contrast_gradients(
     log_temperature = features[0].log_temperature.detach().requires_grad_()
     with torch.enable_grad():
         leaves[0].log_temperature = log_temperature
-        loss = weight * inter_image_loss(**vars(padded_over_processes(leaves)), normalizer=num_positives)
+        padded = padded_over_processes(leaves, max_tokens)
+        loss = weight * inter_image_loss(**vars(padded), normalizer=num_positives)
         inputs = [tensor for part in leaves for tensor in (part.regions, part.tokens)]
         *gradients, temperature = torch.autograd.grad(loss, [*inputs, log_temperature], materialize_grads=True)
     count = len(features)
@@ -198,9 +205,14 @@ def contrast_gradients(
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """A batch on the device, but for its labels: many small tensors, which the losses join and move."""
+    """
+    A batch on the device, but for labels whose values decide about shapes, and lists of labels: many small tensors,
+    which the losses join before they move them.
+    """
     return {
-        name: value if isinstance(value, list) else send_to_device(value, device, non_blocking=True)
+        name: OnHost(value)
+        if isinstance(value, list) or name in _HOST_LABELS
+        else send_to_device(value, device, non_blocking=True)
         for name, value in batch.items()
     }
 
@@ -216,4 +228,5 @@ def _match_anchors(model: Any, batch: Batch, device: torch.device) -> AnchorTarg
     level_shapes = [(-(-height // stride), -(-width // stride)) for stride in model.config.anchor_strides]
     mask = batch.get("pixel_mask")
     mask = torch.ones(len(pixel_values), height, width) if mask is None else mask
-    return model.match_anchors(labels, level_shapes, image_sizes_of(mask).to(device), batch["input_ids"].shape[1])
+    sizes = to_device(image_sizes_of(mask), device)
+    return model.match_anchors(labels, level_shapes, sizes, batch["input_ids"].shape[1])

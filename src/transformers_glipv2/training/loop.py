@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -346,14 +347,20 @@ def _whole_lines(file: Path) -> list[str]:
 
 class StopSignal:
     """
-    Within the context SIGTERM and SIGINT only ask for a stop after the step; a second SIGINT stops at once.
+    Within the context SIGTERM and SIGINT only ask for a stop after the step, or with several processes after the next
+    one; a second SIGINT stops at once.
+
+    Processes agree on the stop on the CPU, beside the step, so that none waits for a GPU or for the others.
 
     Args:
-        accelerator (`Accelerator`): whose processes agree on the stop.
+        accelerator (`Accelerator`): whose processes agree.
     """
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
+        self.several = accelerator.num_processes > 1
+        self.group = dist.new_group(backend="gloo") if self.several else None
+        self.asked = torch.zeros(1)
+        self.agreed: tuple[torch.Tensor, dist.Work] | None = None
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -364,13 +371,28 @@ class StopSignal:
     def __exit__(self, *exception) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        # After an error the others may have gone.
+        if self.group is not None and exception[0] is None:
+            if self.agreed is not None:
+                self.agreed[1].wait()
+            dist.destroy_process_group(self.group)
 
     def requested(self) -> bool:
         """Whether any process was asked to stop; called by all processes after every step."""
-        return self.accelerator.check_trigger()
+        if not self.several:
+            return bool(self.asked)
+        stop = False
+        if self.agreed is not None:
+            total, work = self.agreed
+            work.wait()
+            stop = bool(total)
+        # What they agree on now is read after the next step.
+        total = self.asked.clone()
+        self.agreed = total, dist.all_reduce(total, group=self.group, async_op=True)
+        return stop
 
     def _note(self, number: int, frame: Any) -> None:
-        self.accelerator.set_trigger()
+        self.asked.fill_(1)
         signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
 
 
