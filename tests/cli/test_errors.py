@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from transformers_glipv2.boxes import anchor_grid
-from transformers_glipv2.cli.errors import run
+from transformers_glipv2.cli.errors import message_of, run
 from transformers_glipv2.prompts import check_labels
 
 
@@ -48,6 +48,12 @@ def test_a_slip_is_one_line_and_code_2(main, message, capsys, monkeypatch):
     with pytest.raises(Exception) as raised:
         run(main)
     assert not isinstance(raised.value, SystemExit)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("accelerate", "train"), ("onnx.helper", "export")])
+def test_a_missing_package_names_the_extra_that_has_it(package, extra):
+    message = message_of(ModuleNotFoundError(f"No module named {package!r}", name=package))
+    assert message.endswith(f'not installed; run `pip install "transformers-glipv2[{extra}]"`')
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ FRACTION = ("5", "1.0001", "-0.1", "nan", "inf", "x")
 BELOW_ONE = ("1", "-0.1", "nan", "x")
 POSITIVE_FLOAT = ("0", "-1", "nan", "inf", "1e999", "x")
 COUNTS = """
-    batch_size batches cached_questions epochs eval_steps gradient_accumulation_steps image_size images_per_file
+    actors batch_size batches cached_questions epochs eval_steps gradient_accumulation_steps image_size images_per_file
     labels_per_prompt large large_masks longest_edge masks max_boxes max_detections max_labels max_new_tokens
     max_samples max_tokens num_beams num_steps processes repeats shots threads tokens top_k vocabulary height width
 """
@@ -49,8 +49,9 @@ WRONG_NUMBERS = {
         ["empty_images", "negatives", "num_workers", "patience", "seed", "seeds", "warmup_steps"], NON_NEGATIVE
     ),
     **dict.fromkeys(["threshold", "pre_nms_threshold", "mask_threshold", "nms_threshold"], FRACTION),
-    **dict.fromkeys(["rehearsal_fraction", "ema_decay"], BELOW_ONE),
+    **dict.fromkeys(["rehearsal_fraction", "ema_decay", "val_fraction"], BELOW_ONE),
     **dict.fromkeys(["learning_rate", "head_factor", "max_file_mb"], POSITIVE_FLOAT),
+    "gpus_per_actor": ("-1", "nan", "inf", "x"),
 }
 # Flags whose values hold numbers.
 COMPOUND = {

@@ -4,7 +4,7 @@ them.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Job:
     content: dict[str, Any]
     image_folder: Path | None
     labels: list[str]
-    category_ids: list[int]
+    category_ids: Sequence[int | str]
     sentence: tuple[str, list[tuple[int, int]]] | None = None
     examples: ImageDataset | None = None
 
@@ -190,13 +190,16 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
             if example is None:
                 raise OSError(f"{image['name']} cannot be read: {job.examples.report.summary()}")
             return image, example["image"]
-        path = find(image_file_name(image, report), report, where)
-        width, height = annotated_size(image.get("width"), image.get("height"), path, report, where)
+        # A report that refuses raises where anything else would give `None`.
+        path: Any = find(image_file_name(image, report), report, where)  # type: ignore[arg-type]
+        size: Any = annotated_size(image.get("width"), image.get("height"), path, report, where)
+        width, height = size
         return {**image, "width": width, "height": height}, open_annotated_image(path, (width, height))
 
     def detect(items):
         entries, images = zip(*items, strict=True)
         target_sizes = [(image["height"], image["width"]) for image in entries]
+        results: Iterable[dict[str, Any]]
         with accelerator.autocast():
             if args.tta:
                 sizes = [{"shortest_edge": s, "longest_edge": round(s * LONGEST_EDGE_RATIO)} for s in args.image_size]
@@ -221,7 +224,7 @@ def score(job: Job, args: argparse.Namespace, shards: PredictionShards) -> dict[
     write_predictions(output_of(job, args), shards, "count as empty")
     if job.content["annotations"] is None:
         return {}
-    common = {"image_ids": shards.keys}
+    common: dict[str, Any] = {"image_ids": shards.keys}
     scores = {}
     for iou_type in ("bbox", "segm") if args.masks else ("bbox",):
         if args.benchmark == "lvis":

@@ -30,6 +30,15 @@ _FILE_ERRORS = (
     pickle.UnpicklingError,
     Image.DecompressionBombError,
 )
+# Extra -> names to import; the first that has a package is advised.
+_EXTRAS = {
+    "train": ("accelerate", "datasets", "peft", "pyarrow", "pycocotools", "tensorboard", "trackio"),
+    "eval": ("evaluate", "pycocoevalcap"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "phrases": ("spacy",),
+    "demo": ("skimage", "gradio"),
+    "ray": ("ray",),
+}
 _REMEDIES = {
     errno.ENOSPC: "no space left on the disk; free some or choose another output, and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
@@ -104,7 +113,10 @@ def message_of(error: BaseException) -> str:
     if is_out_of_memory(error):
         return f"out of memory; take a smaller --batch_size or --image_size ({text[:200]})"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"the package {error.name.split('.')[0]!r} is needed here and not installed; install it with pip"
+        package = error.name.split(".")[0]
+        extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
+        remedy = "install it with pip" if extra is None else f'run `pip install "transformers-glipv2[{extra}]"`'
+        return f"the package {package!r} is needed here and not installed; {remedy}"
     return text or type(error).__name__
 
 

@@ -22,11 +22,11 @@ TRACEBACK = "GLIPV2_TRACEBACK"
 class CommandGroup(TyperGroup):
     """The commands of `cli/commands`, each imported when it is asked for."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """The names of the files, in order."""
         return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of a name, which loads the package before it works; `None` where there is no such file."""
         if cmd_name not in self.list_commands(ctx):
             return None
@@ -125,7 +125,7 @@ def run_command(args: Sequence[str], load_package: Callable[[], None] | None = N
 
 def _command_path(args: Sequence[str]) -> str:
     named = args[:1] if args and not args[0].startswith("-") else ()
-    known = [name for name in named if name in CommandGroup.list_commands(CommandGroup(), None)]  # type: ignore[arg-type]
+    known = [name for name in named if name in CommandGroup.list_commands(CommandGroup(), None)]
     return " ".join([NAME, *known])
 
 

@@ -47,9 +47,8 @@ def load_image(path: str | Path | None, sample: str = SAMPLES[0]) -> Image.Image
 def objects_found(result: Mapping[str, Any]) -> list[Found]:
     """The objects of a result of [`Detector.stream`] or [`Detector.segment`] (with `return_rle=False`)."""
     masks = result["masks"].numpy() if "masks" in result else [None] * len(result["scores"])
-    columns = (result["text_labels"], result["scores"].tolist(), result["boxes"].tolist(), masks)
-    columns = (*columns, result["labels"].tolist())
-    return [Found(*one) for one in zip(*columns, strict=True)]
+    scores, boxes, groups = (result[name].tolist() for name in ("scores", "boxes", "labels"))
+    return [Found(*one) for one in zip(result["text_labels"], scores, boxes, masks, groups, strict=True)]
 
 
 def phrase_spans(phrases: Sequence[str], text: str) -> list[tuple[int, int]]:

@@ -105,7 +105,7 @@ def export_folder(
     begin = iter_with_names(tqdm(steps, unit="step", disable=None))
     begin()
     output.mkdir(parents=True, exist_ok=True)
-    vocabulary = encode_vocabulary(model, processor, labels, settings.max_labels, settings.max_tokens)
+    vocabulary = encode_vocabulary(model, processor, list(labels), settings.max_labels, settings.max_tokens)
     save_file(vars(vocabulary), partial(output / "vocabulary.safetensors"))
     finish(output / "vocabulary.safetensors")
     pixels, scale = fit(processor, image, settings.height, settings.width)

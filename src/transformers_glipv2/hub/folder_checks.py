@@ -13,6 +13,7 @@ import torch
 from PIL import ExifTags, Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from transformers_glipv2 import (
     GLIPv2Config,
@@ -278,7 +279,7 @@ def check_model(folder: Path) -> dict[str, int]:
         raise FileNotFoundError(
             f"'{folder}' has no {', '.join(missing)}; call `save_pretrained` of the model and of the processor first."
         )
-    config = GLIPv2Config.from_pretrained(folder)
+    config: Any = GLIPv2Config.from_pretrained(folder)
     processor = GLIPv2Processor.from_pretrained(folder)
     words = config.text_config.vocab_size
     if len(processor.tokenizer) > words:
@@ -286,7 +287,8 @@ def check_model(folder: Path) -> dict[str, int]:
             f"The tokenizer of '{folder}' has {len(processor.tokenizer)} tokens and the model {words}; resize the "
             "embeddings, or save the tokenizer that the model was trained with."
         )
-    shapes, counts = {}, {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    counts: dict[str, int] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as weights:
             shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
@@ -307,7 +309,7 @@ def check_model(folder: Path) -> dict[str, int]:
     return counts
 
 
-def loading_problem(folder: Path, kind: type[torch.nn.Module], head: str, stored: list[str]) -> str | None:
+def loading_problem(folder: Path, kind: type[PreTrainedModel], head: str, stored: list[str]) -> str | None:
     """
     What is wrong with a head of a folder, or with what all heads share.
 

@@ -37,7 +37,9 @@ def read_results(entries: list[dict[str, Any]], folder: Path) -> tuple[list[Eval
     Raises:
         ValueError: when the keys do not lead to a number, or two data sets would show as one.
     """
-    results, missing, names = [], [], {}
+    results: list[EvalResult] = []
+    missing: list[str] = []
+    names: dict[str, str] = {}
     for entry in entries:
         fields = dict(entry)
         file, keys, command = folder / fields.pop("file"), fields.pop("keys"), fields.pop("command")

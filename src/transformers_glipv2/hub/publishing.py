@@ -55,7 +55,7 @@ def prepare_model(
     save_remote_code(folder)
     readme = folder / "README.md"
     metadata = metadata_load(readme) if readme.is_file() else None
-    notes = []
+    notes: list[str] = []
     if template is not None or not metadata:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def prepared_space(source: Path, model: str | None) -> Iterator[Path]:
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(drawing.__file__, folder / "drawing.py")
         if model is not None:
-            metadata = metadata_load(folder / "README.md")
+            metadata = metadata_load(folder / "README.md") or {}
             metadata_save(folder / "README.md", metadata | {"models": [model]})
         yield folder
 
@@ -132,8 +132,8 @@ def publish(folder: Path, repo_id: str, space: bool = False, private: bool = Fal
         `str`: the address of the commit.
     """
     api, repo_type = HfApi(), "space" if space else "model"
-    sdk = {"space_sdk": "gradio"} if space else {}
-    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **sdk)
+    sdk = "gradio" if space else None
+    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
     names = {file.relative_to(folder).as_posix() for file in files_of(folder)}
     remote = api.list_repo_files(repo_id, repo_type=repo_type)
     stale = [name for name in remote if name.endswith(".py") and name not in names]

@@ -72,7 +72,7 @@ def segment(
         max_detections=max_detections,
         batch_size=batch_size,
     )
-    if labels:
+    if phrase is None:
         report.run(
             lambda opened: detector.segment(opened, labels, mask_threshold=mask_threshold, return_rle=False),
             lambda result: Shown(objects_found(result)),
@@ -80,13 +80,15 @@ def segment(
         )
         return
 
+    name = phrase
+
     def show(result: dict | None) -> Shown:
-        found = [Found(phrase, result["score"], result["box"].tolist(), result["mask"].numpy())] if result else []
-        return Shown(found, fields={"phrase": phrase})
+        found = [Found(name, result["score"], result["box"].tolist(), result["mask"].numpy())] if result else []
+        return Shown(found, fields={"phrase": name})
 
     report.run(
         lambda opened: [
-            segment_phrase(detector.model, detector.processor, image, phrase, threshold, mask_threshold)
+            segment_phrase(detector.model, detector.processor, image, name, threshold, mask_threshold)
             for image in opened
         ],
         show,
