@@ -111,7 +111,7 @@ def test_forgetting_is_measured_without_rehearsal(folder, monkeypatch):
 
 
 def test_an_unknown_split_is_told_before_training(folder):
-    with pytest.raises(FileNotFoundError, match="splits found: test, train, val"):
+    with pytest.raises(ValueError, match="its splits are train, val, test"):
         finetune.main(arguments(folder, "wrong", "--eval_split", "minival"))
     assert not (folder / "wrong" / "checkpoints").exists()
 

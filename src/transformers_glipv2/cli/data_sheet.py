@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from transformers_glipv2.data.dataset import ImageDataset
@@ -101,10 +102,9 @@ def _cell(example: Mapping[str, Any], groups: Mapping[str, int]) -> Image.Image:
     masks = objects.get("segmentation") or [None] * len(objects["bbox"])
     drawn = []
     for (x, y, w, h), name, mask in zip(objects["bbox"], objects["category"], masks, strict=True):
-        pixels = None
-        if mask is not None:
-            pixels = decode_mask(mask, height, width)
-            pixels = None if pixels is None else Image.fromarray(pixels).resize(small.size)
+        pixels = decode_mask(mask, height, width)
+        if pixels is not None:
+            pixels = np.asarray(Image.fromarray(pixels).resize(small.size))
         corners = (x * scale, y * scale, (x + w) * scale, (y + h) * scale)
         drawn.append(DrawnObject(name, corners, pixels, groups.get(name, 0)))
     cell = Image.new("RGB", (CELL, small.height + CAPTION), "white")

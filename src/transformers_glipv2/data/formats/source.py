@@ -112,6 +112,7 @@ def first_strings(path: Path, key: str, count: int = 5) -> list[str]:
         return []
     pattern = re.compile(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)*")' % key.encode())
     found: list[str] = []
+    match: re.Match[bytes] | None
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for match in pattern.finditer(content):
             try:

@@ -261,7 +261,7 @@ def _read_split(
             if size is None:
                 continue
         entries.append({"id": name, "file_name": file_name, **_as_entry(size)})
-    annotations = list(_annotations(table, rows, {entry["id"]: entry for entry in entries}, report))
+    annotations = list(_annotations(table, rows, {str(entry["id"]): entry for entry in entries}, report))
     categories = [{"id": name, "name": name} for name in names()]
     return content_dataset(
         {"images": entries, "annotations": annotations, "categories": categories},
