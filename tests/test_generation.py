@@ -117,6 +117,10 @@ def test_generation_goes_on_from_a_cache(model, inputs):
     )
     whole = model.generate(**images_of(inputs), **endless(model, max_new_tokens=7))
     assert (more == whole).all()
+    own = model.generate(**images_of(inputs), **endless(model, max_new_tokens=7), return_dict_in_generate=True)
+    for layer, expected in zip(cache.layers, own[CACHE_NAME].layers, strict=True):
+        torch.testing.assert_close(layer.keys, expected.keys)
+        torch.testing.assert_close(layer.values, expected.values)
 
 
 @torch.no_grad()
@@ -125,6 +129,131 @@ def test_an_assistant_changes_no_token(model, inputs):
     given = {"max_new_tokens": 6, "do_sample": False}
     assisted = model.generate(**one, **given, assistant_model=make_model())
     assert (assisted == model.generate(**one, **given)).all()
+    # Logits of all tokens, where the default gives those of the last ones.
+    whole = model.generate(**one, **given, assistant_model=make_model(), logits_to_keep=0)
+    assert (whole == assisted).all()
+
+
+def beginnings(inputs) -> torch.Tensor:
+    """`(2, 5)`, whole as the processor's are."""
+    ids = torch.full((2, 5), CLS)
+    ids[:, 1:] = torch.tensor([[7, 8, 9, 10], [11, 12, 13, 14]])
+    return ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "num_return_sequences": 2}, {"num_beams": 2}], ids=str)
+def test_states_of_given_beginnings(model, inputs, options, use_cache):
+    """Without a cache each step reads all tokens; with one, the first step the beginning and the others a token."""
+    ids, given = beginnings(inputs), endless(model, **options)
+    output = model.generate(
+        **images_of(inputs),
+        **given,
+        input_ids=ids,
+        use_cache=use_cache,
+        return_dict_in_generate=True,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    config, texts = model.config, 2 * max(options.get("num_return_sequences", 1), options.get("num_beams", 1))
+    assert output.sequences.shape[1] == 9 and (output.sequences[:, :5].unique(dim=0) == ids).all()
+    lengths = [5, 1, 1, 1] if use_cache else [5, 6, 7, 8]
+    for states, attentions, length in zip(output.hidden_states, output.attentions, lengths, strict=True):
+        assert {tuple(state.shape) for state in states} == {(texts, length, config.text_config.hidden_size)}
+        assert {tuple(attention.shape[:3]) for attention in attentions} == {(texts, config.fusion_num_heads, length)}
+    if not use_cache:
+        assert output.get(CACHE_NAME) is None
+        return
+    heads, width = config.text_config.num_attention_heads, config.text_config.hidden_size
+    shapes = {tuple(part.shape) for layer in output[CACHE_NAME].layers for part in (layer.keys, layer.values)}
+    assert shapes == {(texts, heads, 8, width // heads)}
+    assert len(output[CACHE_NAME].layers) == config.text_config.num_hidden_layers + config.num_fusion_layers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}], ids=str)
+def test_beginnings_may_be_embeddings(model, inputs, options):
+    size = 1 if "prompt_lookup_num_tokens" in options else 2
+    images = {name: value[:size] for name, value in images_of(inputs).items()}
+    ids, given = beginnings(inputs)[:size], endless(model, **options)
+    embeds = model.get_input_embeddings()(ids)
+    expected = model.generate(**images, **given, input_ids=ids)
+    assert (model.generate(**images, **given, input_ids=ids, inputs_embeds=embeds) == expected).all()
+    if "prompt_lookup_num_tokens" not in options:
+        # Without ids the new tokens alone.
+        assert (model.generate(**images, **given, inputs_embeds=embeds) == expected[:, 5:]).all()
+    scores = {"return_dict_in_generate": True, "output_scores": True}
+    first, other = (
+        model.generate(**images, **given, **scores, input_ids=ids, inputs_embeds=one).scores[0]
+        for one in (embeds, torch.rand_like(embeds))
+    )
+    assert not torch.allclose(first, other)
+
+
+@torch.no_grad()
+def test_embeddings_of_one_beginning_or_padded(model, inputs):
+    ids, given = beginnings(inputs), endless(model)
+    embeds = model.get_input_embeddings()(ids)
+    for_all = model.generate(**images_of(inputs), **given, inputs_embeds=embeds[:1])
+    assert (for_all == model.generate(**images_of(inputs), **given, input_ids=ids[:1])[:, 5:]).all()
+    padded = torch.nn.functional.pad(embeds, (0, 0, 3, 0))
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
+    found = model.generate(**images_of(inputs), **given, inputs_embeds=padded, attention_mask=mask)
+    assert (found == model.generate(**images_of(inputs), **given, inputs_embeds=embeds)).all()
+    with pytest.raises(ValueError, match=r"`input_ids` \(2, 4\) and `inputs_embeds` \(2, 5, 32\) must be of the same"):
+        model.generate(**images_of(inputs), input_ids=ids[:, 1:], inputs_embeds=embeds)
+    with pytest.raises(ValueError, match="shorten it"):
+        model.generate(**images_of(inputs), inputs_embeds=embeds.repeat(1, 13, 1))
+    # The whole text, with the beginning, is no longer than the model allows.
+    long = model.generate(**images_of(inputs), **{**given, "max_new_tokens": 500}, inputs_embeds=embeds)
+    assert long.shape[1] == model.max_caption_tokens - 5
+
+
+@torch.no_grad()
+def test_padding_on_the_left_changes_nothing(model, inputs):
+    ids = beginnings(inputs)
+    alone = model(**images_of(inputs), input_ids=ids).logits[:, -1]
+    padding = torch.zeros(2, 32, dtype=torch.long)
+    mask = torch.cat([padding, torch.ones_like(ids)], dim=1)
+    padded = model(**images_of(inputs), input_ids=torch.cat([padding, ids], dim=1), attention_mask=mask).logits[:, -1]
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_eager_attention_writes_what_sdpa_writes(model, inputs, tmp_path, dtype):
+    model.save_pretrained(tmp_path)
+    images = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in images_of(inputs).items()
+    }
+    given = endless(model, max_new_tokens=20, return_dict_in_generate=True, output_scores=True)
+    eager, sdpa = (
+        GLIPv2ForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=implementation, dtype=dtype)
+        .eval()
+        .generate(**images, **given)
+        for implementation in ("eager", "sdpa")
+    )
+    # Up to the first token that differs, if any does.
+    same = (eager.sequences == sdpa.sequences)[:, 1:].int()
+    for text in range(len(same)):
+        step = int(same[text].argmin())
+        torch.testing.assert_close(eager.scores[step][text], sdpa.scores[step][text], atol=1e-3, rtol=1e-3)
+
+
+def test_caches_that_cannot_grow_are_refused(model, inputs):
+    for kind in ("static", "offloaded", "quantized"):
+        with pytest.raises(ValueError, match=f"`cache_implementation` is '{kind}'.*\"dynamic\""):
+            model.generate(**images_of(inputs), cache_implementation=kind, max_new_tokens=3)
+    model.generate(**images_of(inputs), cache_implementation="dynamic", max_new_tokens=3)
+
+
+@torch.no_grad()
+def test_scores_of_beams_come_from_their_tokens(model, inputs):
+    given = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.0, "max_new_tokens": 5}
+    output = model.generate(**images_of(inputs), **given, return_dict_in_generate=True, output_scores=True)
+    tokens = model.compute_transition_scores(output.sequences, output.scores, output.beam_indices)
+    torch.testing.assert_close(tokens.sum(-1), output.sequences_scores, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

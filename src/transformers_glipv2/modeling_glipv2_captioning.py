@@ -470,6 +470,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         visual_states: GLIPv2VisualStates | None = None,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """
@@ -481,14 +482,17 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
             generation_config, kwargs: as of `GenerationMixin.generate`, such as `num_beams`, `do_sample`,
                 `max_new_tokens`.
             pixel_values, pixel_mask, image_features, visual_states, attention_mask: as of `forward`.
+            inputs_embeds: `(texts, tokens, text_dim)`, what the beginnings are read as, token for token; always with
+                a cache. Without `input_ids` the result has the new tokens only.
 
         Returns:
             As `GenerationMixin.generate`: `(texts, tokens)` with the beginnings, padded on both sides. No text is
             longer than `config.max_text_length`.
 
         Raises:
-            ValueError: when no image is given, texts and images do not fit, a beginning fills the whole text, or
-                there is none and no token begins captions.
+            ValueError: when no image is given, texts, their embeddings and images do not fit, a beginning fills the
+                whole text, or there is none and no token begins captions; or for another `cache_implementation` than
+                `"dynamic"`.
         """
         if visual_states is None:
             if image_features is None:
@@ -496,8 +500,12 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
                     raise ValueError("Pass the images to caption: `pixel_values`, or `image_features` of them.")
                 image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
             visual_states = self.get_visual_states(image_features)
-        first, last, padding = self._special_tokens(generation_config, kwargs)
         input_ids = inputs if input_ids is None else input_ids
+        if inputs_embeds is not None:
+            return self._generate_from_embeddings(
+                inputs_embeds, input_ids, attention_mask, visual_states, generation_config, **kwargs
+            )
+        first, last, padding = self._special_tokens(generation_config, kwargs)
         images = visual_states.num_images
         if input_ids is None:
             if first is None:
@@ -511,11 +519,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
             input_ids, attention_mask = prefixes(input_ids, attention_mask, first, last, padding)
         if len(input_ids) == 1 < images:
             input_ids, attention_mask = (ids.repeat(images, 1) for ids in (input_ids, attention_mask))
-        if input_ids.shape[1] >= self.max_caption_tokens:
-            raise ValueError(
-                f"The beginning of a caption has {input_ids.shape[1]} tokens, and a text at most "
-                f"{self.max_caption_tokens}; shorten it."
-            )
+        self._check_beginning(input_ids.shape[1])
         return super().generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -523,6 +527,49 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
             visual_states=visual_states,
             **kwargs,
         )
+
+    def _generate_from_embeddings(
+        self,
+        inputs_embeds: torch.FloatTensor,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.LongTensor | None,
+        visual_states: GLIPv2VisualStates,
+        generation_config: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The rest of `generate` for beginnings that are read as `inputs_embeds`; nothing is added or removed."""
+        images = visual_states.num_images
+        if len(inputs_embeds) == 1 < images:
+            inputs_embeds, input_ids, attention_mask = (
+                None if one is None else one.repeat(images, *[1] * (one.dim() - 1))
+                for one in (inputs_embeds, input_ids, attention_mask)
+            )
+        texts, tokens = inputs_embeds.shape[:2]
+        if input_ids is not None and tuple(input_ids.shape) != (texts, tokens):
+            raise ValueError(
+                f"`input_ids` {tuple(input_ids.shape)} and `inputs_embeds` {tuple(inputs_embeds.shape)} must be of "
+                "the same tokens."
+            )
+        self._check_beginning(tokens)
+        if attention_mask is None:
+            attention_mask = torch.ones(texts, tokens, dtype=torch.long, device=inputs_embeds.device)
+        if input_ids is None:
+            input_ids = torch.empty(texts, 0, dtype=torch.long, device=inputs_embeds.device)
+        return super().generate(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            generation_config=generation_config,
+            visual_states=visual_states,
+            **kwargs,
+        )
+
+    def _check_beginning(self, num_tokens: int) -> None:
+        if num_tokens >= self.max_caption_tokens:
+            raise ValueError(
+                f"The beginning of a caption has {num_tokens} tokens, and a text at most {self.max_caption_tokens}; "
+                "shorten it."
+            )
 
     @property
     def max_caption_tokens(self) -> int:
@@ -537,14 +584,20 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         visual_states: GLIPv2VisualStates | None = None,
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The tokens that the cache does not hold yet; what else is given goes on to `forward`."""
         cache = past_key_values if cache is None else cache
-        # With `synced_gpus` a process whose captions are finished goes on to run the model, for the others' sake.
-        known = 0 if cache is None else min(cache.get_seq_length(), input_ids.shape[1] - 1)
+        known = 0 if cache is None else cache.get_seq_length()
+        if inputs_embeds is not None and known == 0:
+            tokens = {"inputs_embeds": inputs_embeds}
+        else:
+            # The cache may have more tokens than there are ids: those of a beginning without ids, and with
+            # `synced_gpus` those of a process whose captions are finished, which goes on for the others' sake.
+            tokens = {"input_ids": input_ids[:, min(known, input_ids.shape[1] - 1) :]}
         return {
-            "input_ids": input_ids[:, known:],
+            **tokens,
             "attention_mask": attention_mask,
             "visual_states": visual_states,
             "cache": cache,
@@ -555,16 +608,30 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
         self, inputs: torch.Tensor | None, bos_token_id: torch.Tensor | None, model_kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, str, dict[str, Any]]:
         # The default looks for the beginnings under `main_input_name`, which is that of the images.
+        if "inputs_embeds" in model_kwargs:
+            return model_kwargs["inputs_embeds"], "inputs_embeds", model_kwargs
         return model_kwargs.pop("input_ids"), "input_ids", model_kwargs
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        kind = generation_config.cache_implementation
+        if kind not in (None, "dynamic", "dynamic_full"):  # the last by generation with an assistant
+            raise ValueError(
+                f"`cache_implementation` is {kind!r}; captions need a cache that grows by the layers of the tower, so "
+                'leave it out or pass "dynamic".'
+            )
         # The default one has as many layers as the text encoder; this one grows.
         if generation_config.use_cache is not False and model_kwargs.get(CACHE_NAME) is None:
             model_kwargs[CACHE_NAME] = DynamicCache()
 
-    def _prepare_generated_length(self, *args: Any, **kwargs: Any) -> Any:
-        generation_config = super()._prepare_generated_length(*args, **kwargs)  # type: ignore[misc]
-        generation_config.max_length = min(generation_config.max_length, self.max_caption_tokens)
+    def _prepare_generated_length(
+        self, generation_config: Any, *args: Any, input_ids_length: int, inputs_tensor: torch.Tensor, **kwargs: Any
+    ) -> Any:
+        generation_config = super()._prepare_generated_length(  # type: ignore[misc]
+            generation_config, *args, input_ids_length=input_ids_length, inputs_tensor=inputs_tensor, **kwargs
+        )
+        # Lengths count ids; a beginning of embeddings may have none.
+        most = self.max_caption_tokens - (inputs_tensor.shape[1] - input_ids_length)
+        generation_config.max_length = min(generation_config.max_length, most)
         return generation_config
 
     def _special_tokens(self, generation_config: Any, kwargs: dict[str, Any]) -> tuple[int | None, set[int], int]:
