@@ -40,7 +40,7 @@ from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.files import write_text
 from transformers_glipv2.inference.batching import PreparedImage
 from transformers_glipv2.inference.detector import Detector, EncodedPrompt
-from transformers_glipv2.post_processing import image_detections
+from transformers_glipv2.post_processing import Limits, batch_detections
 
 # Labels of a prompt and their tokens, ascending, as a process remembers its highest memory only.
 TOKENS = {10: 22, 39: 112, 80: 195}
@@ -101,7 +101,8 @@ class Worker:
         output = self.call(self.pixel_values, input_ids, attention_mask=torch.ones_like(input_ids))
         if self.kind != "peer":
             before = self.now()
-            image_detections(output, 0, label_map(labels, TOKENS[labels]), threshold=0.0)  # the worst case
+            # The worst case.
+            batch_detections(output, [label_map(labels, TOKENS[labels])], limits=Limits(threshold=0.0))
             self.parts["post-processing"] = self.now() - before
         return {"seconds": self.now() - start, "memory": self.peak_memory(), "parts": dict(self.parts)}
 

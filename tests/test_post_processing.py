@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from transformers_glipv2.post_processing import cut_at, label_scores, merge_detections, scale_boxes, select_detections
+from tests.no_waits import NoWaits, WaitError
+from transformers_glipv2 import post_processing
+from transformers_glipv2.boxes import normalize_boxes, to_device
+from transformers_glipv2.post_processing import (
+    Limits,
+    batch_detections,
+    cut_at,
+    label_scores,
+    merge_detections,
+    scale_boxes,
+    select_detections,
+)
 
 
 def plain_selection(scores, centerness, boxes, level_sizes, threshold, nms_threshold, max_detections, pre_nms_top_n):
@@ -145,6 +156,68 @@ def test_label_scores():
 def test_scale_boxes():
     boxes = torch.tensor([[10.0, 20, 30, 40]])
     assert scale_boxes(boxes, torch.tensor([100, 200]), (50, 400)).tolist() == [[20, 10, 60, 20]]
+
+
+# Several images ------------------------------------------------------------------------------------------------------
+
+
+def random_outputs() -> dict[str, torch.Tensor]:
+    """Of a detector: three images, 60 locations, 9 tokens."""
+    heads = [random_head(seed) for seed in range(3)]
+    sizes = torch.tensor([[80, 80], [80, 70], [60, 80]])
+    boxes = torch.stack([boxes for _, _, boxes in heads])
+    return {
+        "logits": torch.randn(3, 60, 9, generator=torch.Generator().manual_seed(0)),
+        "centerness": torch.stack([centerness for _, centerness, _ in heads]),
+        "pred_boxes": normalize_boxes(boxes, sizes),
+        "level_shapes": torch.tensor([[5, 8], [4, 5]]),
+        "image_sizes": sizes,
+    }
+
+
+MAPS = [torch.eye(9, dtype=torch.bool)[1:4], torch.eye(9, dtype=torch.bool)[2:8], torch.eye(9, dtype=torch.bool)[5:6]]
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("at_once", [1, 40_000])
+def test_images_are_found_together_as_alone(monkeypatch, at_once, agnostic):
+    """Images of different labels, all suppressed at once or a few at a time."""
+    monkeypatch.setattr(post_processing, "CANDIDATES_AT_ONCE", at_once)
+    outputs, limits = random_outputs(), Limits(pre_nms_top_n=50, max_detections=20, agnostic_nms=agnostic)
+    targets = [(160, 160), (80, 70), (30, 40)]
+    together = batch_detections(outputs, MAPS, targets, limits)
+    assert [len(result["scores"]) > 0 for result in together] == [True] * 3
+    for image, (named, result) in enumerate(zip(MAPS, together, strict=True)):
+        own = {name: value if name == "level_shapes" else value[image : image + 1] for name, value in outputs.items()}
+        (alone,) = batch_detections(own, [named], [targets[image]], limits)
+        for name in ("scores", "labels", "boxes"):
+            torch.testing.assert_close(result[name], alone[name], atol=0, rtol=0)
+
+
+def test_each_label_has_a_ranking_of_its_own():
+    outputs, limits = random_outputs(), Limits(max_detections=3)
+    found = batch_detections(outputs, MAPS, None, limits, each_label=True)
+    assert len(found) == 10
+    row = 0
+    for image, named in enumerate(MAPS):
+        own = {name: value if name == "level_shapes" else value[image : image + 1] for name, value in outputs.items()}
+        for label in named:
+            (alone,) = batch_detections(own, [label[None]], None, limits)
+            torch.testing.assert_close(found[row], alone, atol=0, rtol=0)
+            row += 1
+
+
+@pytest.mark.parametrize("each_label", [False, True])
+def test_only_named_places_wait(each_label):
+    """Suppression and one copy of what stays; reads of what is on the CPU already stand beside them."""
+    meant = [post_processing.suppressed, post_processing.fetch]
+    on_cpu = [to_device, post_processing.used_tokens, post_processing.level_sizes_of, post_processing._read]
+    on_cpu += [post_processing._numbers, scale_boxes]
+    outputs, arguments = random_outputs(), (MAPS, [(160, 160), (80, 70), (30, 40)], Limits(), each_label)
+    with NoWaits([*meant, *on_cpu]):
+        batch_detections(outputs, *arguments)
+    with pytest.raises(WaitError, match="values are read"), NoWaits(on_cpu):
+        batch_detections(outputs, *arguments)
 
 
 # Several prompts -----------------------------------------------------------------------------------------------------

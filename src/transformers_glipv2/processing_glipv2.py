@@ -6,24 +6,21 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from .boxes import denormalize_boxes
 from .image_processing_glipv2 import ImageSource, get_image_size
 from .layers.paste_masks import instance_masks, predict_mask_logits, referring_masks, strong_boxes
 from .noun_phrases import check_chunker, find_noun_phrases
 from .post_processing import (
     PRE_NMS_THRESHOLD,
     PRE_NMS_TOP_N,
-    check_box_deltas,
+    Limits,
+    batch_detections,
     check_fraction,
     check_limits,
     check_outputs,
     check_target_sizes,
+    fetch,
     first_indices,
-    image_detections,
-    label_scores,
-    level_sizes_of,
-    scale_boxes,
-    select_detections,
+    on_device_of,
 )
 from .prompts import (
     Span,
@@ -51,6 +48,20 @@ def per_image(values: Any, num_images: int, is_entry: Callable[[Any], bool], nam
     if len(values) not in (1, num_images) or not len(values):
         raise ValueError(f"`{name}` has {len(values)} entries for {num_images} images; pass one for each.")
     return list(values) * (num_images if len(values) == 1 else 1)
+
+
+# Ids `(tokens,)`, where they are known, and mask `(tokens,)` of one text, on the CPU.
+SeenText = tuple[torch.Tensor | None, torch.Tensor]
+
+
+def texts_of(outputs: Any) -> list[SeenText]:
+    """The texts that a model was given, for each image; a GPU is waited for once."""
+    logits, ids, mask = outputs.logits, getattr(outputs, "input_ids", None), getattr(outputs, "attention_mask", None)
+    if mask is None:
+        mask = logits.new_ones(logits.shape[0], logits.shape[2], dtype=torch.long)
+    if ids is None:
+        return [(None, own) for own in fetch([mask])[0]]
+    return list(zip(*fetch([ids, mask]), strict=True))
 
 
 class GLIPv2Processor(ProcessorMixin):
@@ -232,26 +243,8 @@ class GLIPv2Processor(ProcessorMixin):
         """
         check_outputs(outputs)
         check_limits(threshold, nms_threshold, max_detections, pre_nms_threshold=pre_nms_threshold)
-        sizes = check_target_sizes(target_sizes, outputs.image_sizes, self._keeps_aspect)
-        results = []
-        for index, (labels, named) in enumerate(self._labels_and_maps(outputs, text_labels)):
-            first = torch.tensor(first_indices(labels, "text_labels"), device=named.device)
-            found = image_detections(
-                outputs,
-                index,
-                named[first],
-                None if sizes is None else sizes[index],
-                threshold,
-                nms_threshold,
-                max_detections,
-                pre_nms_top_n,
-                pre_nms_threshold,
-                agnostic_nms,
-            )
-            found["labels"] = first.to(found["labels"].device)[found["labels"]]
-            found["text_labels"] = [labels[label] for label in found["labels"].tolist()]
-            results.append(found)
-        return results
+        limits = Limits(threshold, nms_threshold, max_detections, pre_nms_top_n, pre_nms_threshold, agnostic_nms)
+        return on_device_of(outputs.logits, self._detections(outputs, text_labels, target_sizes, limits)[0])
 
     def post_process_phrase_grounding(
         self,
@@ -292,46 +285,9 @@ class GLIPv2Processor(ProcessorMixin):
             ValueError: for an empty text, a text that is not that of the outputs, a span out of the text or without
                 tokens, wrong sizes, limits out of range.
         """
-        check_outputs(outputs)
-        check_limits(threshold, nms_threshold, top_k, "top_k", pre_nms_threshold)
-        num_images = len(outputs.logits)
-        sizes = check_target_sizes(target_sizes, outputs.image_sizes, self._keeps_aspect)
-        if phrases is not None:
-            phrases = (
-                [phrases] * num_images
-                if isinstance(text, str)
-                else per_image(phrases, num_images, lambda value: False, "phrases")
-            )
-        sentences = per_image(text, num_images, lambda value: isinstance(value, str), "text")
-        results = []
-        for index, sentence in enumerate(sentences):
-            check_sentence(sentence, f"text[{index}]")
-            spans = find_noun_phrases(sentence, self.phrase_chunker) if phrases is None else phrases[index]
-            named = self._phrase_map(outputs, index, sentence, spans)
-            check_box_deltas(outputs, index)
-            boxes = denormalize_boxes(outputs.pred_boxes[index], outputs.image_sizes[index])
-            level_sizes = level_sizes_of(outputs, index)
-            found = []
-            scores = label_scores(outputs.logits[index], named)
-            for span, own_scores in zip(spans, scores.split(1, dim=1) if spans else (), strict=True):
-                kept_scores, _, kept = select_detections(
-                    own_scores,
-                    outputs.centerness[index],
-                    boxes,
-                    level_sizes,
-                    threshold,
-                    nms_threshold,
-                    top_k,
-                    pre_nms_threshold=pre_nms_threshold,
-                )
-                if sizes is not None:
-                    kept = scale_boxes(kept, outputs.image_sizes[index], sizes[index])
-                start, end = span
-                found.append(
-                    {"phrase": sentence[start:end], "span": (start, end), "scores": kept_scores, "boxes": kept}
-                )
-            results.append(found)
-        return results
+        limits = (threshold, nms_threshold, top_k, pre_nms_threshold)
+        found, _ = self._phrases(outputs, text, phrases, target_sizes, *limits)
+        return [on_device_of(outputs.logits, own) for own in found]
 
     def post_process_instance_segmentation(
         self,
@@ -367,26 +323,21 @@ class GLIPv2Processor(ProcessorMixin):
             TypeError, ValueError: as there, for outputs without masks, or a threshold that is not a probability.
         """
         check_fraction(mask_threshold, "mask_threshold")
-        results = self.post_process_grounded_object_detection(
-            outputs,
-            text_labels,
-            target_sizes,
-            threshold,
-            nms_threshold,
-            max_detections,
-            pre_nms_threshold=pre_nms_threshold,
-            agnostic_nms=agnostic_nms,
+        check_outputs(outputs)
+        check_limits(threshold, nms_threshold, max_detections, pre_nms_threshold=pre_nms_threshold)
+        limits = Limits(
+            threshold, nms_threshold, max_detections, pre_nms_threshold=pre_nms_threshold, agnostic_nms=agnostic_nms
         )
-        positive_maps = [
-            named[result["labels"].to(named.device)]
-            for result, (_, named) in zip(results, self._labels_and_maps(outputs, text_labels), strict=True)
-        ]
+        results, maps = self._detections(outputs, text_labels, target_sizes, limits)
+        positive_maps = [named[result["labels"]] for result, named in zip(results, maps, strict=True)]
         boxes = [result["boxes"] for result in results]
         logits, sizes = predict_mask_logits(outputs, boxes, positive_maps, target_sizes, model)
-        return [
-            {**result, "masks": instance_masks(own, result["boxes"], size, mask_threshold, return_rle)}
+        masks = [
+            instance_masks(own, result["boxes"], size, mask_threshold, return_rle)
             for result, own, size in zip(results, logits, sizes, strict=True)
         ]
+        results = on_device_of(outputs.logits, results)
+        return [{**result, "masks": own} for result, own in zip(results, masks, strict=True)]
 
     def post_process_referring_segmentation(
         self,
@@ -430,26 +381,22 @@ class GLIPv2Processor(ProcessorMixin):
             phrases = [[(0, len(sentence))] for sentence in sentences]
         elif isinstance(text, str):
             phrases = [phrases] * len(sentences)
-        results = self.post_process_phrase_grounding(
-            outputs,
-            sentences,
-            phrases,
-            target_sizes,
-            top_k,
-            nms_threshold=nms_threshold,
-            pre_nms_threshold=pre_nms_threshold,
-        )
+        limits = (0.0, nms_threshold, top_k, pre_nms_threshold)
+        results, maps = self._phrases(outputs, sentences, phrases, target_sizes, *limits)
         results = [[strong_boxes(phrase, threshold, keep_best) for phrase in found] for found in results]
         boxes, positive_maps = [], []
-        for index, (sentence, found) in enumerate(zip(sentences, results, strict=True)):
-            named = self._phrase_map(outputs, index, sentence, [phrase["span"] for phrase in found])
-            counts = torch.tensor([len(phrase["boxes"]) for phrase in found], dtype=torch.long, device=named.device)
+        for named, found in zip(maps, results, strict=True):
+            counts = torch.tensor([len(phrase["boxes"]) for phrase in found], dtype=torch.long)
             positive_maps.append(named.repeat_interleave(counts, dim=0))
-            boxes.append(torch.cat([outputs.pred_boxes.new_zeros(0, 4), *(phrase["boxes"] for phrase in found)]))
+            boxes.append(torch.cat([torch.zeros(0, 4), *(phrase["boxes"] for phrase in found)]))
         logits, sizes = predict_mask_logits(outputs, boxes, positive_maps, target_sizes, model)
+        # Masks stay on the CPU.
         return [
-            referring_masks(found, own, size, mask_threshold)
-            for found, own, size in zip(results, logits, sizes, strict=True)
+            [{**phrase, "mask": mask} for phrase, mask in zip(on_device_of(outputs.logits, found), own, strict=True)]
+            for found, own in (
+                (found, referring_masks(found, own, size, mask_threshold))
+                for found, own, size in zip(results, logits, sizes, strict=True)
+            )
         ]
 
     @property
@@ -458,8 +405,66 @@ class GLIPv2Processor(ProcessorMixin):
         size = self.image_processor.size
         return bool(size.get("shortest_edge") if isinstance(size, Mapping) else getattr(size, "shortest_edge", None))
 
-    def _labels_and_maps(self, outputs: Any, text_labels: Any) -> list[tuple[Sequence[str], torch.Tensor]]:
-        """Each image's labels and their tokens, boolean `(labels, tokens)`."""
+    def _detections(
+        self, outputs: Any, text_labels: Any, target_sizes: Any, limits: Limits
+    ) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
+        """The boxes of labels, and for each image the tokens of its labels, `(labels, tokens)`; on the CPU."""
+        sizes = check_target_sizes(target_sizes, len(outputs.logits))
+        all_labels, maps = self._labels_and_maps(outputs, text_labels)
+        firsts = [torch.tensor(first_indices(labels, "text_labels")) for labels in all_labels]
+        used: dict[int, torch.Tensor] = {}
+        for named, first in zip(maps, firsts, strict=True):
+            used.setdefault(id(named), named[first])
+        results: list[dict[str, Any]] = batch_detections(
+            outputs, [used[id(named)] for named in maps], sizes, limits, keeps_aspect=self._keeps_aspect
+        )
+        for result, first, labels in zip(results, firsts, all_labels, strict=True):
+            result["labels"] = first[result["labels"]]
+            result["text_labels"] = [labels[label] for label in result["labels"].tolist()]
+        return results, maps
+
+    def _phrases(
+        self,
+        outputs: Any,
+        text: Any,
+        phrases: Sequence[Any] | None,
+        target_sizes: Any,
+        threshold: float,
+        nms_threshold: float,
+        top_k: int,
+        pre_nms_threshold: float,
+    ) -> tuple[list[list[dict[str, Any]]], list[torch.Tensor]]:
+        """The boxes of phrases, and for each image the tokens of its phrases, `(phrases, tokens)`; on the CPU."""
+        check_outputs(outputs)
+        check_limits(threshold, nms_threshold, top_k, "top_k", pre_nms_threshold)
+        num_images = len(outputs.logits)
+        sizes = check_target_sizes(target_sizes, num_images)
+        if phrases is not None:
+            phrases = (
+                [phrases] * num_images
+                if isinstance(text, str)
+                else per_image(phrases, num_images, lambda value: False, "phrases")
+            )
+        sentences = per_image(text, num_images, lambda value: isinstance(value, str), "text")
+        seen = texts_of(outputs)
+        spans, maps = [], []
+        for index, sentence in enumerate(sentences):
+            check_sentence(sentence, f"text[{index}]")
+            spans.append(find_noun_phrases(sentence, self.phrase_chunker) if phrases is None else phrases[index])
+            maps.append(self._phrase_map(seen[index], index, sentence, spans[-1]))
+        limits = Limits(threshold, nms_threshold, top_k, pre_nms_threshold=pre_nms_threshold)
+        found = iter(batch_detections(outputs, maps, sizes, limits, each_label=True, keeps_aspect=self._keeps_aspect))
+        results = []
+        for sentence, own in zip(sentences, spans, strict=True):
+            results.append([])
+            for start, end in own:
+                boxes = next(found)
+                named = {"phrase": sentence[start:end], "span": (start, end)}
+                results[-1].append({**named, "scores": boxes["scores"], "boxes": boxes["boxes"]})
+        return results, maps
+
+    def _labels_and_maps(self, outputs: Any, text_labels: Any) -> tuple[list[Sequence[str]], list[torch.Tensor]]:
+        """Each image's labels and their tokens, boolean `(labels, tokens)`; one tensor for images of one text."""
         all_labels = per_image(
             text_labels,
             len(outputs.logits),
@@ -467,16 +472,20 @@ class GLIPv2Processor(ProcessorMixin):
             "text_labels",
         )
         known: dict[tuple[str, ...], tuple[list[list[int]], str]] = {}
-        pairs = []
-        for index, labels in enumerate(all_labels):
+        made: dict[Any, torch.Tensor] = {}
+        maps = []
+        for index, (labels, seen) in enumerate(zip(all_labels, texts_of(outputs), strict=True)):
             check_labels(labels, f"text_labels[{index}]")
             if tuple(labels) not in known:
                 prompt = label_prompt(labels)
                 known[tuple(labels)] = prompt_tokens(prompt, self.tokenizer)[0], prompt.text
-            pairs.append((labels, self._label_map(outputs, index, *known[tuple(labels)])))
-        return pairs
+            key = tuple(labels), *(None if part is None else tuple(part.tolist()) for part in seen)
+            if key not in made:
+                made[key] = self._label_map(seen, index, *known[tuple(labels)])
+            maps.append(made[key])
+        return all_labels, maps
 
-    def _phrase_map(self, outputs: Any, index: int, sentence: str, spans: Sequence[Span]) -> torch.Tensor:
+    def _phrase_map(self, seen: SeenText, index: int, sentence: str, spans: Sequence[Span]) -> torch.Tensor:
         """Boolean `(phrases, tokens)` for one image."""
         if not is_list(spans):
             raise TypeError(f"`phrases[{index}]` must be a list of character spans, got {type(spans).__name__}.")
@@ -489,18 +498,16 @@ class GLIPv2Processor(ProcessorMixin):
                     f"`phrases[{index}]` has the span {list(span)}, {sentence[span[0] : span[1]]!r}, in which the "
                     "tokenizer finds no word; drop it."
                 )
-        return self._label_map(outputs, index, tokens, sentence)
+        return self._label_map(seen, index, tokens, sentence)
 
-    def _label_map(self, outputs: Any, index: int, tokens: list[list[int]], text: str) -> torch.Tensor:
+    def _label_map(self, seen: SeenText, index: int, tokens: list[list[int]], text: str) -> torch.Tensor:
         """
         Boolean `(labels, tokens)` for one image, after a check that the text is the one that the model saw; a full
         stop at its end makes no difference.
         """
-        logits, mask = outputs.logits, getattr(outputs, "attention_mask", None)
-        mask = logits.new_ones(logits.shape[-1], dtype=torch.long) if mask is None else mask[index]
-        seen = getattr(outputs, "input_ids", None)
+        ids, mask = seen
         asked, with_stop = self.tokenizer([text, text + "."], truncation=False, padding=False)["input_ids"]
-        given = None if seen is None else seen[index][mask.bool()].tolist()
+        given = None if ids is None else ids[mask.bool()].tolist()
         if given is not None and given in (asked, with_stop):
             return label_map(tokens, mask)
         remedy = "pass the same labels in the same order (or the same sentence) as to the processor."

@@ -11,7 +11,9 @@ from tqdm import tqdm
 from transformers import ProcessorMixin
 from transformers.utils import ModelOutput
 
+from ..boxes import to_device
 from ..image_processing_glipv2 import ImageSource, flatten_images, get_image_size
+from ..layers.input_checks import image_sizes_of
 from ..prompts import check_labels, check_sentence, is_list
 
 # Images wait for others of their size until this many batches were read since.
@@ -36,6 +38,12 @@ class PreparedImage:
     pixel_mask: Tensor
     target_size: tuple[int, int]
     asked: Any = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the resized image, without its padding; the mask is on the CPU."""
+        height, width = image_sizes_of(self.pixel_mask)[0].tolist()
+        return height, width
 
 
 def prepare_image(
@@ -100,17 +108,21 @@ def in_order(batches: Iterable[tuple[list[int], list[Any]]]) -> Iterator[Any]:
 
 
 def stack_images(images: list[PreparedImage], device: torch.device) -> tuple[Tensor, Tensor]:
-    """`pixel_values` and `pixel_mask` of images of one size."""
-    pixel_values = torch.cat([image.pixel_values for image in images]).to(device)
-    return pixel_values, torch.cat([image.pixel_mask for image in images]).to(device)
+    """`pixel_values` and `pixel_mask` of images of one size, on their way to the device, which is not waited for."""
+    pixel_values = torch.cat([image.pixel_values for image in images])
+    pixel_mask = torch.cat([image.pixel_mask for image in images])
+    if device.type == "cuda":
+        pixel_values, pixel_mask = pixel_values.pin_memory(), pixel_mask.pin_memory()
+    return to_device(pixel_values, device), to_device(pixel_mask, device)
 
 
 def select_images(image_features: ModelOutput, indices: list[int]) -> ModelOutput:
     """Some images' part of what `model.get_image_features` gives for a batch."""
     own_shapes = image_features.own_shapes
+    index = to_device(indices, image_features.image_sizes.device)
     return type(image_features)(
-        feature_maps=tuple(level[indices] for level in image_features.feature_maps),
-        image_sizes=image_features.image_sizes[indices],
+        feature_maps=tuple(level[index] for level in image_features.feature_maps),
+        image_sizes=image_features.image_sizes[index],
         own_shapes=None if own_shapes is None else [own_shapes[index] for index in indices],
     )
 

@@ -13,11 +13,12 @@ from ..image_processing_glipv2 import ImageSource
 from ..layers.paste_masks import instance_masks
 from ..modeling_glipv2 import GLIPv2ForObjectDetection
 from ..post_processing import (
+    Limits,
+    batch_detections,
     check_count,
     check_finite,
     cut_at,
     first_indices,
-    image_detections,
     merge_detections,
     scale_boxes,
 )
@@ -435,9 +436,8 @@ class Detector:
             if masks:
                 self._add_masks(outputs, pairs, results, found, options)
             for (index, _), result in zip(pairs, results, strict=True):
-                size = features.image_sizes[index]
-                result["boxes"] = scale_boxes(result["boxes"], size, batch[index].target_size)
-                found[index].append({name: value.cpu() for name, value in result.items()})
+                result["boxes"] = scale_boxes(result["boxes"], batch[index].image_size, batch[index].target_size)
+                found[index].append(result)
             on_forward(len(pairs))
         suppress = options.nms_threshold if options.agnostic_nms else None
         return [
@@ -638,21 +638,15 @@ class Detector:
     def _boxes(
         self, outputs: ModelOutput, pairs: list[tuple[int, EncodedPrompt]], options: DetectorOptions
     ) -> list[dict[str, Tensor]]:
-        """Boxes of each pair, in pixels of the resized image."""
-        return [
-            image_detections(
-                outputs,
-                row,
-                prompt.label_map,
-                None,
-                options.threshold,
-                options.nms_threshold,
-                options.max_detections or PER_PROMPT,
-                pre_nms_threshold=self.pre_nms_threshold(options),
-                agnostic_nms=options.agnostic_nms,
-            )
-            for row, (_, prompt) in enumerate(pairs)
-        ]
+        """Boxes of each pair, in pixels of the resized image, on the CPU."""
+        limits = Limits(
+            options.threshold,
+            options.nms_threshold,
+            options.max_detections or PER_PROMPT,
+            pre_nms_threshold=self.pre_nms_threshold(options),
+            agnostic_nms=options.agnostic_nms,
+        )
+        return batch_detections(outputs, [prompt.label_map for _, prompt in pairs], limits=limits)
 
     def _add_masks(
         self,
@@ -667,16 +661,17 @@ class Detector:
         scores = [torch.cat([torch.zeros(0), *(result["scores"] for result in own)]) for own in found]
         for row, (index, prompt) in enumerate(pairs):
             # Masks cost more than boxes, so only what may stay among the best of all prompts gets one.
-            scores[index] = torch.cat([scores[index], results[row]["scores"].cpu()])
+            scores[index] = torch.cat([scores[index], results[row]["scores"]])
             earlier = len(scores[index]) - len(results[row]["scores"])
             stays = cut_at(scores[index], options.max_detections)[earlier:]
-            results[row] = {name: value[stays.to(value.device)] for name, value in results[row].items()}
+            results[row] = {name: value[stays] for name, value in results[row].items()}
             named = torch.zeros(len(results[row]["labels"]), outputs.logits.shape[2], dtype=torch.bool)
-            named[:, : prompt.label_map.shape[1]] = prompt.label_map[results[row]["labels"].cpu()]
+            named[:, : prompt.label_map.shape[1]] = prompt.label_map[results[row]["labels"]]
             positive_maps.append(named)
         logits = self.model.predict_masks(outputs, [result["boxes"] for result in results], positive_maps)
-        for result, own in zip(results, logits, strict=True):
-            check_finite(own, "mask_logits")
+        together = torch.cat(logits).cpu()
+        check_finite(bool(together.isfinite().all()), "mask_logits")
+        for result, own in zip(results, together.split([len(own) for own in logits]), strict=True):
             result["mask_logits"] = own
 
     def _warn_in_training(self) -> None:

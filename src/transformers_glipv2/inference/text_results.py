@@ -25,7 +25,7 @@ def top_answers(answer_logits: Tensor, id2label: Mapping[int, str], top_k: int =
         TypeError, ValueError: when `top_k` is no whole number of at least 1, or `answer_logits` are not finite.
     """
     check_count(top_k, "top_k")
-    check_finite(answer_logits, "answer_logits")
+    check_finite(bool(answer_logits.isfinite().all()), "answer_logits")
     scores, indices = answer_logits.float().sigmoid().topk(min(top_k, answer_logits.shape[1]))
     return [
         [{"score": score, "answer": id2label[index]} for score, index in zip(*pair, strict=True)]

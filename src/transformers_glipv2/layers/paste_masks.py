@@ -54,19 +54,20 @@ def paste_regions(
         threshold: on the probability; equal is outside the mask.
 
     Yields:
-        Boolean `(h, w)`, the box's part of the mask; and its top and left in the image, so that `mask[top : top + h,
-        left : left + w]` is that part. A box outside the image has no pixels.
+        Boolean `(h, w)` on the CPU, the box's part of the mask; and its top and left in the image, so that `mask[top :
+        top + h, left : left + w]` is that part. A box outside the image has no pixels.
 
     Raises:
         ValueError: when masks and boxes do not fit, or a size or threshold makes no sense.
     """
     check_masks(mask_logits, boxes_xyxy, size, threshold)
     height, width = size
-    for logits, box in zip(mask_logits, boxes_xyxy.float().cpu(), strict=True):
+    # All at once: a GPU would be waited for at each mask.
+    for logits, box in zip(mask_logits.cpu(), boxes_xyxy.float().cpu(), strict=True):
         left, top, box_width, box_height = place_box(box, logits.shape[-1])
         probabilities = F.pad(logits.float().sigmoid(), [BORDER] * 4)
-        rows = interpolation_weights(len(probabilities), box_height, -top, height - top).to(logits.device)
-        columns = interpolation_weights(len(probabilities), box_width, -left, width - left).to(logits.device)
+        rows = interpolation_weights(len(probabilities), box_height, -top, height - top)
+        columns = interpolation_weights(len(probabilities), box_width, -left, width - left)
         yield rows @ probabilities @ columns.T > threshold, max(top, 0), max(left, 0)
 
 
@@ -179,7 +180,7 @@ def instance_masks(
     """
     regions = paste_regions(mask_logits, boxes_xyxy, size, threshold)
     if return_rle:
-        return [encode_region(region.cpu().numpy(), top, left, size) for region, top, left in regions]
+        return [encode_region(region.numpy(), top, left, size) for region, top, left in regions]
     masks = torch.zeros((len(boxes_xyxy), *size), dtype=torch.bool)
     for mask, (region, top, left) in zip(masks, regions, strict=True):
         mask[top : top + region.shape[0], left : left + region.shape[1]] = region
@@ -198,7 +199,7 @@ def union_mask(mask_logits: Tensor, boxes_xyxy: Tensor, size: tuple[int, int], t
     """
     union = torch.zeros(tuple(size), dtype=torch.bool)
     for region, top, left in paste_regions(mask_logits, boxes_xyxy, size, threshold):
-        union[top : top + region.shape[0], left : left + region.shape[1]] |= region.cpu()
+        union[top : top + region.shape[0], left : left + region.shape[1]] |= region
     return union
 
 
