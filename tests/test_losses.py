@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 from torch.nn.functional import logsigmoid
+from torchvision.ops import generalized_box_iou_loss
 
 from tests.tiny import tiny_config, tiny_inputs
 from transformers_glipv2.losses import (
@@ -14,6 +15,7 @@ from transformers_glipv2.losses import (
     choose_regions,
     classes_of_tokens,
     contrastive_loss,
+    giou_loss,
     inter_image_loss,
     masked_token_loss,
     match_anchors,
@@ -68,6 +70,19 @@ def test_images_of_unknown_boxes_take_no_part():
     token_loss(logits, targets, None, torch.tensor(1.0)).backward()
     assert not logits.grad[0].any()
     assert logits.grad[1].all()
+
+
+# L_loc ---------------------------------------------------------------------------------------------------------------
+
+
+def test_giou_equals_torchvision():
+    corners = torch.rand(2, 50, 2, generator=torch.Generator().manual_seed(0)) * 10
+    one, other = torch.cat([corners, corners + corners.flip(1) + 0.1], dim=2)
+    one.requires_grad_()
+    ours, theirs = giou_loss(one, other), generalized_box_iou_loss(one, other, eps=1e-7)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(loss.sum(), one)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 # L_inter -------------------------------------------------------------------------------------------------------------

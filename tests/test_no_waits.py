@@ -8,8 +8,13 @@ from transformers import masking_utils
 
 from tests.every_class import CASES, build, training_inputs
 from tests.no_waits import FakeGPU, NoWaits, WaitError
+from transformers_glipv2.boxes import to_device
+from transformers_glipv2.layers import input_checks, mask_head
 from transformers_glipv2.layers.input_checks import check_has_tokens, check_pixels, check_text, read_sizes
+from transformers_glipv2.layers.mask_head import masked_objects
 from transformers_glipv2.layers.prompt_tuning import GLIPv2PromptTunedTextEncoder
+from transformers_glipv2.losses import OnHost, classes_of_tokens, join_labels, masked_tokens
+from transformers_glipv2.modeling_glipv2_joint import indices_of
 
 INPUTS = ("pixel_values", "pixel_mask", "input_ids", "attention_mask")
 
@@ -46,6 +51,25 @@ def test_forward(case):
 @pytest.mark.parametrize("case", ["detection", "captions-regions"])
 def test_forward_with_gradients(case):
     run(case, gradients=True)
+
+
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"model"}))
+def test_training_step(case, monkeypatch):
+    """
+    Loss and gradients, of labels that are on the CPU. On real tensors, as labels have values: so what reads labels is
+    allowed by name, and whatever asks whether a tensor can be read is told that it cannot, as on a GPU.
+    """
+    for module in (input_checks, mask_head):
+        monkeypatch.setattr(module, "can_read", lambda tensor: False)
+    model, inputs = build(case).train(), training_inputs(case)
+    for name in ("labels", "mlm_labels", "answer_labels", "caption_labels"):
+        if isinstance(inputs.get(name), list) or (name in inputs and name != "labels"):
+            inputs[name] = OnHost(inputs[name])
+    of_labels = [join_labels, classes_of_tokens, masked_tokens, masked_objects, indices_of]
+    of_texts = [masking_utils.create_bidirectional_mask, masking_utils._ignore_bidirectional_mask_sdpa]
+    with NoWaits([to_device, *of_labels, *of_texts], cpu_data=True):
+        output = model(**inputs)
+        output.loss.backward()
 
 
 @pytest.mark.parametrize("overrides", [{"dyconv_offset_mode": "resized"}, {"use_fusion": False}])

@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from .boxes import (
     assign_atss,
@@ -267,8 +266,18 @@ def box_loss(deltas: Tensor, anchors: Tensor, boxes_xyxy: Tensor, weights: Tenso
     predicted = decode_boxes(deltas, anchors)
     # The original's areas have no + 1, so a box narrower than a pixel would be reversed.
     predicted = torch.cat([predicted[:, :2], torch.maximum(predicted[:, :2], predicted[:, 2:])], dim=1)
-    losses = generalized_box_iou_loss(predicted, boxes_xyxy.to(predicted), reduction="none", eps=GIOU_EPS)
-    return (losses * weights).sum() / normalizer
+    return (giou_loss(predicted, boxes_xyxy.to(predicted)) * weights).sum() / normalizer
+
+
+def giou_loss(one: Tensor, other: Tensor) -> Tensor:
+    """
+    1 - GIoU (Rezatofighi et al., CVPR 2019) of pairs of boxes `(n, 4)`, `(n,)`. As torchvision's
+    `generalized_box_iou_loss`, which indexes by a mask.
+    """
+    overlap = (torch.minimum(one[:, 2:], other[:, 2:]) - torch.maximum(one[:, :2], other[:, :2])).clamp(min=0).prod(1)
+    enclosing = (torch.maximum(one[:, 2:], other[:, 2:]) - torch.minimum(one[:, :2], other[:, :2])).prod(1)
+    union = (one[:, 2:] - one[:, :2]).prod(1) + (other[:, 2:] - other[:, :2]).prod(1) - overlap
+    return 1 - overlap / (union + GIOU_EPS) + (enclosing - union) / (enclosing + GIOU_EPS)
 
 
 def centerness_loss(logits: Tensor, targets: Tensor, counted: Tensor, normalizer: Tensor) -> Tensor:
@@ -407,8 +416,8 @@ def choose_regions(targets: AnchorTargets, batch: int, limit: int) -> tuple[Tens
     central = torch.where(targets.is_positive, targets.centerness, -1.0)
     order = central.argsort(descending=True, stable=True)
     order = order[targets.image[order].argsort(stable=True)]
-    counts = torch.tensor(targets.pairs_of_images)
-    first = to_device(counts.cumsum(0) - counts, device)
+    counts = to_device(targets.pairs_of_images, device, torch.long)
+    first = counts.cumsum(0) - counts
     image = targets.image[order]
     rank = torch.arange(len(order), device=device) - first[image]
     # What is not chosen goes to one place more, which is cut off.

@@ -124,25 +124,31 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
             is_question = ~answers.isnan().any(1)
             # All processes take part in the mean, also those without a question.
             num_questions = mean_over_processes(to_device(is_question.sum().float(), device))
-            if is_question.any():
-                logits = self.answer_head(selected_examples(output, is_question))
-                targets = to_device(answers[is_question], device)
+            asked = indices_of(is_question)
+            if len(asked):
+                logits = self.answer_head(selected_examples(output, asked))
+                targets = to_device(answers[asked], device)
                 losses["loss_answer"] = answer_loss(logits, targets, num_questions)
         if caption_labels is not None:
             captions = unwrapped(caption_labels)
             is_caption = (captions != -100).any(1)
             num_tokens = mean_over_processes(to_device((captions[:, 1:] != -100).sum().float(), device))
-            if is_caption.any():
-                captions = to_device(captions[is_caption], device)
-                visual_states = make_visual_states(self, selected_examples(image_features, is_caption))
+            captioned = indices_of(is_caption)
+            if len(captioned):
+                captions = to_device(captions[captioned], device)
+                visual_states = make_visual_states(self, selected_examples(image_features, captioned))
                 # What is padding is masked, whatever its id.
-                kept = to_device(is_caption.nonzero()[:, 0], device)
-                mask = None if attention_mask is None else attention_mask[kept]
+                mask = None if attention_mask is None else attention_mask[to_device(captioned, device)]
                 states, _ = read_captions(self, captions.clamp(min=0), None, mask, visual_states)
                 losses["loss_caption"] = caption_loss(
                     self.caption_head(states[-1], visual_states), next_tokens(captions), num_tokens
                 )
         return with_losses(output, losses)
+
+
+def indices_of(kept: torch.Tensor) -> torch.Tensor:
+    """The indices of examples that are kept, boolean `(batch,)`: known without waiting where labels are on the CPU."""
+    return kept.nonzero()[:, 0]
 
 
 def selected_examples(
@@ -153,19 +159,19 @@ def selected_examples(
 
     Args:
         output: image features or the output of a model.
-        kept: boolean `(batch,)`; where it is on the CPU, no GPU is waited for.
+        kept: long `(kept,)`, their indices.
 
     Returns:
         The same class, with what it holds for each example: losses, shapes, hidden states and attentions are left out.
     """
-    fields, indices = {}, kept.nonzero()[:, 0]
+    fields = {}
     for name, value in output.items():
         if name in ("loss", "level_shapes") or name.endswith(("hidden_states", "attentions")):
             continue
         if isinstance(value, tuple):
-            fields[name] = tuple(level[to_device(indices, level.device)] for level in value)
+            fields[name] = tuple(level[to_device(kept, level.device)] for level in value)
         elif isinstance(value, torch.Tensor):
-            fields[name] = value[to_device(indices, value.device)]
+            fields[name] = value[to_device(kept, value.device)]
     return type(output)(**fields)
 
 

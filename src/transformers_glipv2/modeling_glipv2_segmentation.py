@@ -210,7 +210,7 @@ class GLIPv2ForInstanceSegmentation(GLIPv2FreezableDetector, GLIPv2ForObjectDete
                 "width), one mask for each box."
             )
         # Chosen where the labels are: on the CPU, a GPU is not waited for.
-        known = masked_objects(label).nonzero()[:, 0].to(masks.device)
+        known = masked_objects(label).to(masks.device)
         image_size = output.image_sizes[index]
         positive_map = to_device(label["positive_map"][known], device)
         gt_boxes = denormalize_boxes(to_device(label["boxes"][known], device), image_size)

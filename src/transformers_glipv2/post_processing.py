@@ -151,7 +151,7 @@ def check_target_sizes(target_sizes: Any, num_images: int) -> list[tuple[float, 
     return sizes
 
 
-def check_aspect(target_sizes: Sequence[tuple[float, float]], image_sizes: Sequence[Sequence[float]]) -> None:
+def check_aspect(target_sizes: Sequence[Sequence[float]], image_sizes: Sequence[Sequence[float]]) -> None:
     """
     Raises ValueError for a target size that is (width, height).
 

@@ -390,13 +390,14 @@ class GLIPv2Processor(ProcessorMixin):
             positive_maps.append(named.repeat_interleave(counts, dim=0))
             boxes.append(torch.cat([torch.zeros(0, 4), *(phrase["boxes"] for phrase in found)]))
         logits, sizes = predict_mask_logits(outputs, boxes, positive_maps, target_sizes, model)
+        found = [
+            referring_masks(phrases, own, size, mask_threshold)
+            for phrases, own, size in zip(results, logits, sizes, strict=True)
+        ]
         # Masks stay on the CPU.
         return [
-            [{**phrase, "mask": mask} for phrase, mask in zip(on_device_of(outputs.logits, found), own, strict=True)]
-            for found, own in (
-                (found, referring_masks(found, own, size, mask_threshold))
-                for found, own, size in zip(results, logits, sizes, strict=True)
-            )
+            [{**moved, "mask": one["mask"]} for moved, one in zip(on_device_of(outputs.logits, own), own, strict=True)]
+            for own in found
         ]
 
     @property
@@ -454,7 +455,7 @@ class GLIPv2Processor(ProcessorMixin):
             maps.append(self._phrase_map(seen[index], index, sentence, spans[-1]))
         limits = Limits(threshold, nms_threshold, top_k, pre_nms_threshold=pre_nms_threshold)
         found = iter(batch_detections(outputs, maps, sizes, limits, each_label=True, keeps_aspect=self._keeps_aspect))
-        results = []
+        results: list[list[dict[str, Any]]] = []
         for sentence, own in zip(sentences, spans, strict=True):
             results.append([])
             for start, end in own:

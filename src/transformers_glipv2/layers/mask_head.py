@@ -85,7 +85,7 @@ def pool_regions(
     # Coordinates do not fit half precision.
     boxes = torch.cat([boxes.float() for boxes in boxes_xyxy])
     levels = roi_levels(boxes, strides)
-    images = to_device(torch.repeat_interleave(counts), device)
+    images = to_device(torch.repeat_interleave(counts, output_size=len(boxes)), device)
     rois = torch.cat([images[:, None].float(), to_device(boxes, device)], dim=1)
     dtype = torch.float32 if feature_maps[0].dtype == torch.float16 else feature_maps[0].dtype
 
@@ -341,16 +341,17 @@ def masked_objects(label: Mapping[str, Any] | None) -> Tensor:
     tokens were cut off with the end of the text cannot be learned).
 
     Returns:
-        boolean `(n,)`, on the CPU; of no objects where the labels have no masks.
+        their indices, long `(n,)`, on the CPU; none where the labels have no masks.
     """
     if label is None or label.get("masks") is None:
-        return torch.zeros(0, dtype=torch.bool)
-    return (label["masks"].flatten(1).any(1).cpu()) & (label["positive_map"] > 0).any(1).cpu()
+        return torch.zeros(0, dtype=torch.long)
+    has_mask = label["masks"].flatten(1).any(1).cpu() & (label["positive_map"] > 0).any(1).cpu()
+    return has_mask.nonzero()[:, 0]
 
 
 def count_masked_objects(labels: Sequence[Mapping[str, Any] | None]) -> int:
     """How many masks a batch is trained on; `training_regions` takes so many objects of an image at most."""
-    return sum(min(int(masked_objects(label).sum()), REGIONS_PER_IMAGE) for label in labels)
+    return sum(min(len(masked_objects(label)), REGIONS_PER_IMAGE) for label in labels)
 
 
 def check_regions(boxes: Sequence[Tensor], positive_maps: Sequence[Tensor], batch: int, tokens: int) -> None:

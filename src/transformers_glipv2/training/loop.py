@@ -358,9 +358,9 @@ class StopSignal:
 
     def __init__(self, accelerator: Accelerator):
         self.several = accelerator.num_processes > 1
-        self.group = dist.new_group(backend="gloo") if self.several else None
+        self.group: Any = dist.new_group(backend="gloo") if self.several else None
         self.asked = torch.zeros(1)
-        self.agreed: tuple[torch.Tensor, dist.Work] | None = None
+        self.agreed: tuple[torch.Tensor, Any] | None = None
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
