@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
+# What neither is a view by its schema nor computes anything.
+NO_KERNEL = (aten.promote_types.default, aten._unsafe_view.default)
 COPIES = (aten._to_copy.default, aten.copy_.default)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 
@@ -109,7 +111,7 @@ class CountOperators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         is_view = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
-        if not is_view and func.namespace != "prim" and func is not aten.promote_types.default:
+        if not is_view and func.namespace != "prim" and func not in NO_KERNEL:
             self.counts[str(func)] = self.counts.get(str(func), 0) + 1
         return func(*args, **(kwargs or {}))
 

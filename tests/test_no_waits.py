@@ -7,10 +7,18 @@ import torch
 from transformers import masking_utils
 
 from tests.every_class import CASES, build, training_inputs
-from tests.no_waits import FakeGPU, NoWaits, WaitError
+from tests.no_waits import CountOperators, FakeGPU, NoWaits, WaitError
+from transformers_glipv2 import GLIPv2Config, GLIPv2ForObjectDetection
 from transformers_glipv2.boxes import to_device
-from transformers_glipv2.layers import input_checks, mask_head
-from transformers_glipv2.layers.input_checks import check_has_tokens, check_pixels, check_text, read_sizes
+from transformers_glipv2.layers import dyhead, input_checks, mask_head
+from transformers_glipv2.layers.fusion import GLIPv2BiAttention
+from transformers_glipv2.layers.input_checks import (
+    additive_mask,
+    check_has_tokens,
+    check_pixels,
+    check_text,
+    read_sizes,
+)
 from transformers_glipv2.layers.mask_head import masked_objects
 from transformers_glipv2.layers.prompt_tuning import GLIPv2PromptTunedTextEncoder
 from transformers_glipv2.losses import OnHost, classes_of_tokens, join_labels, masked_tokens
@@ -136,7 +144,7 @@ def test_a_tuned_prompt():
     torch.nn.init.ones_(encoder.offsets)
     with torch.no_grad():
         # A mask as it is made for a GPU.
-        output = encoder(ids, mask[:, None, None, :].bool()).last_hidden_state
+        output = encoder(ids, additive_mask(mask, torch.float32)[:, None, None, :]).last_hidden_state
         torch.testing.assert_close(output, encoder(ids, mask).last_hidden_state)
     gpu = FakeGPU()
     model.model.text_encoder = encoder
@@ -149,3 +157,16 @@ def test_a_tuned_prompt():
 def test_other_text_encoders(model_type):
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     run("model", text_config={"model_type": model_type, "vocab_size": 128, "max_position_embeddings": 80, **fields})
+
+
+def test_a_forward_pass_takes_few_operators(monkeypatch):
+    """Of the tiny size, at any size of the image: a GPU may compute faster than Python can ask it to."""
+    # The ways of a GPU, on the CPU: there attention is one operator, while tensors without values take it apart.
+    monkeypatch.setattr(GLIPv2BiAttention, "attend_by_chunk", GLIPv2BiAttention.attend_by_sdpa)
+    monkeypatch.setitem(dyhead.OUTPUTS_PER_CHUNK, "cpu", 1 << 20)
+    model = GLIPv2ForObjectDetection(GLIPv2Config.from_size("tiny")).eval()
+    input_ids = torch.randint(2000, 20000, (1, 22))
+    with torch.no_grad(), CountOperators() as counted:
+        model(torch.randn(1, 3, 128, 160), input_ids, attention_mask=torch.ones_like(input_ids))
+    # 2,267 when each level and branch was computed alone.
+    assert counted.total <= 1610

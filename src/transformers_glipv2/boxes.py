@@ -101,11 +101,13 @@ def anchor_grid(
     levels = []
     for (height, width), stride, size in zip(level_shapes, strides, sizes, strict=True):
         first_centre, half = (stride - 1) / 2, (size - 1) / 2
-        centre_x = torch.arange(width, device=device, dtype=dtype) * stride + first_centre
-        centre_y = torch.arange(height, device=device, dtype=dtype) * stride + first_centre
-        centre_y, centre_x = torch.meshgrid(centre_y, centre_x, indexing="ij")
-        corners = torch.stack((centre_x - half, centre_y - half, centre_x + half, centre_y + half), dim=-1)
-        levels.append(corners.flatten(0, 1))
+        # To half a step after the last centre, so that rounding adds none.
+        centre_y, centre_x = (
+            torch.arange(first_centre, first_centre + (side - 0.5) * stride, stride, device=device, dtype=dtype)
+            for side in (height, width)
+        )
+        centres = torch.stack(torch.meshgrid(centre_x, centre_y, indexing="xy"), dim=-1).flatten(0, 1)
+        levels.append(torch.cat((centres - half, centres + half), dim=-1))
     return torch.cat(levels)
 
 

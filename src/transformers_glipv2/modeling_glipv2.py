@@ -48,7 +48,7 @@ from .layers.feature_maps import (
 )
 from .layers.fusion import BOUND, GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
 from .layers.half_precision import avoid_float16
-from .layers.input_checks import check_pixels, check_text, image_sizes_of, read_sizes, ready_mask
+from .layers.input_checks import additive_mask, check_pixels, check_text, image_sizes_of, read_sizes, ready_mask
 from .losses import AnchorTargets, OnHost, detection_losses, match_anchors, unwrapped
 
 Labels = Sequence[Mapping[str, Any] | None] | OnHost
@@ -226,7 +226,8 @@ class GLIPv2TowerLayer(GradientCheckpointingLayer):
         Args:
             text: `(batch, tokens, text_dim)`.
             feature_maps: 5 x `(batch, d_model, H_l, W_l)`.
-            text_mask: boolean `(batch, tokens)`, `False` at padding; `None` when there is none.
+            text_mask: boolean `(batch, tokens)`, `False` at padding, or from `additive_mask`; `None` when there is
+                none.
             own_shapes: from `own_map_shapes`, to take each image alone, without its padding; `None` lets padding
                 take part.
             output_attentions: also return the fusion's two attention maps.
@@ -308,13 +309,16 @@ class GLIPv2DetectionHead(nn.Module):
             logits `(batch, anchors, tokens)`, centerness `(batch, anchors)`, box_deltas `(batch, anchors, 4)`;
             float32.
         """
-        deltas = [
-            self.box_predictor(feature_map) * scale
-            for feature_map, scale in zip(feature_maps, self.level_scales, strict=True)
-        ]
-        centerness = [self.centerness_predictor(feature_map) for feature_map in feature_maps]
-        logits = self.token_logits(flatten_levels(feature_maps), text)
-        return logits, flatten_levels(centerness).squeeze(-1).float(), flatten_levels(deltas).float()
+        regions = flatten_levels(feature_maps)
+        # The convolutions are 1x1, so all levels may be one map.
+        one_map = split_levels(regions, [(1, regions.shape[1])])[0]
+        deltas, centerness = (
+            predictor(one_map).flatten(2).transpose(1, 2)
+            for predictor in (self.box_predictor, self.centerness_predictor)
+        )
+        sizes = [feature_map.shape[-2] * feature_map.shape[-1] for feature_map in feature_maps]
+        scales = torch.cat([scale.expand(size) for scale, size in zip(self.level_scales, sizes, strict=True)])
+        return self.token_logits(regions, text), centerness.squeeze(-1).float(), (deltas * scales[:, None]).float()
 
     def token_logits(self, regions: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Dot products of regions `(batch, regions, d_model)` and tokens `(batch, tokens, text_dim)`, in float32."""
@@ -679,13 +683,13 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
             own_shapes = own_shapes * (len(image_sizes) // len(own_shapes))
 
         maps, text = feature_maps, text_features
-        text_mask = None if attention_mask is None else attention_mask.bool()
+        text_mask = None if attention_mask is None else additive_mask(attention_mask, text.dtype)
         locations = None
         if self.config.mask_padded_pixels:
             locations = location_mask(image_sizes, map_shapes(maps), self.config.anchor_strides)
         if not has_padding(own_shapes, maps):
             own_shapes = None
-        grid = neighbour_grid(maps) if own_shapes is None else None
+        grid = neighbour_grid(maps, self.config.dyconv_offset_mode) if own_shapes is None else None
         kept = selected_states(output_hidden_states, len(self.layers) + 1)
         # Only what is asked for: kept maps would be most of the tower's memory.
         text_states = [text if 0 in kept else None]

@@ -13,7 +13,8 @@ class GLIPv2ChunkedSwinMLP(SwinMLP):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(batch, locations, channels)` to the same."""
-        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        fits = hidden_states.device.type != "cpu" or hidden_states.shape[1] <= LOCATIONS_PER_CHUNK
+        if fits or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(hidden_states)
         output = torch.empty_like(hidden_states)
         for start in range(0, hidden_states.shape[1], LOCATIONS_PER_CHUNK):

@@ -142,7 +142,8 @@ def maps_without_text(
         The normalised maps before each fusion as one sequence, `(images, locations, d_model)`, and the final maps or
         `None`.
     """
-    shapes, sequences, grid = map_shapes(feature_maps), [], neighbour_grid(feature_maps)
+    shapes, sequences = map_shapes(feature_maps), []
+    grid = neighbour_grid(feature_maps, layers[0].dyconv.offset_mode)
     for index, layer in enumerate(layers):
         # The residual of a fusion is the normalised tensor: without text it is all that the block adds to.
         vision = layer.fusion.normalize_vision(flatten_levels(feature_maps))

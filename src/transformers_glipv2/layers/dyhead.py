@@ -5,7 +5,9 @@ From "Dynamic Head: Unifying Object Detection Heads with Attentions" (Dai et al.
 (Zhu et al., CVPR 2019) and "Dynamic ReLU" (Chen et al., ECCV 2020), as GLIP put them together.
 """
 
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,6 +95,8 @@ class SamplingGrid:
             1 where a convolution is for a level.
         fractions (`torch.FloatTensor` of shape `(convolutions, 1)`):
             1 / convolutions of the same target.
+        reads (`torch.LongTensor` of shape `(coarser outputs, 27)`, *optional*):
+            From `released_reads`.
     """
 
     level_shapes: list[tuple[int, int]]
@@ -106,6 +110,7 @@ class SamplingGrid:
     averages: torch.Tensor
     targets: torch.Tensor
     fractions: torch.Tensor
+    reads: torch.Tensor | None = None
 
 
 def sampling_grid(
@@ -113,56 +118,90 @@ def sampling_grid(
     branch_outputs: list[BranchOutput],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    read_released: bool = False,
 ) -> SamplingGrid:
     """
     Args:
         level_shapes: height and width of each level's map.
-        branch_outputs: the convolutions.
-        device: of the maps. All is made there, since a copy would make it wait.
+        branch_outputs: the convolutions; those of a branch are side by side, in the order of their levels.
+        device: of the maps.
         dtype: of positions.
+        read_released: also make `reads`.
     """
 
-    def full(sizes: list[int], values: list[float], of: torch.dtype = dtype) -> torch.Tensor:
-        parts = zip(sizes, values, strict=True)
-        return torch.cat([torch.full((size,), value, dtype=of, device=device) for size, value in parts])
-
-    sizes = [height * width for height, width in level_shapes]
-    pixels: dict[tuple[int, int], torch.Tensor] = {}
-    for shape in [one.shape for one in branch_outputs]:
-        if shape not in pixels:
-            pixels[shape] = torch.cartesian_prod(*(torch.arange(side, dtype=dtype, device=device) for side in shape))
-    centres = torch.cat(
-        [pixels[one.shape] * one.stride if one.stride > 1 else pixels[one.shape] for one in branch_outputs]
+    outputs = sum(one.size for one in branch_outputs)
+    shapes = torch.stack([numbers(sides, device) for sides in zip(*level_shapes, strict=True)], dim=-1)
+    sizes = shapes.prod(1)
+    runs = [list(run) for _, run in itertools.groupby(branch_outputs, key=lambda one: one.branch)]
+    sources, targets = (
+        torch.cat(
+            [torch.arange(first, first + len(run), device=device) for first, run in zip(firsts, runs, strict=True)]
+        )
+        for firsts in ([run[0].source for run in runs], [run[0].target for run in runs])
     )
+    strides = torch.cat([torch.full((len(run), 1), run[0].stride, device=device) for run in runs])
+    # Of each convolution, and from there of each output.
+    source_shapes = shapes.index_select(0, sources)
+    output_shapes = (source_shapes - 1) // strides + 1
+    counts = output_shapes.prod(1)
+    ends = counts.cumsum(0)
+    starts = (sizes.cumsum(0) - sizes).index_select(0, sources)
+    index = torch.arange(outputs, device=device)
+    segments = (index[:, None] >= ends).sum(1)
+    table = torch.cat([source_shapes, output_shapes, strides, torch.stack([ends - counts, starts], dim=1)], dim=1)
+    height, width, _, columns, stride, first, start = table.index_select(0, segments).unbind(1)
+    index = index - first
+    row = index // columns
+    centres = torch.stack([row, index - row * columns], dim=-1) * stride[:, None]
     tap = torch.arange(TAPS, device=device)
     taps = torch.stack([tap // 3, tap % 3], dim=-1) - 1
 
-    # Four numbers of each source, and from them those of each output.
-    numbers = [
-        [height - 1, width - 1, width, sum(sizes[:level])] for level, (height, width) in enumerate(level_shapes)
-    ]
-    table = full([1] * 4 * len(sizes), [number for row in numbers for number in row]).view(-1, 4)
-    counts = [one.size for one in branch_outputs]
-    sources = full(counts, [one.source for one in branch_outputs], torch.long)
-    segments = full(counts, [*range(len(counts))], torch.long)
-    last_row, last_column, width, start = table.index_select(0, sources)[:, :, None, None].unbind(1)
-
-    of_target = [[other for other in branch_outputs if other.target == one.target] for one in branch_outputs]
-    members = segments == torch.arange(len(counts), device=device)[:, None]
-    levels = full([1] * len(counts), [one.target for one in branch_outputs], torch.long)
+    members = segments == torch.arange(len(branch_outputs), device=device)[:, None]
+    of_target = targets == torch.arange(len(level_shapes), device=device)[:, None]
     return SamplingGrid(
         level_shapes=level_shapes,
         branch_outputs=branch_outputs,
-        positions=centres[:, None] + taps,
-        limits=torch.stack([last_row, last_column], dim=-1),
-        widths=width,
-        starts=start,
+        positions=(centres[:, None] + taps).to(dtype),
+        limits=(torch.stack([height, width], dim=-1) - 1).to(dtype)[:, None, None],
+        widths=width.to(dtype)[:, None, None],
+        starts=start.to(dtype)[:, None, None],
         steps=torch.arange(2, dtype=dtype, device=device)[:, None],
         segments=segments,
-        averages=members / full([1] * len(counts), counts)[:, None],
-        targets=(levels == torch.arange(len(level_shapes), device=device)[:, None]).to(dtype),
-        fractions=full([1] * len(counts), [1 / len(others) for others in of_target])[:, None],
+        averages=members / counts.to(dtype)[:, None],
+        targets=of_target.to(dtype),
+        fractions=1 / of_target.sum(1).to(dtype).index_select(0, targets)[:, None],
+        reads=released_reads(level_shapes, branch_outputs, device) if read_released else None,
     )
+
+
+def numbers(values: Iterable[int], device: torch.device) -> torch.Tensor:
+    """A few Python numbers as a tensor, made where it is needed: a copy would make the device wait."""
+    return torch.cat([torch.full((1,), value, device=device) for value in values])
+
+
+def released_reads(
+    level_shapes: list[tuple[int, int]], branch_outputs: list[BranchOutput], device: torch.device
+) -> torch.Tensor:
+    """
+    Where the offsets and masks of the coarser branch come from. The kernel of the original reads the larger map with
+    the strides of the smaller output, and released weights were trained so.
+
+    Returns:
+        long `(coarser outputs, 27)`: entries of the flattened `(locations, 27)` of all levels.
+    """
+    channels, starts = 3 * TAPS, [0]
+    for height, width in level_shapes:
+        starts.append(starts[-1] + height * width)
+    channel = torch.arange(channels, device=device)
+    first = (channel >= 2 * TAPS) * (2 * TAPS)
+    reads = []
+    for output in branch_outputs:
+        if output.branch == "coarser":
+            (height, width), start = level_shapes[output.target], starts[output.target]
+            entry = torch.arange(output.size, device=device)[:, None] + (channel - first) * output.size
+            location, read_channel = entry % (height * width), entry // (height * width)
+            reads.append((location + start) * channels + read_channel + first)
+    return torch.cat(reads)
 
 
 def bilinear_rows(
@@ -184,16 +223,15 @@ def bilinear_rows(
     # Taps start on whole pixels, so the offset alone says how far between two pixels a sample is.
     floor = offsets.detach().floor()
     fraction = offsets - floor
-    # A NaN has no position, and its weight is NaN anyway.
-    before = (floor + grid.positions).nan_to_num(0.0)
-    corners = before.unsqueeze(-2) + grid.steps
-    inside = corners.clamp(min=0).minimum(grid.limits)
+    corners = (floor + grid.positions).unsqueeze(-2) + grid.steps
+    # A NaN has no position, so these take the limit; its weight is NaN anyway.
+    inside = torch.fmin(torch.fmax(corners, grid.steps[0]), grid.limits)
     # Beyond the border all is zero.
     parts = torch.stack([1 - fraction, fraction], dim=-2) * (inside == corners)
     y, x = inside.unbind(-1)
     of_y, of_x = parts.unbind(-1)
     weights = (of_y * modulation.unsqueeze(-1)).unsqueeze(-1) * of_x.unsqueeze(-2)
-    rows = ((y * grid.widths).unsqueeze(-1) + (x + grid.starts).unsqueeze(-2)).int()
+    rows = torch.addcmul((x + grid.starts).unsqueeze(-2), y.unsqueeze(-1), grid.widths.unsqueeze(-1)).int()
     if len(rows) > 1:
         pixels = sum(height * width for height, width in grid.level_shapes)
         images = torch.arange(len(rows), dtype=torch.int32, device=rows.device) * pixels
@@ -477,7 +515,7 @@ class GLIPv2DyConv(nn.Module):
             The new maps, in the same shapes.
         """
         if grid is None:
-            grid = neighbour_grid(feature_maps)
+            grid = neighbour_grid(feature_maps, self.offset_mode)
         offsets, modulation = self._offsets(feature_maps, grid)
         if use_sampling(feature_maps[0].device):
             weights = {name: self.branches[name].conv() for name in ("same", "finer", "coarser")}
@@ -493,8 +531,13 @@ class GLIPv2DyConv(nn.Module):
     def _offsets(self, feature_maps: FeatureMaps, grid: SamplingGrid) -> tuple[torch.Tensor, torch.Tensor]:
         """Offsets and masks of all convolutions, `(batch, outputs, 18)` and `(batch, outputs, 9)`."""
         both = flatten_levels(tuple(self.offset(feature_map) for feature_map in feature_maps))
-        offsets, modulation = both[..., : 2 * TAPS], both[..., 2 * TAPS :].sigmoid()
         sizes = [height * width for height, width in grid.level_shapes]
+        if grid.reads is not None:
+            reads = grid.reads.flatten().expand(len(both), -1)
+            coarser = both.flatten(1).gather(1, reads).unflatten(1, grid.reads.shape)
+            both = torch.cat([both, both[:, sizes[0] :], coarser], dim=1)
+            return both[..., : 2 * TAPS], both[..., 2 * TAPS :].sigmoid()
+        offsets, modulation = both[..., : 2 * TAPS], both[..., 2 * TAPS :].sigmoid()
         levels = list(zip(offsets.split(sizes, dim=1), modulation.split(sizes, dim=1), strict=True))
         fitted = [(offsets, modulation)]
         for output in grid.branch_outputs[len(sizes) :]:
@@ -546,8 +589,8 @@ class GLIPv2DyConv(nn.Module):
             strength = self.branch_attention(pooled.transpose(1, 2).unsqueeze(-1).to(dtype))
             strength = F.hardsigmoid(F.relu(strength[:, 0].to(pooled.dtype))) * grid.fractions.to(pooled.dtype)
             scale = scale * strength
-            targets = grid.targets.to(pooled.dtype)
-            shift, mean = targets @ (shift * strength), targets @ (pooled * strength)
+            both = torch.cat([shift, pooled], dim=-1) * strength
+            shift, mean = (grid.targets.to(both.dtype).expand(len(both), -1, -1) @ both).chunk(2, dim=-1)
             slope_1, bias_1, slope_2, bias_2 = (
                 one.to(pooled.dtype).unsqueeze(2) for one in self.activation(mean.to(dtype))
             )
@@ -612,12 +655,19 @@ def resize(feature_map: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return F.interpolate(feature_map, size=(height, width), mode="bilinear", align_corners=True)
 
 
-def neighbour_grid(feature_maps: FeatureMaps) -> SamplingGrid:
-    """The grid of the dynamic convolutions over maps of these shapes."""
+def neighbour_grid(feature_maps: FeatureMaps, offset_mode: str) -> SamplingGrid:
+    """
+    The grid of the dynamic convolutions over maps of these shapes.
+
+    Args:
+        feature_maps: any maps of these shapes.
+        offset_mode: `config.dyconv_offset_mode`.
+    """
     shapes, first = map_shapes(feature_maps), feature_maps[0]
-    return sampling_grid(
-        shapes, neighbour_outputs(shapes), first.device, torch.promote_types(first.dtype, torch.float32)
-    )
+    outputs, dtype = neighbour_outputs(shapes), torch.promote_types(first.dtype, torch.float32)
+    # Unless each level is half as large as the finer one, outputs have sizes of their own.
+    halves = all(one.shape == shapes[one.target] for one in outputs if one.branch == "finer")
+    return sampling_grid(shapes, outputs, first.device, dtype, halves and offset_mode == "released")
 
 
 def init_dyconv(module: GLIPv2DyConv, config: GLIPv2Config):

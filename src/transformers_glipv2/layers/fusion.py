@@ -11,6 +11,7 @@ from transformers import initialization as init
 
 from ..configuration_glipv2 import GLIPv2Config
 from .half_precision import avoid_float16
+from .input_checks import additive_mask
 
 # The original bounds its scores and activations so that half precision survives.
 BOUND = 50000.0
@@ -90,7 +91,8 @@ class GLIPv2BiAttention(nn.Module):
         Args:
             vision: `(batch, locations, d_model)`, all levels, P3 first.
             text: `(batch, tokens, text_dim)`.
-            text_mask: boolean `(batch, tokens)`, `False` at tokens that no location may attend to.
+            text_mask: boolean `(batch, tokens)`, `False` at tokens that no location may attend to; or what is added to
+                their scores, from `additive_mask`.
             output_attentions: also return the probabilities.
             vision_sees_text: `False` keeps the locations independent of the tokens (captioning); the tokens still
                 attend to the locations.
@@ -134,7 +136,7 @@ class GLIPv2BiAttention(nn.Module):
         # The residual is the normalised tensor, in the original too.
         if vision_sees_text:
             vision = torch.addcmul(vision, self.vision_gamma, vision_update)
-        text = text + self.text_gamma * self.text_out(text_update)
+        text = torch.addcmul(text, self.text_gamma, self.text_out(text_update))
         return vision, text, attentions
 
     def can_absorb(self) -> bool:
@@ -306,7 +308,7 @@ def attend_in_chunks(
         vision: `(locations, d_model)`.
         keys, values: absorbed projections of the tokens, at least float32 `(heads * tokens, d_model)`.
         biases: of the scores, at least float32 `(heads * tokens,)`.
-        text_mask: boolean `(tokens,)`.
+        text_mask: `(tokens,)`, boolean or added to scores.
         num_heads: heads in `keys`.
 
     Returns:
@@ -339,9 +341,12 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def masked_softmax(scores: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
-    """Softmax of `(..., queries, keys)` that leaves out the keys where `mask`, `(..., keys)`, is `False`."""
+    """
+    Softmax of `(..., queries, keys)` that leaves out the keys where `mask`, `(..., keys)`, is `False` or lowest.
+    """
     if mask is not None:
-        scores = scores.masked_fill(~mask.unsqueeze(-2), torch.finfo(scores.dtype).min)
+        mask = mask if mask.is_floating_point() else additive_mask(mask, scores.dtype)
+        scores = scores + mask.unsqueeze(-2)
     return scores.softmax(dim)
 
 
@@ -399,8 +404,9 @@ class GLIPv2FusedTextLayer(nn.Module):
         """
         Args:
             text: `(batch, tokens, text_dim)`.
-            mask: boolean, `(batch, 1, 1, keys)` or `(batch, 1, tokens, keys)`, `False` at what may not be attended
-                to; keys are those of `past` and then the tokens. `None` lets every token attend to every key.
+            mask: `(batch, 1, 1, keys)` or `(batch, 1, tokens, keys)`, boolean and `False` at what may not be attended
+                to, or added to scores; keys are those of `past` and then the tokens. `None` lets every token attend
+                to every key.
             past: for decoding step by step. Keys and values of earlier tokens, each `(batch, heads, earlier,
                 head_dim)`, or an empty tuple at the first step. `None` when nothing need be kept.
 
@@ -410,7 +416,8 @@ class GLIPv2FusedTextLayer(nn.Module):
         """
         attended, present = self.attention(text, mask, () if past is None else past)
         text = self.attention_norm(text + self._drop(attended))
-        hidden = F.gelu(self.intermediate(text).clamp(-BOUND, BOUND)).clamp(-BOUND, BOUND)
+        # What is bounded stays so in the activation.
+        hidden = F.gelu(self.intermediate(text).clamp(-BOUND, BOUND))
         output = self._drop(self.output(hidden)).clamp(-BOUND, BOUND)
         text = self.output_norm(text + output).clamp(-BOUND, BOUND)
         return text if past is None else (text, present)

@@ -86,16 +86,25 @@ def read_sizes(image_sizes: torch.Tensor) -> list[tuple[int, int]]:
     return [(height, width) for height, width in image_sizes.tolist()]
 
 
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """
+    A mask of 1 and 0 as what is added to scores: 0 and the lowest number. Attention makes it of each boolean mask that
+    it is given, in three steps.
+    """
+    return (1 - mask.to(dtype)) * torch.finfo(dtype).min
+
+
 def ready_mask(attention_mask: torch.Tensor | None, encoder: PreTrainedModel) -> torch.Tensor | None:
     """
-    The mask of texts `(batch, tokens)` as `(batch, 1, 1, tokens)`, boolean, where transformers would wait for a GPU to
-    see whether anything is padded. Encoders without `scaled_dot_product_attention` make what they need themselves.
+    The mask of texts `(batch, tokens)` as `additive_mask` `(batch, 1, 1, tokens)`, where transformers would wait for a
+    GPU to see whether anything is padded. Encoders without `scaled_dot_product_attention` make what they need
+    themselves.
     """
     if attention_mask is None or attention_mask.device.type == "cpu":
         return attention_mask
     if encoder.config._attn_implementation != "sdpa":
         return attention_mask
-    return attention_mask.bool()[:, None, None, :]
+    return additive_mask(attention_mask, encoder.get_input_embeddings().weight.dtype)[:, None, None, :]
 
 
 def check_text(
@@ -167,6 +176,7 @@ def check_keywords(given: Iterable[str], known: Iterable[str], function: Callabl
 
 
 __all__ = [
+    "additive_mask",
     "can_read",
     "check_has_tokens",
     "check_keywords",

@@ -63,7 +63,7 @@ class GLIPv2PromptTunedTextEncoder(nn.Module):
         if attention_mask is not None and attention_mask.ndim == 4:
             if attention_mask.shape[2] != 1:
                 return outputs  # a caption, which is read causally, is not the prompt
-            attention_mask = attention_mask[:, 0, 0]
+            attention_mask = attention_mask[:, 0, 0] == 0  # what is added to scores
         is_prompt = self._is_prompt(input_ids, attention_mask)
         added = self._padded_offsets(input_ids.shape[1]) * is_prompt[:, None, None].to(self.offsets.dtype)
         outputs.last_hidden_state = outputs.last_hidden_state + added
