@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from fsspec.core import has_magic, url_to_fs
@@ -62,9 +62,10 @@ def load_webdataset(
     if shuffle_buffer:
         dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
     name = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more shards"
-    return from_hf_dataset(
+    examples = from_hf_dataset(
         dataset, box_format=box_format, columns=columns, class_names=class_names, policy=policy, name=name
     )
+    return cast(ImageStream, examples)
 
 
 def find_shards(path: str | Path | Sequence[str | Path]) -> list[str]:
@@ -105,7 +106,8 @@ def _examples_of(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Names of examples, and the contents of their files by lower-case suffix."""
     try:
         with fsspec.open(shard, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-            key, files = "", {}
+            key = ""
+            files: dict[str, bytes] = {}
             for member in archive:
                 if not member.isfile() or Path(member.name).name.startswith("."):
                     continue

@@ -320,7 +320,8 @@ def loading_problem(folder: Path, kind: type[PreTrainedModel], head: str, stored
         stored: those in the folder.
     """
     # Names on disk may be those of older versions, so loading alone tells whether all is there.
-    model, loading = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    loaded: Any = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    model, loading = loaded
     known = model.state_dict().keys()
     loading["unexpected_keys"] = {*loading["unexpected_keys"], *(name for name in stored if name not in known)}
     for what, keys in loading.items():

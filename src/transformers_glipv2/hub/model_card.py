@@ -39,7 +39,7 @@ def read_results(entries: list[dict[str, Any]], folder: Path) -> tuple[list[Eval
     """
     results: list[EvalResult] = []
     missing: list[str] = []
-    names: dict[str, str] = {}
+    names: dict[tuple[Any, ...], str] = {}
     for entry in entries:
         fields = dict(entry)
         file, keys, command = folder / fields.pop("file"), fields.pop("keys"), fields.pop("command")

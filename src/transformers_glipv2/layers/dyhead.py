@@ -282,7 +282,7 @@ def sampled_deform_conv2d(
     stride: int = 1,
 ) -> torch.Tensor:
     """As `modulated_deform_conv2d`, by `sample_convolutions`."""
-    shape = tuple(offsets.shape[-2:])
+    shape = (offsets.shape[-2], offsets.shape[-1])
     outputs = [BranchOutput("same", 0, 0, stride, shape)]
     dtype = torch.promote_types(feature_map.dtype, torch.float32)
     grid = sampling_grid(map_shapes((feature_map,)), outputs, feature_map.device, dtype)
@@ -545,9 +545,11 @@ class GLIPv2DyConv(nn.Module):
             if shape == output.shape:
                 fitted.append(own)
                 continue
-            maps = (one.transpose(1, 2).unflatten(2, shape) for one in own)
-            fitted.append(tuple(one.flatten(2).transpose(1, 2) for one in self._fit(*maps, *output.shape)))
-        return tuple(torch.cat(parts, dim=1) for parts in zip(*fitted, strict=True))  # type: ignore[return-value]
+            maps = [one.transpose(1, 2).unflatten(2, shape) for one in own]
+            offset, mask = self._fit(maps[0], maps[1], *output.shape)
+            fitted.append((offset.flatten(2).transpose(1, 2), mask.flatten(2).transpose(1, 2)))
+        of_all = zip(*fitted, strict=True)
+        return torch.cat(next(of_all), dim=1), torch.cat(next(of_all), dim=1)
 
     def _convolve_each(
         self, feature_maps: FeatureMaps, offsets: torch.Tensor, modulation: torch.Tensor, grid: SamplingGrid
@@ -557,11 +559,11 @@ class GLIPv2DyConv(nn.Module):
         fitted = zip(grid.branch_outputs, split_levels(offsets, shapes), split_levels(modulation, shapes), strict=True)
         outputs = []
         for output, own_offsets, own_modulation in fitted:
-            weights = self.branches[output.branch].conv()
+            weight, bias = self.branches[output.branch].conv()
             source = feature_maps[output.source]
-            outputs.append(modulated_deform_conv2d(source, own_offsets, own_modulation, *weights, output.stride))
-        outputs = flatten_levels(tuple(outputs))
-        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            outputs.append(modulated_deform_conv2d(source, own_offsets, own_modulation, weight, bias, output.stride))
+        of_all = flatten_levels(tuple(outputs))
+        return of_all.to(torch.promote_types(of_all.dtype, torch.float32))
 
     def _mix(self, outputs: torch.Tensor, grid: SamplingGrid, dtype: torch.dtype) -> list[torch.Tensor]:
         """
