@@ -38,6 +38,7 @@ from .batching import (
 )
 from .encoded_prompts import TOKENIZER_LOCK, EncodedPrompt, encode_labels, max_prompt_tokens
 from .model_checks import check_model
+from .onnx_backend import OnnxNetwork, check_backend
 from .options import LABEL_OPTIONS, MASK_OPTIONS, SHARED_OPTIONS, DetectorOptions
 from .text_features import TextFeatureCache
 from .text_results import decode_captions, fitting_part, top_answers
@@ -65,6 +66,8 @@ class Detector:
     Args:
         model: `GLIPv2ForObjectDetection` or another model with its outputs, in evaluation mode.
         processor (`GLIPv2Processor`).
+        backend: `"torch"`, or `"onnx"` to compute boxes with ONNX Runtime on the CPU, which needs the extra `export`;
+            the first time for a model's weights it exports them, see [`OnnxNetwork`].
         options: fields of [`DetectorOptions`], the defaults of all calls.
 
     Raises:
@@ -103,11 +106,14 @@ class Detector:
         model = model_class.from_pretrained(folder).eval()
         return cls(model if device is None else model.to(device), GLIPv2Processor.from_pretrained(folder), **options)
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, **options: Any):
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, backend: str = "torch", **options: Any):
+        check_backend(backend)
         check_model(model)
         self.model = model
         self.processor = processor
         self.options = DetectorOptions().updated(options)
+        # What gives image features and boxes.
+        self.network = OnnxNetwork(model) if backend == "onnx" else model
         self.text_features = TextFeatureCache(TEXT_CACHE_SIZE)
 
     # Calls -----------------------------------------------------------------------------------------------------------
@@ -365,7 +371,7 @@ class Detector:
 
     def image_features(self, batch: list[PreparedImage]) -> ModelOutput:
         """Features of images of one size."""
-        return self.model.get_image_features(*stack_images(batch, self.model.device))
+        return self.network.get_image_features(*stack_images(batch, self.model.device))
 
     def text_inputs(self, sentences: list[str]) -> dict[str, Tensor]:
         """The model's inputs of sentences, padded to the longest."""
@@ -609,7 +615,7 @@ class Detector:
     @property
     def _find_boxes(self) -> Callable[..., ModelOutput]:
         # `forward` of a captioning model gives tokens, and its `ground` the boxes.
-        return getattr(self.model, "ground", self.model)
+        return getattr(self.network, "ground", self.network)
 
     def _prompt_inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
         """Text features of prompts, padded on the right to the longest, kept from call to call."""

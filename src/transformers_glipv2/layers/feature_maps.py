@@ -19,8 +19,10 @@ def flatten_levels(feature_maps: FeatureMaps) -> torch.Tensor:
 def split_levels(sequence: torch.Tensor, level_shapes: list[tuple[int, int]]) -> FeatureMaps:
     """The inverse of `flatten_levels`: `(batch, locations, channels)` to maps `(batch, channels, H_l, W_l)`."""
     levels = sequence.split([height * width for height, width in level_shapes], dim=1)
+    # Not `unflatten`, which ONNX graphs would keep the sizes of.
     return tuple(
-        level.unflatten(1, shape).permute(0, 3, 1, 2) for level, shape in zip(levels, level_shapes, strict=True)
+        level.reshape(level.shape[0], *shape, level.shape[-1]).permute(0, 3, 1, 2)
+        for level, shape in zip(levels, level_shapes, strict=True)
     )
 
 
