@@ -6,7 +6,7 @@ import torch
 from tests.tiny import tiny_config
 from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import Detector, GLIPv2ForInstanceSegmentation
-from transformers_glipv2.inference import onnx_backend
+from transformers_glipv2.inference import onnx_backend, onnx_graphs
 
 pytest.importorskip("onnxruntime", reason="the backend needs onnxruntime")
 pytest.importorskip("onnx", reason="the backend needs onnx")
@@ -116,8 +116,8 @@ def test_exported_once_for_its_weights(model, cache, detectors, monkeypatch):
 
 def test_a_graph_that_differs_is_refused_and_not_kept(model, detectors, tmp_path, monkeypatch):
     """Whatever the exporter gets wrong, a graph is compared with PyTorch before it is put into the cache."""
-    real = onnx_backend.deform_conv_node
-    monkeypatch.setattr(onnx_backend, "deform_conv_node", lambda graph, *inputs: graph.op("Neg", real(graph, *inputs)))
+    real = onnx_graphs.deform_conv_node
+    monkeypatch.setattr(onnx_graphs, "deform_conv_node", lambda graph, *inputs: graph.op("Neg", real(graph, *inputs)))
     with pytest.raises(ValueError, match="'tower' does not compute what PyTorch does"):
         onnx_backend.OnnxNetwork(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
