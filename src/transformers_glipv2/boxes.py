@@ -98,17 +98,18 @@ def anchor_grid(
             f"`level_shapes` ({len(level_shapes)}), `strides` ({len(strides)}) and `sizes` ({len(sizes)}) must have "
             "one entry per level."
         )
-    levels = []
+    centres, halves = [], []
     for (height, width), stride, size in zip(level_shapes, strides, sizes, strict=True):
-        first_centre, half = (stride - 1) / 2, (size - 1) / 2
+        first_centre = (stride - 1) / 2
         # To half a step after the last centre, so that rounding adds none.
         centre_y, centre_x = (
             torch.arange(first_centre, first_centre + (side - 0.5) * stride, stride, device=device, dtype=dtype)
             for side in (height, width)
         )
-        centres = torch.stack(torch.meshgrid(centre_x, centre_y, indexing="xy"), dim=-1).flatten(0, 1)
-        levels.append(torch.cat((centres - half, centres + half), dim=-1))
-    return torch.cat(levels)
+        centres.append(torch.stack(torch.meshgrid(centre_x, centre_y, indexing="xy"), dim=-1).flatten(0, 1))
+        halves.append(torch.full((height * width, 1), (size - 1) / 2, device=device, dtype=dtype))
+    centre, half = torch.cat(centres), torch.cat(halves)
+    return torch.cat((centre - half, centre + half), dim=-1)
 
 
 def _centres_and_sizes(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:

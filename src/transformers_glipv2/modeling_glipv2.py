@@ -29,7 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones.chunked_mlp import chunk_mlps
+from .backbones.faster_layers import use_faster_layers
 from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
 from .configuration_glipv2 import GLIPv2Config
 from .inference.model_checks import record_new_weights
@@ -487,7 +487,7 @@ class GLIPv2Model(GLIPv2PreTrainedModel):
     def __init__(self, config: GLIPv2Config):
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)
-        chunk_mlps(self.backbone)
+        use_faster_layers(self.backbone)
         self.neck = GLIPv2FeaturePyramid(config, self.backbone.channels)
         self.text_encoder = build_text_encoder(config.text_config)
         self.layers = nn.ModuleList(GLIPv2TowerLayer(config) for _ in range(config.num_fusion_layers))

@@ -123,7 +123,8 @@ def sampling_grid(
     """
     Args:
         level_shapes: height and width of each level's map.
-        branch_outputs: the convolutions; those of a branch are side by side, in the order of their levels.
+        branch_outputs: the convolutions; those of a branch are side by side, in the order of their levels, and the
+            coarser branch is the last.
         device: of the maps.
         dtype: of positions.
         read_released: also make `reads`.
@@ -145,10 +146,11 @@ def sampling_grid(
     output_shapes = (source_shapes - 1) // strides + 1
     counts = output_shapes.prod(1)
     ends = counts.cumsum(0)
-    starts = (sizes.cumsum(0) - sizes).index_select(0, sources)
+    starts = sizes.cumsum(0) - sizes
     index = torch.arange(outputs, device=device)
     segments = (index[:, None] >= ends).sum(1)
-    table = torch.cat([source_shapes, output_shapes, strides, torch.stack([ends - counts, starts], dim=1)], dim=1)
+    ranges = torch.stack([ends - counts, starts.index_select(0, sources)], dim=1)
+    table = torch.cat([source_shapes, output_shapes, strides, ranges], dim=1)
     height, width, _, columns, stride, first, start = table.index_select(0, segments).unbind(1)
     index = index - first
     row = index // columns
@@ -156,6 +158,12 @@ def sampling_grid(
     tap = torch.arange(TAPS, device=device)
     taps = torch.stack([tap // 3, tap % 3], dim=-1) - 1
 
+    reads = None
+    if read_released:
+        coarser = sum(one.size for one in branch_outputs if one.branch == "coarser")
+        own = torch.stack([counts, sizes.index_select(0, targets), starts.index_select(0, targets)], dim=1)
+        of_outputs = own.index_select(0, segments[-coarser:]).split(1, dim=1)
+        reads = released_reads(index[-coarser:, None], *of_outputs)
     members = segments == torch.arange(len(branch_outputs), device=device)[:, None]
     of_target = targets == torch.arange(len(level_shapes), device=device)[:, None]
     return SamplingGrid(
@@ -170,7 +178,7 @@ def sampling_grid(
         averages=members / counts.to(dtype)[:, None],
         targets=of_target.to(dtype),
         fractions=1 / of_target.sum(1).to(dtype).index_select(0, targets)[:, None],
-        reads=released_reads(level_shapes, branch_outputs, device) if read_released else None,
+        reads=reads,
     )
 
 
@@ -180,28 +188,26 @@ def numbers(values: Iterable[int], device: torch.device) -> torch.Tensor:
 
 
 def released_reads(
-    level_shapes: list[tuple[int, int]], branch_outputs: list[BranchOutput], device: torch.device
+    index: torch.Tensor, count: torch.Tensor, target_size: torch.Tensor, target_start: torch.Tensor
 ) -> torch.Tensor:
     """
     Where the offsets and masks of the coarser branch come from. The kernel of the original reads the larger map with
     the strides of the smaller output, and released weights were trained so.
 
+    Args:
+        index: long `(coarser outputs, 1)`, of an output among those of its convolution.
+        count: outputs of the convolution, in the same shape.
+        target_size, target_start: locations of the convolution's target, and those before it, in the same shape.
+
     Returns:
         long `(coarser outputs, 27)`: entries of the flattened `(locations, 27)` of all levels.
     """
-    channels, starts = 3 * TAPS, [0]
-    for height, width in level_shapes:
-        starts.append(starts[-1] + height * width)
-    channel = torch.arange(channels, device=device)
+    channel = torch.arange(3 * TAPS, device=index.device)
+    # Offsets and masks are maps of their own.
     first = (channel >= 2 * TAPS) * (2 * TAPS)
-    reads = []
-    for output in branch_outputs:
-        if output.branch == "coarser":
-            (height, width), start = level_shapes[output.target], starts[output.target]
-            entry = torch.arange(output.size, device=device)[:, None] + (channel - first) * output.size
-            location, read_channel = entry % (height * width), entry // (height * width)
-            reads.append((location + start) * channels + read_channel + first)
-    return torch.cat(reads)
+    entry = torch.addcmul(index, channel - first, count)
+    location = entry % target_size + target_start
+    return torch.add(entry // target_size + first, location, alpha=3 * TAPS)
 
 
 def bilinear_rows(
@@ -480,9 +486,11 @@ class GLIPv2DynamicReLU(nn.Module):
 
     def forward(self, means: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Means over maps, `(batch, levels, channels)`, to a1, b1, a2 and b2, each in the same shape."""
-        hidden = F.hardsigmoid(self.expand(F.relu(self.reduce(means)))) - 0.5
-        slope_1, bias_1, slope_2, bias_2 = hidden.chunk(4, dim=-1)
-        return 2 * slope_1 + 1, bias_1, 2 * slope_2, bias_2
+        hidden = F.hardsigmoid(self.expand(F.relu(self.reduce(means))))
+        # All four are around 0 but for a1, which is around 1.
+        slope_1, others = hidden.tensor_split([means.shape[-1]], dim=-1)
+        bias_1, slope_2, bias_2 = (others - 0.5).chunk(3, dim=-1)
+        return 2 * slope_1, bias_1, 2 * slope_2, bias_2
 
 
 class GLIPv2DyConv(nn.Module):
@@ -590,8 +598,9 @@ class GLIPv2DyConv(nn.Module):
             pooled = torch.addcmul(shift, torch.stack(resized_means, dim=1), scale)
             strength = self.branch_attention(pooled.transpose(1, 2).unsqueeze(-1).to(dtype))
             strength = F.hardsigmoid(F.relu(strength[:, 0].to(pooled.dtype))) * grid.fractions.to(pooled.dtype)
-            scale = scale * strength
-            both = torch.cat([shift, pooled], dim=-1) * strength
+            scale, both = (torch.cat([scale, shift, pooled], dim=-1) * strength).tensor_split(
+                [scale.shape[-1]], dim=-1
+            )
             shift, mean = (grid.targets.to(both.dtype).expand(len(both), -1, -1) @ both).chunk(2, dim=-1)
             slope_1, bias_1, slope_2, bias_2 = (
                 one.to(pooled.dtype).unsqueeze(2) for one in self.activation(mean.to(dtype))
@@ -629,7 +638,8 @@ class GLIPv2DyConv(nn.Module):
             for of_outputs in zip(*(affine[output.branch] for output in grid.branch_outputs), strict=True)
         )
         scale = (group_variances + norm.eps).rsqrt() * weight.unflatten(-1, groups)
-        return means, scale.flatten(-2), bias - (group_means * scale).flatten(-2)
+        shift = torch.addcmul(bias.unflatten(-1, groups), group_means, scale, value=-1)
+        return means, scale.flatten(-2), shift.flatten(-2)
 
     def _fit(
         self, offsets: torch.Tensor, modulation: torch.Tensor, height: int, width: int
