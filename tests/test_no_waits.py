@@ -1,9 +1,11 @@
 """No forward pass makes a GPU wait: checked on tensors that say they are on one, and have no values to be read."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import masking_utils
 
 from tests.every_class import CASES, build, training_inputs
@@ -19,10 +21,12 @@ from transformers_glipv2.layers.input_checks import (
     check_text,
     read_sizes,
 )
-from transformers_glipv2.layers.mask_head import masked_objects
+from transformers_glipv2.layers.mask_head import count_masked_objects, masked_objects
 from transformers_glipv2.layers.prompt_tuning import GLIPv2PromptTunedTextEncoder
 from transformers_glipv2.losses import OnHost, classes_of_tokens, join_labels, masked_tokens
 from transformers_glipv2.modeling_glipv2_joint import indices_of
+from transformers_glipv2.training import TrainingPlan, WeightAverage, parameter_groups
+from transformers_glipv2.training.loop import training_step
 
 INPUTS = ("pixel_values", "pixel_mask", "input_ids", "attention_mask")
 
@@ -78,6 +82,28 @@ def test_training_step(case, monkeypatch):
     with NoWaits([to_device, *of_labels, *of_texts], cpu_data=True):
         output = model(**inputs)
         output.loss.backward()
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("case", ["detection", "pre-training", "segmentation", "answers"])
+def test_optimizer_step(case, accumulation_steps, monkeypatch):
+    """Of the training loop: counts over micro-batches, gradients, clipping, the fused optimizer and the average."""
+    for module in (input_checks, mask_head):
+        monkeypatch.setattr(module, "can_read", lambda tensor: False)
+    accelerator = Accelerator(cpu=True)
+    model = build(case)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3), fused=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    average = WeightAverage(model, 0.9)
+    plan = TrainingPlan(Path("unused"), 1, accumulation_steps=accumulation_steps)
+    before = model.detection_head.box_predictor.weight.detach().clone()
+    of_labels = [join_labels, classes_of_tokens, masked_tokens, masked_objects, count_masked_objects]
+    of_texts = [masking_utils.create_bidirectional_mask, masking_utils._ignore_bidirectional_mask_sdpa]
+    with NoWaits([to_device, *of_labels, *of_texts], cpu_data=True):
+        batches = iter([training_inputs(case)] * accumulation_steps)
+        training_step(accelerator, model, optimizer, batches, plan, 0)
+        average.update(model)
+    assert not torch.equal(before, model.detection_head.box_predictor.weight)
 
 
 @pytest.mark.parametrize("overrides", [{"dyconv_offset_mode": "resized"}, {"use_fusion": False}])

@@ -11,6 +11,7 @@ from torch import nn
 from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import Detector
 from transformers_glipv2.inference import detector as detector_module
+from transformers_glipv2.inference import text_features
 from transformers_glipv2.inference.text_features import TextFeatureCache
 from transformers_glipv2.layers.prompt_tuning import add_prompt_tuning
 
@@ -103,9 +104,16 @@ def test_the_cache_is_bounded(monkeypatch):
     assert counted.texts == 5
 
 
+@pytest.fixture(params=[True, False], ids=["cpu", "as-gpu"])
+def readable(request, monkeypatch):
+    """Whether values can be read without waiting."""
+    if not request.param:
+        monkeypatch.setattr(text_features, "can_read", lambda tensor: False)
+
+
 @pytest.mark.parametrize("change", ["in place", "through data", "loaded", "replaced", "cast", "moved"])
 @torch.no_grad()
-def test_changed_weights(change):
+def test_changed_weights(change, readable):
     counted = Counted()
     before = counted.scores()
     encoder = counted.model.model.text_encoder
@@ -127,6 +135,16 @@ def test_changed_weights(change):
     counted.assert_fresh()
     if change != "moved":
         assert not torch.equal(counted.scores()[:5], before[:5])
+
+
+def test_values_on_a_gpu_are_read_once_a_call(monkeypatch):
+    read = []
+    counted = Counted()
+    monkeypatch.setattr(text_features, "can_read", lambda tensor: False)
+    monkeypatch.setattr(text_features, "values_of", lambda tensors: read.append(len(list(tensors))) or ())
+    counted.detector.detect([natural_image()] * 3, LABELS, labels_per_prompt=2)
+    encoder = counted.detector._text_encoder
+    assert [count for count in read if count] == [len([*encoder.parameters(), *encoder.buffers()])]
 
 
 def test_autocast_on_and_off():

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput, logging
 
+from ..boxes import to_device
 from ..image_processing_glipv2 import ImageSource
 from ..layers.paste_masks import instance_masks
 from ..modeling_glipv2 import GLIPv2ForObjectDetection
@@ -226,7 +227,7 @@ class Detector:
 
         def respond(features: ModelOutput, batch: list[PreparedImage]) -> list[Any]:
             texts, spans = zip(*(image.asked for image in batch), strict=True)
-            outputs = self._find_boxes(image_features=features, **self.text_inputs(list(texts)))
+            outputs = self._read_texts(self._find_boxes, features, list(texts))
             return self.phrases(outputs, list(texts), [one.target_size for one in batch], limits, spans)
 
         def asked(index: int) -> tuple[str, Any]:
@@ -345,7 +346,7 @@ class Detector:
             respond: from `model.get_image_features` and the prepared images to a result for each.
             target_size: (height, width) to measure the image at an index in, or `None`.
         """
-        self._warn_in_training()
+        self._begin()
         # The image processor says which files and URLs may be opened.
         flat = (single for image in images for single in self.processor.image_processor.fetch_images(image))
         prepared = (
@@ -362,6 +363,7 @@ class Detector:
         self, prepared: Sequence[PreparedImage], respond: Callable[[ModelOutput, list[PreparedImage]], list[Any]]
     ) -> list[Any]:
         """As [`Detector.results`], for images that are prepared: all of them at once, by size."""
+        self._begin()
         return list(
             in_order(
                 (indices, respond(self.image_features(batch), batch))
@@ -374,9 +376,9 @@ class Detector:
         return self.network.get_image_features(*stack_images(batch, self.model.device))
 
     def text_inputs(self, sentences: list[str]) -> dict[str, Tensor]:
-        """The model's inputs of sentences, padded to the longest."""
+        """The model's inputs of sentences, padded to the longest; on the CPU."""
         with TOKENIZER_LOCK:
-            return dict(self.processor(text=sentences, return_tensors="pt").to(self.model.device))
+            return dict(self.processor(text=sentences, return_tensors="pt"))
 
     def phrase_limits(self, options: DetectorOptions, top_k: int, name: str = "top_k") -> dict[str, Any]:
         """Arguments of `processor.post_process_phrase_grounding`; `name` is what `top_k` is called, for errors."""
@@ -471,7 +473,7 @@ class Detector:
             For each image {"answers", and with `limits` "phrases"}, from one forward pass.
         """
         questions = [image.asked for image in batch]
-        outputs = self.model(image_features=features, **self.text_inputs(questions))
+        outputs = self._read_texts(self.model, features, questions)
         answers = top_answers(outputs.answer_logits, self.model.config.id2label, top_k)
         if limits is None:
             return [{"answers": own} for own in answers]
@@ -535,7 +537,7 @@ class Detector:
             with TOKENIZER_LOCK:
                 sentences = [fitting_part(captions[index], self.processor) for index in described]
             features = select_images(image_features, described)
-            outputs = self._find_boxes(image_features=features, **self.text_inputs(sentences))
+            outputs = self._read_texts(self._find_boxes, features, sentences)
             phrases = self.phrases(outputs, sentences, [target_sizes[index] for index in described], limits)
             for index, own in zip(described, phrases, strict=True):
                 results[index]["phrases"] = own
@@ -612,6 +614,17 @@ class Detector:
             features = select_images(features, indices)
         return self._find_boxes(image_features=features, **self._prompt_inputs(prompts))
 
+    def _read_texts(
+        self, forward: Callable[..., ModelOutput], features: ModelOutput, sentences: list[str]
+    ) -> ModelOutput:
+        """What `forward` gives for a sentence an image; texts stay on the CPU, where post-processing reads them."""
+        texts = self.text_inputs(sentences)
+        moved = {name: to_device(value, self.model.device) for name, value in texts.items()}
+        outputs = forward(image_features=features, **moved)
+        for name in ("input_ids", "attention_mask"):
+            outputs[name] = texts[name]
+        return outputs
+
     @property
     def _find_boxes(self) -> Callable[..., ModelOutput]:
         # `forward` of a captioning model gives tokens, and its `ground` the boxes.
@@ -622,7 +635,7 @@ class Detector:
         device = self.model.device
 
         def encode(ids: tuple[int, ...]) -> Tensor:
-            input_ids = torch.tensor([ids], device=device)
+            input_ids = to_device([ids], device)
             features = self.model.get_text_features(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
             return features if isinstance(features, Tensor) else features[0]
 
@@ -634,7 +647,7 @@ class Detector:
         for row, (key, own) in enumerate(zip(keys, kept, strict=True)):
             features[row, : len(key)] = own[0]
             attention_mask[row, : len(key)] = 1
-        return {"text_features": features, "attention_mask": attention_mask.to(device)}
+        return {"text_features": features, "attention_mask": to_device(attention_mask, device)}
 
     @property
     def _text_encoder(self) -> Any:
@@ -680,7 +693,9 @@ class Detector:
         for result, own in zip(results, together.split([len(own) for own in logits]), strict=True):
             result["mask_logits"] = own
 
-    def _warn_in_training(self) -> None:
+    def _begin(self) -> None:
+        """What each call looks at once, before its first batch."""
+        self.text_features.forget_changed(self._text_encoder)
         if self.model.training:
             logger.warning_once("The model is in training mode, so boxes are random; call `model.eval()` first.")
 

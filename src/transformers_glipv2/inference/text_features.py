@@ -2,11 +2,13 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..layers.input_checks import can_read
 
 # Values of each parameter that a fingerprint holds, spread evenly over it.
 SAMPLES = 16
@@ -38,6 +40,8 @@ def weights_fingerprint(module: nn.Module) -> Hashable | None:
     replacing a parameter changes its storage or dtype; writing through `.data`, which has no counter, changes sampled
     values. Adapters that are switched, merged or scaled, training mode, and autocast are part of it.
 
+    Values on a GPU are left out, as it would be waited for; see [`values_of`].
+
     Returns:
         A hashable value; `None` where the weights cannot be read (on the meta device, as of offloaded models), so that
         nothing may be kept.
@@ -53,11 +57,22 @@ def weights_fingerprint(module: nn.Module) -> Hashable | None:
         (tensor.data_ptr(), tensor.dtype, tensor.device, -1 if tensor.is_inference() else tensor._version)
         for tensor in tensors
     )
+    devices = tuple(dict.fromkeys(tensor.device.type for tensor in tensors))
+    return (
+        states,
+        adapters,
+        storages,
+        values_of(tensor for tensor in tensors if can_read(tensor)),
+        tuple(map(autocast_state, devices)),
+    )
+
+
+def values_of(tensors: Iterable[torch.Tensor]) -> tuple[bytes, ...]:
+    """Sampled values of tensors; one copy from each device for each dtype."""
     alike: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
     for tensor in tensors:
         alike.setdefault((tensor.device, tensor.dtype), []).append(sample_values(tensor))
-    values = tuple(torch.cat(samples).double().cpu().numpy().tobytes() for samples in alike.values())
-    return states, adapters, storages, values, tuple(autocast_state(device.type) for device, _ in alike)
+    return tuple(torch.cat(samples).double().cpu().numpy().tobytes() for samples in alike.values())
 
 
 def autocast_state(device_type: str) -> tuple[str, bool, torch.dtype]:
@@ -76,6 +91,7 @@ class TextFeatureCache:
         self.max_entries = max_entries
         self._entries: OrderedDict[Hashable, Any] = OrderedDict()
         self._fingerprint: Hashable = None
+        self._device_values: tuple[bytes, ...] = ()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -95,6 +111,18 @@ class TextFeatureCache:
         """Forgets every entry."""
         with self._lock:
             self._entries.clear()
+
+    def forget_changed(self, encoder: nn.Module) -> None:
+        """
+        Forgets every entry where values on a GPU changed unseen, as by writing through `.data`. Waits for the GPU, so
+        it is for the beginning of a call, when that has nothing to do yet.
+        """
+        tensors = [plain for tensor in (*encoder.parameters(), *encoder.buffers()) for plain in plain_tensors(tensor)]
+        values = values_of(tensor for tensor in tensors if not can_read(tensor) and not tensor.is_meta)
+        with self._lock:
+            if values != self._device_values:
+                self._entries.clear()
+                self._device_values = values
 
     def get_or_encode(
         self, keys: Sequence[Hashable], encoder: nn.Module, encode: Callable[[Hashable], Any]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from ..post_processing import check_count, check_finite
+from ..post_processing import check_count, check_finite, fetch
 
 
 def top_answers(answer_logits: Tensor, id2label: Mapping[int, str], top_k: int = 5) -> list[list[dict[str, Any]]]:
@@ -25,8 +25,9 @@ def top_answers(answer_logits: Tensor, id2label: Mapping[int, str], top_k: int =
         TypeError, ValueError: when `top_k` is no whole number of at least 1, or `answer_logits` are not finite.
     """
     check_count(top_k, "top_k")
-    check_finite(bool(answer_logits.isfinite().all()), "answer_logits")
-    scores, indices = answer_logits.float().sigmoid().topk(min(top_k, answer_logits.shape[1]))
+    found = answer_logits.float().sigmoid().topk(min(top_k, answer_logits.shape[1]))
+    finite, scores, indices = fetch([answer_logits.isfinite().all(), *found])
+    check_finite(bool(finite), "answer_logits")
     return [
         [{"score": score, "answer": id2label[index]} for score, index in zip(*pair, strict=True)]
         for pair in zip(scores.tolist(), indices.tolist(), strict=True)
