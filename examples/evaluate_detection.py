@@ -28,6 +28,7 @@ from transformers_glipv2.cli.arguments import (
     InputFile,
     InputFolder,
     ScriptParser,
+    add_backend,
     add_image_size,
     add_model,
     add_nms_threshold,
@@ -67,6 +68,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--pre_nms_threshold", type=fraction, default=0.05, help="label score of a candidate box (default: 0.05)")
     add_nms_threshold(parser)
     add_prediction(parser)
+    add_backend(parser)
     add_outside_paths(parser)
     args = parser.parse_args(arguments)
     try:

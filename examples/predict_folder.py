@@ -20,6 +20,7 @@ from transformers_glipv2.cli.arguments import (
     InputFile,
     InputFolder,
     ScriptParser,
+    add_backend,
     add_generation,
     add_model,
     add_nms_threshold,
@@ -55,6 +56,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--max_detections", type=positive_int, default=100, help="boxes of an image (default: 100)")
     add_generation(parser)
     add_prediction(parser)
+    add_backend(parser)
     add("--engine", choices=("local", "ray"), default="local", help="ray: actors of a Ray cluster (default: local)")
     add("--actors", type=positive_int, default=1, help="ray: models at work (default: 1)")
     add("--gpus_per_actor", type=non_negative_float, default=0.0, help="ray: 0: CPUs; 0.5: two on a GPU (default: 0)")

@@ -109,6 +109,20 @@ def test_batches_change_nothing(capsys):
         assert first["objects"][0]["box"] == pytest.approx(second["objects"][0]["box"], abs=0.05)
 
 
+def test_the_backends_find_the_same_boxes(folder, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("GLIPV2_CACHE", str(folder / "cache"))
+    found = []
+    for backend in ("torch", "onnx"):
+        assert run_command([*DETECT, "person,table", "--json", "--backend", backend, "image.png"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["objects"])
+    assert list((folder / "cache" / "onnx").glob("*/tower.onnx"))
+    assert len(found[0]) == len(found[1]) > 3
+    for one, other in zip(*found, strict=True):
+        assert (one["label"], one["score"]) == (other["label"], pytest.approx(other["score"], abs=1e-4))
+        assert one["box"] == pytest.approx(other["box"], abs=0.05)
+
+
 def test_images_that_cannot_be_read_are_left_out_and_reported(capsys):
     assert run_command([*DETECT, "person", "--json", "text.png", "image.png"]) == 1
     said = capsys.readouterr()
@@ -219,6 +233,7 @@ WRONG_VALUES = {
     "--max_new_tokens": ("0",),
     "--num_beams": ("-1",),
     "--top_k": ("0", "x"),
+    "--backend": ("tensorrt", ""),
     "--device": ("gpu", "cuda:x", "cuda:99", ""),
     "--model": ("none/at/all", "image.png", "empty", ""),
 }

@@ -75,6 +75,23 @@ def test_own_data_is_scored(capsys):
     assert by_script["val"]["bbox"]["AP"] == pytest.approx(scores["val"]["bbox"]["AP"], abs=1e-6)
 
 
+def test_the_backends_score_the_same(folder, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("GLIPV2_CACHE", str(folder / "cache"))
+    predicted, scores = [], []
+    for backend in ("torch", "onnx"):
+        given = ["--labels", "red square", "--threshold", "0.01", "--output", f"by-{backend}", "--backend", backend]
+        assert run_command([*PREDICT, "red.png", *given]) == 0
+        predicted += pq.read_table(f"by-{backend}/predictions.parquet").to_pylist()
+        AcceleratorState._reset_state(True)
+        asked = ["--split", "val", "--output", f"scores-{backend}", "--backend", backend]
+        assert run_command(["evaluate", "coco", "--model", "model", *asked]) == 0
+        scores.append(json.loads(Path(f"scores-{backend}/metrics.json").read_text())["val"]["bbox"])
+        AcceleratorState._reset_state(True)
+    assert predicted[0]["scores"] == pytest.approx(predicted[1]["scores"], abs=1e-4)
+    assert scores[0]["AP"] == pytest.approx(scores[1]["AP"], abs=1e-4)
+
+
 EVALUATE = ["evaluate", "coco", "--model", "model"]
 SLIPS = [
     ([*PREDICT, "--labels", "cat"], "give images, or a data set by --dataset"),
@@ -82,6 +99,7 @@ SLIPS = [
     ([*PREDICT, "red.png"], "boxes and masks need --labels"),
     ([*PREDICT, "red.png", "--labels", "cat", "--task", "captions"], "captions take none"),
     ([*PREDICT, "red.png", "--labels", "cat", "--task", "boxen"], "'boxen' is not one of"),
+    ([*PREDICT, "red.png", "--task", "captions", "--backend", "onnx"], "captions are made by PyTorch only"),
     ([*PREDICT, "none.png", "--labels", "cat"], "there is no file or folder 'none.png'"),
     ([*PREDICT, "empty", "--labels", "cat"], "holds no image files"),
     ([*PREDICT, "red.png", "--labels_file", "none.txt"], "--labels_file: there is no file 'none.txt'"),

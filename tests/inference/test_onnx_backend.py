@@ -1,5 +1,7 @@
 """`Detector(..., backend="onnx")`: the boxes, masks, answers and captions of the PyTorch one."""
 
+import sys
+
 import pytest
 import torch
 
@@ -121,6 +123,12 @@ def test_a_graph_that_differs_is_refused_and_not_kept(model, detectors, tmp_path
     with pytest.raises(ValueError, match="'tower' does not compute what PyTorch does"):
         onnx_backend.OnnxNetwork(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_one_sentence(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r'pip install "transformers-glipv2\[export\]"'):
+        Detector(model, tiny_processor(), backend="onnx")
 
 
 def test_what_the_graphs_cannot_hold_is_refused(model):

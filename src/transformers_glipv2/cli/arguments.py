@@ -202,6 +202,12 @@ def add_prediction(parser: argparse.ArgumentParser, batch_size: bool = True) -> 
     add_mixed_precision(parser)
 
 
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """`--backend`."""
+    help = "onnx: find boxes with ONNX Runtime on the CPU (default: torch)"
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help=help)
+
+
 def add_scenes(parser: argparse.ArgumentParser) -> None:
     """The composite scenes that `fetch_scene_assets.py` has the parts of."""
     add = parser.add_argument

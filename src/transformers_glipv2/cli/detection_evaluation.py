@@ -177,7 +177,15 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         prompts = encode_labels(job.labels, processor.tokenizer, limit, args.labels_per_prompt)
     # Votes at several scales count before the threshold does.
     limits = {name: getattr(args, name) for name in ("pre_nms_threshold", "nms_threshold", "max_detections")}
-    detector = Detector(model, processor, threshold=0.0, **limits, batch_size=args.batch_size, progress=False)
+    detector = Detector(
+        model,
+        processor,
+        args.backend,
+        threshold=0.0,
+        **limits,
+        batch_size=args.batch_size,
+        progress=False,
+    )
     images = job.content["images"][: args.max_samples]
     find = ImageFinder(job.image_folder or ".", args.allow_outside_paths)
     # What is wrong with an image, such as a name that leads out of the folder, makes it one that cannot be read.

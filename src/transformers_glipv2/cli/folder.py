@@ -143,7 +143,7 @@ def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
     model_class = GLIPv2ForInstanceSegmentation if args.task == "masks" else GLIPv2ForObjectDetection
     model, processor = load_checkpoint(model_class, args.model, accelerator.device)
     masks = args.task == "masks"
-    options = {name: getattr(args, name) for name in (*DETECTION_OPTIONS, "batch_size")}
+    options = {name: getattr(args, name) for name in (*DETECTION_OPTIONS, "batch_size", "backend")}
     detect = Detector(model, processor, **options, progress=False)
 
     def columns(result: dict[str, Any]) -> dict[str, Any]:

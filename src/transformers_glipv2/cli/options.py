@@ -128,6 +128,13 @@ Device = Annotated[
         help="auto, cpu, cuda (or cuda:1) or mps. auto: a GPU where there is one.",
     ),
 ]
+Backend = Annotated[
+    Literal["torch", "onnx"],
+    typer.Option(
+        "--backend",
+        help="onnx: find boxes with ONNX Runtime on the CPU, faster for small models (extra `export`).",
+    ),
+]
 BatchSize = Annotated[int, number(checks.positive_int, "--batch_size", help="Images at once.")]
 MaxSamples = Annotated[int | None, number(checks.positive_int, "--max_samples", help="Only the first so many images.")]
 NumWorkers = Annotated[

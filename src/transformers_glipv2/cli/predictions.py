@@ -47,7 +47,8 @@ def load_detector(model_class: type[PreTrainedModel], model: str, device: str, *
     """A `Detector` with a checkpoint's weights; `options` as there."""
     if not sys.stderr.isatty():
         disable_progress_bar()
-    return Detector(*load_checkpoint(model_class, model, pick_device(device)), progress=False, **options)
+    picked = pick_device(device, options.get("backend", "torch"))
+    return Detector(*load_checkpoint(model_class, model, picked), progress=False, **options)
 
 
 class Report:

@@ -98,7 +98,7 @@ class Detector:
             source: folder, Hub id or name.
             model_class: the class to load, such as `GLIPv2ForInstanceSegmentation` for masks.
             device: where the model goes; the CPU by default.
-            options: fields of [`DetectorOptions`], the defaults of all calls.
+            options: `backend`, and fields of [`DetectorOptions`], the defaults of all calls.
 
         Raises:
             OSError, ValueError: as `from_pretrained` of the class and [`resolve_model`] do.

@@ -244,8 +244,9 @@ def open_session(file: Path) -> Any:
 
 
 def run_session(session: Any, feeds: Mapping[str, Tensor]) -> list[Tensor]:
-    """All outputs of a session, without copies."""
-    arrays = {name: np.ascontiguousarray(tensor.detach().numpy()) for name, tensor in feeds.items()}
+    """All outputs of a session, without copies; under autocast inputs may be in half precision."""
+    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in feeds.items()}
+    arrays = {name: np.ascontiguousarray(tensor.detach().numpy()) for name, tensor in floats.items()}
     return [torch.from_numpy(array) for array in session.run(None, arrays)]
 
 

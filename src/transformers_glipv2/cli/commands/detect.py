@@ -5,6 +5,7 @@ from transformers_glipv2.cli.options import (
     AgnosticNms,
     AllowPrivateUrls,
     AsJson,
+    Backend,
     BatchSize,
     Device,
     Images,
@@ -31,6 +32,7 @@ def detect(
     max_detections: MaxDetections = 100,
     batch_size: BatchSize = 1,
     device: Device = "auto",
+    backend: Backend = "torch",
     output: Output = None,
     as_json: AsJson = False,
     allow_private_urls: AllowPrivateUrls = False,
@@ -54,5 +56,6 @@ def detect(
         agnostic_nms=agnostic_nms,
         max_detections=max_detections,
         batch_size=batch_size,
+        backend=backend,
     )
     report.run(lambda opened: detector.detect(opened, labels), lambda result: Shown(objects_found(result)), batch_size)

@@ -9,6 +9,7 @@ import typer
 from transformers_glipv2.cli import checks
 from transformers_glipv2.cli.options import (
     DEFAULT_MODEL,
+    Backend,
     BatchSize,
     Device,
     ImagesPerFile,
@@ -99,6 +100,7 @@ def evaluate(
         bool, typer.Option("--allow_outside_paths", help="Follow file names that lead out of the folder of images.")
     ] = False,
     device: Device = "auto",
+    backend: Backend = "torch",
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON, and nothing else.")] = False,
 ) -> None:
     """
@@ -122,7 +124,7 @@ def evaluate(
         checks.DataSource(data).check("DATA")
     args.sets = sets.split(",")
     complete(args)
-    use_device(device)
+    use_device(device, backend)
     args.model = resolve_model(model)
     with redirect_stdout(sys.stderr) if as_json else redirect_stdout(sys.stdout):
         scores = evaluate_detector(args)

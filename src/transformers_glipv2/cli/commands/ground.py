@@ -9,6 +9,7 @@ from transformers_glipv2.cli.options import (
     DEFAULT_MODEL,
     AllowPrivateUrls,
     AsJson,
+    Backend,
     BatchSize,
     Device,
     Images,
@@ -41,6 +42,7 @@ def ground(
     threshold: Threshold = 0.3,
     batch_size: BatchSize = 1,
     device: Device = "auto",
+    backend: Backend = "torch",
     output: Output = None,
     as_json: AsJson = False,
     allow_private_urls: AllowPrivateUrls = False,
@@ -56,7 +58,9 @@ def ground(
 
     report = Report(images, "ground", output, as_json, threshold, allow_private_urls)
     spans = phrase_spans(phrases, text) if phrases else None
-    detector = load_detector(GLIPv2ForObjectDetection, model, device, threshold=threshold, batch_size=batch_size)
+    detector = load_detector(
+        GLIPv2ForObjectDetection, model, device, threshold=threshold, batch_size=batch_size, backend=backend
+    )
     report.run(
         lambda opened: detector.ground(opened, text, spans, top_k),
         lambda result: Shown(phrases_found(result, threshold), fields={"text": text}),

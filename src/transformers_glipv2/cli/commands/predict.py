@@ -10,6 +10,7 @@ from transformers_glipv2.cli import checks
 from transformers_glipv2.cli.options import (
     DEFAULT_MODEL,
     AgnosticNms,
+    Backend,
     BatchSize,
     Device,
     ImagesOrNone,
@@ -70,6 +71,7 @@ def predict(
     images_per_file: ImagesPerFile = 32,
     mixed_precision: MixedPrecision = None,
     device: Device = "auto",
+    backend: Backend = "torch",
     engine: Annotated[
         Literal["local", "ray"], typer.Option("--engine", help="ray: the actors of a Ray cluster.")
     ] = "local",
@@ -93,6 +95,8 @@ def predict(
         raise typer.BadParameter(
             "boxes and masks need --labels or --labels_file, and captions take none", param_hint="--labels"
         )
+    if task == "captions" and backend == "onnx":
+        raise typer.BadParameter("captions are made by PyTorch only; leave it out", param_hint="--backend")
     args = argparse.Namespace(**locals())
     import json
     import sys
@@ -102,7 +106,7 @@ def predict(
     from transformers_glipv2.cli.folder import label_images
     from transformers_glipv2.conversion.released import resolve_model
 
-    use_device(device)
+    use_device(device, backend)
     args.model = resolve_model(model)
     with redirect_stdout(sys.stderr) if as_json else redirect_stdout(sys.stdout):
         path = label_images(args)

@@ -10,6 +10,7 @@ from transformers_glipv2.cli.options import (
     AgnosticNms,
     AllowPrivateUrls,
     AsJson,
+    Backend,
     BatchSize,
     Device,
     Images,
@@ -44,6 +45,7 @@ def segment(
     max_detections: MaxDetections = 100,
     batch_size: BatchSize = 1,
     device: Device = "auto",
+    backend: Backend = "torch",
     output: Output = None,
     as_json: AsJson = False,
     allow_private_urls: AllowPrivateUrls = False,
@@ -71,6 +73,7 @@ def segment(
         agnostic_nms=agnostic_nms,
         max_detections=max_detections,
         batch_size=batch_size,
+        backend=backend,
     )
     if phrase is None:
         report.run(
