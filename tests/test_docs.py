@@ -5,8 +5,8 @@ README.md, docs/ and the card of the checkpoint do what they say.
   checkpoint and the photographs of this repository, and with small files where the pages use what a reader makes or
   downloads (`outputs/...`, data sets, the peers' Hub ids as folders). A ```text block after a ```python block is what
   that block prints.
-- Every command line for Python is read by the parser of its script, every `make` target exists, every data file
-  (```yaml with `sources`) is accepted.
+- Every command line for Python and of `glipv2` is read by its parser, which looks for the files that it names, every
+  `make` target exists, every data file (```yaml with `sources`) is accepted.
 - Every test, file and page that is referred to exists, every quoted error is one that the code can raise, and numbers
   of parameters are those that are tested.
 """
@@ -23,8 +23,10 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import typer
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -40,7 +42,9 @@ from transformers import (
     Owlv2Processor,
     SwinConfig,
 )
+from typer.main import get_command
 
+from tests.cli import transcript
 from tests.conftest import REPOSITORY
 from tests.data.stub_processor import tiny_tokenizer
 from tests.test_sizes import PARAMETERS
@@ -50,6 +54,7 @@ from transformers_glipv2 import (
     GLIPv2ForObjectDetection,
     GLIPv2Processor,
 )
+from transformers_glipv2.cli.main import app
 from transformers_glipv2.conversion.remote_code import save_remote_code
 from transformers_glipv2.layers.prompt_tuning import add_prompt_tuning, save_prompt_tuning
 from transformers_glipv2.training import prepare_tuning, read_data_file
@@ -103,7 +108,8 @@ def command_lines(page: Path) -> list[list[str]]:
     commands = []
     for line in lines:
         line = re.sub(r"^\s*(\$ )?((?:\w+=\S+ )*)", "", line)
-        if line.startswith(("python ", "accelerate ", "make ")):
+        # What a command prints begins with its name too: `glipv2 detect: error: ...`.
+        if line.startswith(("python ", "accelerate ", "make ", "glipv2 ")) and not re.match(r"glipv2 \w+:", line):
             commands.append(shlex.split(line, comments=True))
     return commands
 
@@ -243,6 +249,9 @@ def test_commands_are_read_by_their_scripts(page, checkout, monkeypatch):
         elif words[0] == "accelerate":
             assert words[1] == "launch", words
             read_launch(words[2:])
+        elif words[0] == "glipv2":
+            if page not in transcript.PAGES:  # their lines run in tests/cli/test_transcript.py
+                read_glipv2(words[1:])
         elif words[1] == "-m":
             read_command(importlib.import_module(words[2]), words[2], words[3:], monkeypatch)
         elif words[1].startswith(SCRIPTS):
@@ -264,6 +273,20 @@ def read_launch(words: list[str]) -> None:
 
 class Parsed(Exception):  # noqa: N818
     """A script has read its arguments."""
+
+
+def read_glipv2(words: list[str]) -> None:
+    """A `glipv2` line: its options, and that the files it names are there."""
+    command, path = get_command(app), ["glipv2"]
+    context = SimpleNamespace(obj=None, find_root=lambda: SimpleNamespace(obj=None))
+    while hasattr(command, "get_command") and words and not words[0].startswith("-"):
+        command = command.get_command(context, words[0])
+        assert command is not None, words[0]
+        path.append(words[0])
+        words = words[1:]
+    # `--help` and `--version` end with Exit.
+    with contextlib.suppress(typer.Exit), contextlib.redirect_stdout(io.StringIO()):
+        command.make_context(" ".join(path), list(words))
 
 
 def read_command(module, name: str, words: list[str], monkeypatch) -> None:

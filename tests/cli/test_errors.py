@@ -56,6 +56,13 @@ def test_a_missing_package_names_the_extra_that_has_it(package, extra):
     assert message.endswith(f'not installed; run `pip install "transformers-glipv2[{extra}]"`')
 
 
+def test_a_missing_package_names_the_extra_of_the_command():
+    error = ModuleNotFoundError("No module named 'accelerate'", name="accelerate")
+    assert message_of(error, "eval").endswith('run `pip install "transformers-glipv2[eval]"`')
+    error = ModuleNotFoundError("No module named 'onnx'", name="onnx")
+    assert message_of(error, "eval").endswith('run `pip install "transformers-glipv2[export]"`')
+
+
 @pytest.mark.parametrize(
     "main",
     [

@@ -30,10 +30,10 @@ _FILE_ERRORS = (
     pickle.UnpicklingError,
     Image.DecompressionBombError,
 )
-# Extra -> names to import; the first that has a package is advised.
+# Extra -> names to import; the first that has a package is advised, where a command does not name its own.
 _EXTRAS = {
     "train": ("accelerate", "datasets", "peft", "pyarrow", "pycocotools", "tensorboard", "trackio"),
-    "eval": ("evaluate", "pycocoevalcap"),
+    "eval": ("accelerate", "datasets", "evaluate", "pyarrow", "pycocoevalcap", "pycocotools"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "phrases": ("spacy",),
     "demo": ("skimage", "gradio"),
@@ -105,8 +105,14 @@ def is_raised_on_purpose(traceback: TracebackType) -> bool:
     return module.split(".")[0] in _LIBRARIES
 
 
-def message_of(error: BaseException) -> str:
-    """An error in one line, with the way out where its kind has one."""
+def message_of(error: BaseException, extra: str | None = None) -> str:
+    """
+    An error in one line, with the way out where its kind has one.
+
+    Args:
+        error (`BaseException`): as it was raised.
+        extra (`str`, *optional*): that is advised for a missing package, where it has it.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return f"{error.filename}: {_REMEDIES[error.errno]}" if error.filename else _REMEDIES[error.errno]
@@ -114,7 +120,8 @@ def message_of(error: BaseException) -> str:
         return f"out of memory; take a smaller --batch_size or --image_size ({text[:200]})"
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.split(".")[0]
-        extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
+        extras = [name for name, packages in _EXTRAS.items() if package in packages]
+        extra = extra if extra in extras else next(iter(extras), None)
         remedy = "install it with pip" if extra is None else f'run `pip install "transformers-glipv2[{extra}]"`'
         return f"the package {package!r} is needed here and not installed; {remedy}"
     return text or type(error).__name__

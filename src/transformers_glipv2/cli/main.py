@@ -17,6 +17,8 @@ from transformers_glipv2.cli import commands
 
 NAME = "glipv2"
 TRACEBACK = "GLIPV2_TRACEBACK"
+# Command -> the extra that its help names; others need what `cli.errors` finds.
+EXTRAS = {"evaluate": "eval"}
 
 
 class CommandGroup(TyperGroup):
@@ -118,7 +120,7 @@ def run_command(args: Sequence[str], load_package: Callable[[], None] | None = N
         from transformers_glipv2.cli.errors import is_foreseeable, message_of
 
         if is_foreseeable(error):
-            return _fail(args, f"error: {message_of(error)}", 2)
+            return _fail(args, f"error: {message_of(error, EXTRAS.get(next(iter(args), '')))}", 2)
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return _fail(args, f"unexpected error: {text} (set {TRACEBACK}=1 to see where)", 1)
 

@@ -49,7 +49,14 @@ def push(
 
     Example: glipv2 push outputs/raccoon USER/raccoon
     """
+    import sys
+
+    from transformers.utils.logging import disable_progress_bar
+
     from transformers_glipv2.hub.publishing import check_folder, is_space, prepare_model, prepared_space, publish
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()
 
     def check_and_publish(ready: Path) -> None:
         print("\n".join(check_folder(ready, max_file_mb, folder)))

@@ -1,0 +1,48 @@
+"""docs/cli.md and docs/cli-options.md show what commands print; `python -m tests.cli.transcript` writes them anew."""
+
+import re
+import shlex
+
+import pytest
+
+from tests.cli.transcript import PAGES, Command, commands_of, console_blocks, run_here, run_page, sandbox
+from transformers_glipv2.cli.main import CommandGroup
+
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?")
+# What these print depends on the machine in its numbers (times, trained weights) or altogether (versions).
+OTHER_NUMBERS = {"evaluate", "export", "push", "train"}
+OTHER_LINES = {"doctor"}
+
+
+def assert_reads_alike(command: Command) -> None:
+    """The same words, and nearly the same scores (0.03), pixels (3) and areas (5 %)."""
+    name = command.args[0]
+    if name in OTHER_LINES and "--help" not in command.args:
+        assert first_words(command.output) == first_words(command.printed)
+        return
+    printed, said = (re.sub(r"\s+", " ", text).strip() for text in (command.printed, command.output))
+    assert NUMBER.sub("#", printed) == NUMBER.sub("#", said), shlex.join(command.args)
+    if name not in OTHER_NUMBERS:
+        for got, expected in zip(NUMBER.findall(printed), NUMBER.findall(said), strict=True):
+            near = 0.03 if "." in expected and abs(float(expected)) < 1 else 3
+            assert float(got) == pytest.approx(float(expected), abs=near, rel=0.05), command.printed
+
+
+def first_words(text: str) -> list[str]:
+    """Of every line above the advice, which depends on what is installed."""
+    return [line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("- ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_show_what_commands_print(page, tmp_path):
+    with sandbox(tmp_path / "work"):
+        commands = run_page(page.read_text(encoding="utf-8"), run_here)
+    for command in commands:
+        assert_reads_alike(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_shown(page):
+    blocks = console_blocks(page.read_text(encoding="utf-8"))
+    shown = {command.args[0] for block in blocks for command in commands_of(block)}
+    assert shown >= set(CommandGroup().list_commands(None))

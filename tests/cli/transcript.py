@@ -1,0 +1,156 @@
+"""
+The transcripts of docs/cli.md and docs/cli-options.md: command lines, and what they print.
+
+Each ```console block holds command lines (`$ glipv2 ...`) with their output. They run in the order of the page, with
+its ```python blocks, in a folder that holds the checkpoint and the photographs of this repository.
+
+    python -m tests.cli.transcript                 # runs them and writes the pages anew
+    python -m tests.cli.transcript --glipv2 FILE   # the same by another installation's command, such as a wheel's
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from unittest import mock
+
+import huggingface_hub
+
+import transformers_glipv2  # noqa: F401 (commands expect the package to be loaded)
+from tests.scripts import REPOSITORY
+from transformers_glipv2.cli.main import run_command
+
+PAGES = (REPOSITORY / "docs" / "cli.md", REPOSITORY / "docs" / "cli-options.md")
+NANO = REPOSITORY / "hub_upload" / "glipv2-nano"
+CACHE = "empty-cache"
+# From a command line without `glipv2` to what it prints; of one that fails, to its error.
+Run = Callable[[list[str]], str]
+
+
+@dataclass
+class Command:
+    """
+    A command line of a page.
+
+    Attributes:
+        line (`str`): as in the page, `$ glipv2 ...`, over several lines where they end in a backslash.
+        output (`str`): what the page says it prints.
+        printed (`str`): what it printed.
+    """
+
+    line: str
+    output: str
+    printed: str = ""
+
+    @property
+    def args(self) -> list[str]:
+        """Without `glipv2`."""
+        return shlex.split(self.line.removeprefix("$ ").replace("\\\n", " "))[1:]
+
+
+def console_blocks(text: str) -> list[str]:
+    """The content of every ```console block."""
+    return re.findall(r"(?ms)^```console\n(.*?)^```$", text)
+
+
+def commands_of(block: str) -> list[Command]:
+    """The command lines of a block."""
+    parts = re.split(r"(?m)^(\$ glipv2 (?:.*\\\n)*.*)\n", block)
+    assert not parts[0].strip(), f"a console block begins with a command line, not with {parts[0]!r}"
+    return [Command(line, output.strip("\n")) for line, output in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def run_here(args: list[str]) -> str:
+    """Runs a command in this process."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stderr(io.StringIO()) as said,
+    ):
+        code = run_command(args)
+    return said.getvalue() if code else printed.getvalue()
+
+
+def runner_of(command: Path) -> Run:
+    """What runs a command as a process of another installation."""
+
+    def run(args: list[str]) -> str:
+        done = subprocess.run([command, *args], capture_output=True, text=True)
+        return done.stderr if done.returncode else done.stdout
+
+    return run
+
+
+@contextlib.contextmanager
+def sandbox(folder: Path) -> Iterator[None]:
+    """A folder to run in, offline, with `glipv2-nano` and the photographs."""
+    shutil.copytree(NANO, folder / "glipv2-nano", ignore=shutil.ignore_patterns("*.py"))
+    for photograph in (REPOSITORY / "docs" / "images").glob("*.jpg"):
+        shutil.copy(photograph, folder)
+    variables = {"COLUMNS": "80", "HF_HUB_OFFLINE": "1", "GLIPV2_CACHE": CACHE}
+    with (
+        mock.patch.dict(os.environ, variables),
+        mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
+        contextlib.chdir(folder),
+    ):
+        yield
+
+
+def run_page(text: str, run: Run) -> list[Command]:
+    """Runs all blocks of a page in the working directory; returns its command lines with what they printed."""
+    commands = []
+    for language, content in re.findall(r"(?ms)^```(python|console)\n(.*?)^```$", text):
+        if language == "python":
+            exec(compile(content, "page", "exec"), {"__name__": "page"})
+            continue
+        for command in commands_of(content):
+            command.printed = shown(run(command.args))
+            commands.append(command)
+    return commands
+
+
+def shown(printed: str) -> str:
+    """Output as a page shows it: with folders of no machine, and without the middle of long lists of files."""
+    text = re.sub(r"(?m)[ \t]+$", "", printed).strip("\n")
+    text = re.sub(r"(?m)((?:^ .* MB .*\n){3})(?:^ .* MB .*\n)+(^ .* MB )", r"\1...\n\2", text)
+    text = re.sub(r"(?m)^- HF_HUB_OFFLINE is set.*", "", text).strip("\n")
+    text = re.sub(r"(?m)^(Python .*), /.*/bin/", r"\1, ~/.venv/bin/", text)
+    text = re.sub(r"(?m)^(cache of the Hub +)/.*?,", r"\1~/.cache/huggingface/hub,", text)
+    return text.replace(f"({CACHE})", "(~/.cache/huggingface/glipv2)")
+
+
+def rewrite(text: str, commands: Iterable[Command]) -> str:
+    """A page with what its commands printed."""
+    rest = iter(commands)
+
+    def fill(block: re.Match) -> str:
+        done = list(islice(rest, len(commands_of(block[1]))))
+        return "```console\n" + "\n\n".join(f"{one.line}\n{one.printed}".rstrip() for one in done) + "\n```"
+
+    return re.sub(r"(?ms)^```console\n(.*?)^```$", fill, text)
+
+
+def main() -> None:
+    """Writes the pages anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glipv2", type=Path, help="the command of another installation; default: this one's")
+    parser.add_argument("--pages", nargs="+", type=Path, default=PAGES, help="that are written; default: both")
+    args = parser.parse_args()
+    run = run_here if args.glipv2 is None else runner_of(args.glipv2.resolve())
+    for page in args.pages:
+        text = page.read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory() as folder, sandbox(Path(folder) / "work"):
+            page_anew = rewrite(text, run_page(text, run))
+        page.write_text(page_anew, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
