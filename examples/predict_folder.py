@@ -9,8 +9,9 @@ Labels a folder of images, or a data set of the Hub, with boxes, masks or captio
 Runs on many processes with `accelerate launch`, or with `--engine ray` on a Ray cluster. Predictions are written as
 they come (`predictions/`); after an interruption the same command goes on where it was. At the end there is
 `predictions.parquet`, a row for each image with "image", "width", "height", and "scores", "labels", "boxes" (x1, y1,
-x2, y2 in pixels) and "masks" (COCO RLE counts) or "caption"; or `predictions.json`, a COCO file (with a score for each
-object). Images that cannot be read are left out and listed in `failures.json`; the same command tries them again.
+x2, y2 in pixels) and "masks" (COCO RLE counts) or "caption"; or what --format says: COCO (with a score for each
+object), CSV, YOLO, Label Studio, CVAT, FiftyOne. Images that cannot be read are left out and listed in
+`failures.json`; the same command tries them again.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from transformers_glipv2.cli.arguments import (
 )
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.cli.folder import label_images
+from transformers_glipv2.data.formats.results import RESULT_FORMATS
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,7 +50,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     labels.add_argument("--labels", nargs="+", help="boxes, masks: names to look for")
     labels.add_argument("--labels_file", type=InputFile, help="boxes, masks: a label a line")
     add("--task", choices=("boxes", "masks", "captions"), default="boxes", help="(default: boxes)")
-    add("--format", choices=("parquet", "coco"), default="parquet", help="(default: parquet)")
+    add("--format", choices=tuple(RESULT_FORMATS), default="parquet", help="(default: parquet)")
     add_output_folder(parser, "folder to write to")
     add_threshold(parser)
     add_nms_threshold(parser)

@@ -54,6 +54,8 @@ register_pipelines()
 _LATE = {
     "load_pretrained": ".conversion.released",
     "resolve_model": ".conversion.released",
+    "to_supervision": ".data.formats.results",
+    "write_results": ".data.formats.results",
 }
 
 
@@ -91,4 +93,6 @@ __all__ = [
     "load_pretrained",
     "resolve_model",
     "segment_labels",
+    "to_supervision",
+    "write_results",
 ]

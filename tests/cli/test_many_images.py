@@ -64,6 +64,21 @@ def test_files_and_folders_together_and_captions(capsys):
     assert len(content["annotations"]) == 4
 
 
+def test_another_format_is_written_without_predicting_again(capsys):
+    labels = ["--labels_file", "labels.txt", "--threshold", "0", "--max_detections", "3", "--output", "labelled"]
+    assert run_command([*PREDICT, "coco/val", *labels]) == 0
+    rows = pq.read_table("labelled/predictions.parquet").to_pylist()
+    made = {file: file.stat().st_mtime_ns for file in Path("labelled/predictions").iterdir()}
+    for format, name in (("yolo", "yolo/data.yaml"), ("cvat", "annotations.xml"), ("csv", "predictions.csv")):
+        AcceleratorState._reset_state(True)
+        assert run_command([*PREDICT, "coco/val", *labels, "--format", format]) == 0
+        assert Path("labelled", name).exists()
+    assert made == {file: file.stat().st_mtime_ns for file in Path("labelled/predictions").iterdir()}
+    assert len(list(Path("labelled/yolo/images").iterdir())) == len(rows) == 3
+    lines = [line for file in Path("labelled/yolo/labels").iterdir() for line in file.read_text().splitlines()]
+    assert len(lines) == sum(len(row["boxes"]) for row in rows) > 0
+
+
 def test_own_data_is_scored(capsys):
     asked = ["--split", "val", "--batch_size", "2", "--output", "scores", "--device", "cpu", "--json"]
     assert run_command(["evaluate", "coco", "--model", "model", *asked]) == 0
@@ -94,6 +109,7 @@ def test_the_backends_score_the_same(folder, monkeypatch):
 
 EVALUATE = ["evaluate", "coco", "--model", "model"]
 SLIPS = [
+    ([*PREDICT, "red.png", "--labels", "cat", "--task", "masks", "--format", "yolo"], "'yolo' holds no masks"),
     ([*PREDICT, "--labels", "cat"], "give images, or a data set by --dataset"),
     ([*PREDICT, "red.png", "--dataset", "user/data", "--labels", "cat"], "give images, or a data set by --dataset"),
     ([*PREDICT, "red.png"], "boxes and masks need --labels"),

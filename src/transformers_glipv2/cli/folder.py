@@ -1,23 +1,22 @@
 """Labelling of many images: where they come from, and the files that hold the labels."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from accelerate import Accelerator
 from PIL import Image
 
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.evaluation import generate_captions, prediction_shards
 from transformers_glipv2.cli.sources import ImageFolder, ImageList
-from transformers_glipv2.data.files import read_text, replaced_file, write_json
+from transformers_glipv2.data.files import read_text, write_json
+from transformers_glipv2.data.formats.results import RESULT_FORMATS, check_format, write_results
 from transformers_glipv2.data.hub import image_source
 from transformers_glipv2.evaluation.ray_shards import predict_with_ray
-from transformers_glipv2.evaluation.shards import evaluation_accelerator, predict_in_shards
+from transformers_glipv2.evaluation.shards import PredictionShards, evaluation_accelerator, predict_in_shards
 from transformers_glipv2.images.image_io import open_image
 from transformers_glipv2.inference.detector import Detector
 from transformers_glipv2.modeling_glipv2 import GLIPv2ForObjectDetection
@@ -26,7 +25,6 @@ from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSe
 
 Predict = Callable[[list[Image.Image]], list[dict[str, Any]]]
 
-ROWS_PER_GROUP = 1000
 DETECTION_OPTIONS = ("threshold", "nms_threshold", "agnostic_nms", "max_detections")
 
 
@@ -50,6 +48,7 @@ class HubImages:
         self.examples = self.examples.cast_column(column, datasets.Image(decode=False))
         self.column = column
         self.names = [f"{split}/{index}" for index in range(len(self.examples))]
+        self.files: dict[str, Path] = {}
 
     def open(self, index: int) -> Image.Image:
         """An image as RGB, upright."""
@@ -58,7 +57,7 @@ class HubImages:
 
 def label_images(args: argparse.Namespace) -> Path:
     """
-    Labels the images of a folder or a data set and writes one file, on any number of processes.
+    Labels the images of a folder or a data set and writes one file (of YOLO a folder), on any number of processes.
 
     Args:
         args (`argparse.Namespace`): flags of `examples/predict_folder.py`.
@@ -69,6 +68,7 @@ def label_images(args: argparse.Namespace) -> Path:
     Raises:
         OSError, ValueError: when the images, the labels or the model cannot be used.
     """
+    check_format(args.format, args.task)
     if args.labels_file:
         lines = read_text(args.labels_file).splitlines()
         args.labels = [line.strip() for line in lines if line.strip()]
@@ -91,18 +91,21 @@ def label_images(args: argparse.Namespace) -> Path:
         load, label = make_worker(args)
         predict_in_shards(shards, load, label, accelerator, args.batch_size, args.num_workers, args.task)
 
-    path = args.output / ("predictions.json" if args.format == "coco" else "predictions.parquet")
+    path = args.output / RESULT_FORMATS[args.format].file_name
     if accelerator.is_main_process:
-        if args.format == "coco":
-            write_json(path, coco_file(shards.predictions(), args.labels or []))
-        else:
-            write_parquet(path, shards.predictions(), args.task)
+        write_results(path, results_of(shards, source), args.format, classes=args.labels or [], task=args.task)
         failures = shards.failures()
         write_json(args.output / "failures.json", failures)
         print(f"{len(names) - len(failures)} images in {path}; {len(failures)} could not be read (failures.json)")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return path
+
+
+def results_of(shards: PredictionShards, source: ImageFolder | ImageList | HubImages) -> Iterator[dict[str, Any]]:
+    """The predictions of all images that could be read, with the files that the images are in."""
+    for prediction in shards.predictions():
+        yield {**prediction, "file": source.files.get(prediction["image"])}
 
 
 def open_source(args: argparse.Namespace) -> ImageFolder | ImageList | HubImages:
@@ -166,74 +169,3 @@ def captioner(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
         return [{"caption": caption} for caption in captions]
 
     return caption
-
-
-def coco_file(examples: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
-    """
-    A COCO instances file with a score for each annotation, or a COCO captions file.
-
-    Args:
-        examples (`Iterable[Mapping]`): "image", "width", "height", and "scores", "labels", "boxes" (inclusive xyxy in
-            pixels) and "masks" (counts of COCO run lengths), or "caption".
-        labels (`Sequence[str]`): the categories, whose ids begin at 1.
-    """
-    category_ids = {label: index for index, label in enumerate(labels, start=1)}
-    content: dict[str, Any] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": index, "name": label} for label, index in category_ids.items()],
-    }
-    for image_id, example in enumerate(examples, start=1):
-        size = {"width": example["width"], "height": example["height"]}
-        content["images"].append({"id": image_id, "file_name": example["image"], **size})
-        if "caption" in example:
-            content["annotations"].append({"id": image_id, "image_id": image_id, "caption": example["caption"]})
-            continue
-        for index, (score, label, (x1, y1, x2, y2)) in enumerate(
-            zip(example["scores"], example["labels"], example["boxes"], strict=True)
-        ):
-            width, height = max(x2 - x1 + 1, 0.0), max(y2 - y1 + 1, 0.0)
-            entry = {
-                "id": len(content["annotations"]) + 1,
-                "image_id": image_id,
-                "category_id": category_ids[label],
-                "bbox": [x1, y1, width, height],
-                "area": width * height,
-                "iscrowd": 0,
-                "score": score,
-            }
-            if "masks" in example:
-                entry["segmentation"] = {
-                    "size": [example["height"], example["width"]],
-                    "counts": example["masks"][index],
-                }
-            content["annotations"].append(entry)
-    return content
-
-
-def write_parquet(path: Path, examples: Iterable[Mapping[str, Any]], task: str) -> None:
-    """
-    One row for each image, a thousand in memory at a time; the file is there as a whole or not at all.
-
-    Args:
-        path (`Path`): to write.
-        examples (`Iterable[Mapping]`): as for [`coco_file`].
-        task (`str`): "boxes", "masks" or "captions".
-    """
-    fields = {"image": pa.string(), "width": pa.int32(), "height": pa.int32()}
-    if task == "captions":
-        fields["caption"] = pa.string()
-    else:
-        fields |= {"scores": pa.list_(pa.float32()), "labels": pa.list_(pa.string())}
-        fields |= {"boxes": pa.list_(pa.list_(pa.float32()))}
-    if task == "masks":
-        fields["masks"] = pa.list_(pa.string())
-    schema = pa.schema(fields)
-    with replaced_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        group: list[Mapping[str, Any]] = []
-        for example in examples:
-            group.append(example)
-            if len(group) == ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                group = []
-        writer.write_table(pa.Table.from_pylist(group, schema))

@@ -23,6 +23,7 @@ class ImageFolder:
 
     Attributes:
         names (`list[str]`): paths in the folder, sorted; bytes that are not UTF-8 are written as `\\xe9`.
+        files (`dict[str, Path]`): where each is.
 
     Raises:
         ValueError: when there is no image.
@@ -39,6 +40,7 @@ class ImageFolder:
             )
         self.folder = folder
         self.names = [path.encode("utf-8", "backslashreplace").decode() for path in self.paths]
+        self.files = {name: folder / path for name, path in zip(self.names, self.paths, strict=True)}
 
     def open(self, index: int) -> Image.Image:
         """An image as RGB, upright."""
@@ -121,11 +123,13 @@ class ImageList:
 
     Attributes:
         names (`list[str]`): as they were named.
+        files (`dict[str, Path]`): where those are that are no URLs.
     """
 
     def __init__(self, values: Sequence[str]):
         self.images = find_images(values)
         self.names = [image.name for image in self.images]
+        self.files = {image.name: image.source for image in self.images if isinstance(image.source, Path)}
 
     def open(self, index: int) -> Image.Image:
         """An image as RGB, upright."""

@@ -56,7 +56,10 @@ def predict(
     task: Annotated[
         Literal["boxes", "masks", "captions"], typer.Option("--task", help="What is predicted.")
     ] = "boxes",
-    format: Annotated[Literal["parquet", "coco"], typer.Option("--format", help="Of the file.")] = "parquet",
+    format: Annotated[
+        Literal["parquet", "coco", "csv", "yolo", "labelstudio", "cvat", "fiftyone"],
+        typer.Option("--format", help="Of the file. Masks: parquet, coco, cvat. Captions: parquet, coco, csv."),
+    ] = "parquet",
     output: OutputFolder = Path("outputs/predictions"),
     model: Model = DEFAULT_MODEL,
     threshold: Threshold = 0.3,
@@ -84,8 +87,8 @@ def predict(
     """
     Label many images, or a data set, into one file.
 
-    Predictions are written as they come; after an interruption the same command goes on where it was. Needs
-    `pip install "transformers-glipv2[train]"`.
+    Predictions are written as they come; after an interruption the same command goes on where it was, and with another
+    --format it writes that file too. Needs `pip install "transformers-glipv2[train]"`.
 
     Example: glipv2 predict images --labels "cat,dog" --format coco --output outputs/labelled
     """
