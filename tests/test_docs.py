@@ -250,7 +250,7 @@ def test_commands_are_read_by_their_scripts(page, checkout, monkeypatch):
             assert words[1] == "launch", words
             read_launch(words[2:])
         elif words[0] == "glipv2":
-            if page not in transcript.PAGES:  # their lines run in tests/cli/test_transcript.py
+            if page != transcript.PAGE:  # its lines run in tests/cli/test_transcript.py
                 read_glipv2(words[1:])
         elif words[1] == "-m":
             read_command(importlib.import_module(words[2]), words[2], words[3:], monkeypatch)

@@ -1,10 +1,10 @@
 """
-The transcripts of docs/cli.md and docs/cli-options.md: command lines, and what they print.
+The transcript of docs/cli.md: command lines, and what they print.
 
 Each ```console block holds command lines (`$ glipv2 ...`) with their output. They run in the order of the page, with
 its ```python blocks, in a folder that holds the checkpoint and the photographs of this repository.
 
-    python -m tests.cli.transcript                 # runs them and writes the pages anew
+    python -m tests.cli.transcript                 # runs them and writes the page anew
     python -m tests.cli.transcript --glipv2 FILE   # the same by another installation's command, such as a wheel's
 """
 
@@ -29,7 +29,7 @@ import transformers_glipv2  # noqa: F401 (commands expect the package to be load
 from tests.scripts import REPOSITORY
 from transformers_glipv2.cli.main import run_command
 
-PAGES = (REPOSITORY / "docs" / "cli.md", REPOSITORY / "docs" / "cli-options.md")
+PAGE = REPOSITORY / "docs" / "cli.md"
 NANO = REPOSITORY / "hub_upload" / "glipv2-nano"
 CACHE = "empty-cache"
 # From a command line without `glipv2` to what it prints; of one that fails, to its error.
@@ -139,17 +139,15 @@ def rewrite(text: str, commands: Iterable[Command]) -> str:
 
 
 def main() -> None:
-    """Writes the pages anew."""
+    """Writes the page anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--glipv2", type=Path, help="the command of another installation; default: this one's")
-    parser.add_argument("--pages", nargs="+", type=Path, default=PAGES, help="that are written; default: both")
     args = parser.parse_args()
     run = run_here if args.glipv2 is None else runner_of(args.glipv2.resolve())
-    for page in args.pages:
-        text = page.read_text(encoding="utf-8")
-        with tempfile.TemporaryDirectory() as folder, sandbox(Path(folder) / "work"):
-            page_anew = rewrite(text, run_page(text, run))
-        page.write_text(page_anew, encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder, sandbox(Path(folder) / "work"):
+        anew = rewrite(text, run_page(text, run))
+    PAGE.write_text(anew, encoding="utf-8")
 
 
 if __name__ == "__main__":
