@@ -483,12 +483,13 @@ class GLIPv2DynamicReLU(nn.Module):
         super().__init__()
         self.reduce = nn.Linear(channels, channels // reduction)
         self.expand = nn.Linear(channels // reduction, 4 * channels)
+        self.channels = channels
 
     def forward(self, means: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Means over maps, `(batch, levels, channels)`, to a1, b1, a2 and b2, each in the same shape."""
         hidden = F.hardsigmoid(self.expand(F.relu(self.reduce(means))))
         # All four are around 0 but for a1, which is around 1.
-        slope_1, others = hidden.tensor_split([means.shape[-1]], dim=-1)
+        slope_1, others = hidden.tensor_split([self.channels], dim=-1)
         bias_1, slope_2, bias_2 = (others - 0.5).chunk(3, dim=-1)
         return 2 * slope_1, bias_1, 2 * slope_2, bias_2
 
