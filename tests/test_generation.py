@@ -326,3 +326,23 @@ def test_the_old_name_of_the_cache_warns(model, inputs):
     with pytest.warns(FutureWarning, match="`past_key_values` is deprecated"), torch.no_grad():
         output = model(**inputs, past_key_values=DynamicCache())
     assert output.cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+def repeats(tokens: list[int]) -> bool:
+    triples = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return len(set(triples)) < len(triples)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_captions_do_not_repeat_themselves_unless_asked_to(inputs, num_beams, tmp_path):
+    model = make_model()
+    given = endless(model, max_new_tokens=25, num_beams=num_beams)
+    free = model.generate(**images_of(inputs), **given, no_repeat_ngram_size=0)
+    assert any(map(repeats, free.tolist()))
+    tokens = model.generate(**images_of(inputs), **given)
+    assert not any(map(repeats, tokens.tolist()))
+    config = GenerationConfig(**given, no_repeat_ngram_size=0)
+    assert (model.generate(**images_of(inputs), generation_config=config) == free).all()
+    model.generation_config.no_repeat_ngram_size = 0
+    model.save_pretrained(tmp_path)
+    assert (type(model).from_pretrained(tmp_path).generate(**images_of(inputs), **given) == free).all()

@@ -32,6 +32,12 @@ CAPTIONS = {
     "3 dogs": ["3 dogs"],
     "zebra": ["zebra"],
     "the sky is blue": ["the sky"],
+    "How many dogs are there?": ["dogs"],
+    "how many of the red cups are on the table": ["the red cups", "the table"],
+    "how much water is in the glass?": ["water", "the glass"],
+    "many dogs and how many cats": ["many dogs", "cats"],
+    "what color is the cup?": ["the cup"],
+    "Which kind of bird is on the color print?": ["bird", "the color print"],
     "she is running to them": [],
     "...": [],
     "": [],
@@ -84,6 +90,17 @@ def test_without_spacy(monkeypatch, fresh_cache):
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(ImportError, match=r'needs spaCy .* `pip install "transformers-glipv2\[phrases\]"`'):
         find_noun_phrases("a dog", "spacy")
+
+
+def test_what_asks_is_cut_from_the_chunks_of_spacy(monkeypatch, fresh_cache):
+    question = "How many dogs have what color"
+    chunks = [
+        SimpleNamespace(start_char=start, end_char=end, root=SimpleNamespace(pos_="NOUN"))
+        for start, end in ((0, 13), (19, 29))
+    ]
+    load = lambda name: lambda sentence: SimpleNamespace(noun_chunks=chunks)  # noqa: E731
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=load))
+    assert [question[start:end] for start, end in find_noun_phrases(question, "spacy")] == ["dogs"]
 
 
 def test_without_the_model_of_spacy(monkeypatch, fresh_cache):

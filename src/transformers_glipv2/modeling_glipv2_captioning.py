@@ -56,6 +56,8 @@ GENERATION_LOOP_KEYWORDS = ("next_sequence_length", "is_first_iteration", "cache
 # At first the attended regions score words by 10 in all. Label embeddings and regions that fit are compared by about
 # their cosine, and with 10 in front the word that fits best stands out among the logits of a trained decoder.
 INITIAL_LABEL_GATE = 10.0
+# So many tokens come once in a caption: small models repeat themselves ("a man and a man and a man").
+NO_REPEAT_NGRAM_SIZE = 3
 
 
 @dataclass
@@ -279,7 +281,8 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
     Captions of images, from nothing or from a given beginning; `ground` finds boxes with the same weights.
 
     Captions begin with `generation_config.bos_token_id` and end with `eos_token_id` ([CLS] and [SEP] of BERT), which
-    come from `config.text_config`; `set_special_tokens` sets them.
+    come from `config.text_config`; `set_special_tokens` sets them. No three tokens come twice in a caption where
+    neither the call nor `generation_config` has a `no_repeat_ngram_size`; 0 allows it.
 
     Args:
         config: sizes and options.
@@ -480,7 +483,7 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
             inputs, input_ids: `(texts, tokens)`, how captions begin, as the processor gives them: tokens of the end
                 and padding on the right are removed. `None` begins with nothing. Texts are those of `forward`.
             generation_config, kwargs: as of `GenerationMixin.generate`, such as `num_beams`, `do_sample`,
-                `max_new_tokens`.
+                `max_new_tokens`; `no_repeat_ngram_size` is 3 by default, and 0 switches it off.
             pixel_values, pixel_mask, image_features, visual_states, attention_mask: as of `forward`.
             inputs_embeds: `(texts, tokens, text_dim)`, what the beginnings are read as, token for token; always with
                 a cache. Without `input_ids` the result has the new tokens only.
@@ -501,6 +504,9 @@ class GLIPv2ForConditionalGeneration(GLIPv2FreezableDetector, GLIPv2ForObjectDet
                 image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
             visual_states = self.get_visual_states(image_features)
         input_ids = inputs if input_ids is None else input_ids
+        configs = (generation_config, self.generation_config)
+        if all(getattr(config, "no_repeat_ngram_size", None) is None for config in configs):
+            kwargs.setdefault("no_repeat_ngram_size", NO_REPEAT_NGRAM_SIZE)
         if inputs_embeds is not None:
             return self._generate_from_embeddings(
                 inputs_embeds, input_ids, attention_mask, visual_states, generation_config, **kwargs

@@ -8,7 +8,8 @@ By default rules find them, which are good enough for captions:
    is a noun unless its position or its ending says that it is a verb or an adjective.
 2. A phrase is determiner? adjective* noun+, the pattern of the original. Punctuation and a possessive 's end it.
 
-Repeated words are repeated entities: each occurrence is a phrase of its own.
+Repeated words are repeated entities: each occurrence is a phrase of its own. What a question asks about things is left
+out: "how many dogs" is about dogs, "what color is the cup" about the cup.
 
 spaCy's parser is the other choice (`pip install "transformers-glipv2[phrases]"`, then `python -m spacy download
 en_core_web_sm`).
@@ -117,6 +118,9 @@ _LY_ADJECTIVES_OR_NOUNS = _words(
     """
 )
 
+# What questions ask about things, which is none itself: "what color is the cup?", "which kind of bird".
+_ASKED = _words("brand color colour gender kind make material number shape size sort species time type")
+
 # Kinds of words, one letter each, so that the pattern of a phrase is a regular expression.
 DETERMINER, ADJECTIVE, NOUN, OTHER = "d", "j", "n", "x"
 _PHRASE = re.compile(f"{DETERMINER}?{ADJECTIVE}*{NOUN}+")
@@ -154,7 +158,9 @@ def tag_words(words: Sequence[str]) -> str:
     kinds: list[str] = []
     for index, word in enumerate(words):
         following = words[index + 1] if index + 1 < len(words) else ""
-        kinds.append(_kind(word, kinds[-1] if kinds else OTHER, following))
+        previous = words[index - 1] if index else ""
+        asks = (previous == "how" and word in ("many", "much")) or (previous in ("what", "which") and word in _ASKED)
+        kinds.append(OTHER if asks else _kind(word, kinds[-1] if kinds else OTHER, following))
     return "".join(kinds)
 
 
@@ -255,4 +261,12 @@ def find_noun_phrases(sentence: str, chunker: str = "rules") -> list[Span]:
     if chunker == "rules":
         return chunk_noun_phrases(sentence)
     chunks = _spacy_model()(sentence).noun_chunks
-    return [(chunk.start_char, chunk.end_char) for chunk in chunks if chunk.root.pos_ != "PRON"]
+    spans = [(chunk.start_char, chunk.end_char) for chunk in chunks if chunk.root.pos_ != "PRON"]
+    spans = [(start + _length_of_question(sentence[start:end]), end) for start, end in spans]
+    return [(start, end) for start, end in spans if start < end]
+
+
+def _length_of_question(phrase: str) -> int:
+    """Characters at the beginning of a phrase that ask: "how many " of "how many dogs", all of "what color"."""
+    match = re.match(rf"how (many|much)\b\s*|(what|which) ({'|'.join(sorted(_ASKED))})$", phrase, re.IGNORECASE)
+    return match.end() if match else 0
