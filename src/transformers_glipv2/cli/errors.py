@@ -38,6 +38,7 @@ _EXTRAS = {
     "phrases": ("spacy",),
     "demo": ("skimage", "gradio"),
     "ray": ("ray",),
+    "serve": ("fastapi", "uvicorn", "python_multipart"),
 }
 _REMEDIES = {
     errno.ENOSPC: "no space left on the disk; free some or choose another output, and run the same command again",
