@@ -115,7 +115,7 @@ class Worker:
         mask = torch.ones_like(self.pixel_values[:, 0], dtype=torch.long)
         image = PreparedImage(self.pixel_values, mask, tuple(self.pixel_values.shape[-2:]), prompts)
         start = self.now()
-        features = detector.image_features([image])
+        features = detector.network.get_image_features(self.pixel_values, mask)
         with tqdm(total=count, desc="1,203 labels", leave=False) as bar:
             detector.find(features, [image], detector.options, on_forward=bar.update)
         return {"seconds": self.now() - start, "memory": self.peak_memory()}

@@ -300,6 +300,13 @@ class GLIPv2ImageProcessorBase:
             raise ValueError(f"`size_divisor` must be an integer of at least 1, got {divisor!r}.")
         return kwargs
 
+    def usual_edges(self) -> list[int]:
+        """The sides in pixels that padded images have most often: of the shortest and the longest edge."""
+        size = SizeDict(**self.size) if isinstance(self.size, Mapping) else self.size
+        edges = [size.shortest_edge, size.longest_edge, size.height, size.width]
+        divisor = self.size_divisor or 1
+        return sorted({-(-edge // divisor) * divisor for edge in edges if edge})
+
     def open_image(self, source: ImageFile, timeout: float | None = None) -> PIL.Image.Image:
         """As [`image_io.open_image`]: upright, RGB; URLs as this processor allows them."""
         return open_image(source, timeout, bool(self.allow_urls), bool(self.allow_private_urls))

@@ -1,9 +1,11 @@
 """Images in batches of equal size, from any iterable, in bounded memory and with results in the images' order."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from ..boxes import to_device
 from ..image_processing_glipv2 import ImageSource, flatten_images, get_image_size
 from ..layers.input_checks import image_sizes_of
 from ..prompts import check_labels, check_sentence, is_list
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 # Images wait for others of their size until this many batches were read since.
 WINDOW = 4
@@ -59,8 +64,62 @@ def prepare_image(
     return PreparedImage(inputs["pixel_values"], inputs["pixel_mask"], target_size or get_image_size(image), asked)
 
 
+def prepare_images(
+    processor: ProcessorMixin, images: Iterable[Any], size: Mapping[str, int] | None = None, num_workers: int = 0
+) -> Iterator[PreparedImage]:
+    """
+    Images, opened and prepared as they are needed; with `num_workers` threads up to twice as many ahead.
+
+    Args:
+        processor: its image processor also says which files and URLs may be opened.
+        images: image objects, paths, addresses, or batches of images.
+        size: as of [`prepare_image`].
+        num_workers: threads; decoding and resizing leave Python to others meanwhile.
+    """
+
+    def prepare(image: Any) -> list[PreparedImage]:
+        return [prepare_image(processor, single, size) for single in processor.image_processor.fetch_images(image)]
+
+    for several in map_ahead(prepare, images, num_workers):
+        yield from several
+
+
+def map_ahead(function: Callable[[Item], Made], items: Iterable[Item], num_workers: int) -> Iterator[Made]:
+    """
+    `map`, by `num_workers` threads that work up to twice as many items ahead; in this thread where there are none.
+    An item that is ready does not wait for later ones to be read.
+    """
+    if not num_workers:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(num_workers)
+    pending: deque[Future[Made]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            while pending and (len(pending) > 2 * num_workers or pending[0].done()):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each made by another thread while the one before is worked with."""
+    iterator, end = iter(items), object()
+    pool = ThreadPoolExecutor(1)
+    try:
+        following: Future[Any] = pool.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, iterator, end)
+            yield item
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def group_by_shape(
-    prepared: Iterable[PreparedImage], batch_size: int
+    prepared: Iterable[PreparedImage], batch_size: int | Callable[[int, int], int]
 ) -> Iterator[tuple[list[int], list[PreparedImage]]]:
     """
     Batches of images whose padded sizes are equal.
@@ -70,7 +129,7 @@ def group_by_shape(
 
     Args:
         prepared: read as needed.
-        batch_size: images of a batch at most.
+        batch_size: images of a batch at most; or a function that gives it for a height and width.
 
     Yields:
         The images' indices and the images.
@@ -78,14 +137,15 @@ def group_by_shape(
     waiting: dict[tuple[int, ...], list[tuple[int, PreparedImage]]] = {}
     for index, image in enumerate(prepared):
         shape = tuple(image.pixel_values.shape)
+        most = batch_size if isinstance(batch_size, int) else batch_size(*shape[2:])
         group = waiting.setdefault(shape, [])
         group.append((index, image))
-        if len(group) == batch_size:
+        if len(group) >= most:
             yield _batch(waiting.pop(shape))
         # Groups are in the order of their first image, so the first one waits longest.
         if waiting:
             oldest = next(iter(waiting))
-            if index - waiting[oldest][0][0] + 1 >= WINDOW * batch_size:
+            if index - waiting[oldest][0][0] + 1 >= WINDOW * most:
                 yield _batch(waiting.pop(oldest))
     for group in waiting.values():
         yield _batch(group)
@@ -107,13 +167,16 @@ def in_order(batches: Iterable[tuple[list[int], list[Any]]]) -> Iterator[Any]:
             following += 1
 
 
-def stack_images(images: list[PreparedImage], device: torch.device) -> tuple[Tensor, Tensor]:
-    """`pixel_values` and `pixel_mask` of images of one size, on their way to the device, which is not waited for."""
-    pixel_values = torch.cat([image.pixel_values for image in images])
-    pixel_mask = torch.cat([image.pixel_mask for image in images])
-    if device.type == "cuda":
-        pixel_values, pixel_mask = pixel_values.pin_memory(), pixel_mask.pin_memory()
-    return to_device(pixel_values, device), to_device(pixel_mask, device)
+@torch.no_grad()
+def stack_images(images: list[PreparedImage], pin: bool = False) -> tuple[Tensor, Tensor]:
+    """
+    `pixel_values` and `pixel_mask` of images of one size, on the CPU; with `pin` in memory that a GPU reads by itself.
+    """
+    stacked = []
+    for parts in ([image.pixel_values for image in images], [image.pixel_mask for image in images]):
+        shape = (len(images), *parts[0].shape[1:])
+        stacked.append(torch.cat(parts, out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=pin)))
+    return stacked[0], stacked[1]
 
 
 def select_images(image_features: ModelOutput, indices: list[int]) -> ModelOutput:
@@ -248,8 +311,11 @@ __all__ = [
     "group_by_shape",
     "in_order",
     "labels_for",
+    "map_ahead",
+    "one_ahead",
     "one_each",
     "prepare_image",
+    "prepare_images",
     "select_images",
     "sentences_for",
     "single_images",

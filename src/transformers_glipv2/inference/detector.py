@@ -24,19 +24,22 @@ from ..post_processing import (
     scale_boxes,
 )
 from ..processing_glipv2 import GLIPv2Processor
+from .batch_size import AutoBatchSize
 from .batching import (
     PreparedImage,
     Progress,
     group_by_shape,
     in_order,
     labels_for,
+    one_ahead,
     one_each,
-    prepare_image,
+    prepare_images,
     select_images,
     sentences_for,
     single_images,
     stack_images,
 )
+from .compiled_network import CompiledNetwork
 from .encoded_prompts import TOKENIZER_LOCK, EncodedPrompt, encode_labels, max_prompt_tokens
 from .model_checks import check_model
 from .onnx_backend import OnnxNetwork, check_backend
@@ -61,14 +64,17 @@ class Detector:
 
     The images of a batch go through the network together, grouped by their size, and each is encoded once however many
     prompts its labels need. Text features are kept from call to call, the last 128 prompts, and made anew when the
-    text encoder's weights, dtype, device, adapters or autocast change. Images are read as they are needed; memory is
-    bounded by `batch_size`. Safe to use from several threads.
+    text encoder's weights, dtype, device, adapters or autocast change. Images are read as they are needed, on a GPU by
+    threads ahead of it; memory is bounded by `batch_size`. Safe to use from several threads.
 
     Args:
         model: `GLIPv2ForObjectDetection` or another model with its outputs, in evaluation mode.
         processor (`GLIPv2Processor`).
         backend: `"torch"`, or `"onnx"` to compute boxes with ONNX Runtime on the CPU, which needs the extra `export`;
             the first time for a model's weights it exports them, see [`OnnxNetwork`].
+        compile: compile the image encoder and the fused tower (`torch.compile`; on a GPU also CUDA graphs), or options
+            of `torch.compile`. Images, prompts and batches are padded to a few sizes, for each of which the first call
+            takes a minute or so; the wider padding can change scores a little. Worth it for many images.
         options: fields of [`DetectorOptions`], the defaults of all calls.
 
     Raises:
@@ -107,14 +113,27 @@ class Detector:
         model = model_class.from_pretrained(folder).eval()
         return cls(model if device is None else model.to(device), GLIPv2Processor.from_pretrained(folder), **options)
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, backend: str = "torch", **options: Any):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        backend: str = "torch",
+        compile: bool | Mapping[str, Any] = False,
+        **options: Any,
+    ):
         check_backend(backend)
+        if compile and backend != "torch":
+            raise ValueError(f'`compile` goes with `backend="torch"`, not with {backend!r}; pass one of them.')
         check_model(model)
         self.model = model
         self.processor = processor
         self.options = DetectorOptions().updated(options)
         # What gives image features and boxes.
         self.network = OnnxNetwork(model) if backend == "onnx" else model
+        if compile:
+            compile_options = compile if isinstance(compile, Mapping) else None
+            self.network = CompiledNetwork(model, processor.image_processor.usual_edges(), compile_options)
+        self.auto_batch_size = AutoBatchSize()
         self.text_features = TextFeatureCache(TEXT_CACHE_SIZE)
 
     # Calls -----------------------------------------------------------------------------------------------------------
@@ -342,20 +361,33 @@ class Detector:
         Args:
             images: read as needed.
             asked: what is asked of the image at an index.
-            options: `batch_size`, `size` and `progress` are read.
+            options: `batch_size`, `num_workers` and `size` are read.
             respond: from `model.get_image_features` and the prepared images to a result for each.
             target_size: (height, width) to measure the image at an index in, or `None`.
         """
         self._begin()
-        # The image processor says which files and URLs may be opened.
-        flat = (single for image in images for single in self.processor.image_processor.fetch_images(image))
-        prepared = (
-            prepare_image(self.processor, image, options.size, target_size(index), asked(index))
-            for index, image in enumerate(flat)
-        )
+        pin = self.model.device.type == "cuda"
+        num_workers = options.num_workers
+        if num_workers is None:
+            single = isinstance(images, list) and len(images) == 1
+            num_workers = 0 if self.model.device.type == "cpu" or single else min(8, os.cpu_count() or 1)
+
+        def prepared() -> Iterator[PreparedImage]:
+            opened = prepare_images(self.processor, images, options.size, num_workers)
+            for index, image in enumerate(opened):
+                image.asked = asked(index)
+                image.target_size = target_size(index) or image.target_size
+                yield image
+
+        def batches() -> Iterator[tuple[list[int], list[PreparedImage], tuple[Tensor, Tensor]]]:
+            most = self._auto_images if options.batch_size == "auto" else options.batch_size
+            for indices, batch in group_by_shape(prepared(), most):
+                yield indices, batch, stack_images(batch, pin)
+
+        answer = self._respond_as_fits if options.batch_size == "auto" else self._respond
         yield from in_order(
-            (indices, respond(self.image_features(batch), batch))
-            for indices, batch in group_by_shape(prepared, options.batch_size)
+            (indices, answer(*stacked, batch, respond))
+            for indices, batch, stacked in (one_ahead(batches()) if num_workers else batches())
         )
 
     @torch.no_grad()
@@ -366,14 +398,10 @@ class Detector:
         self._begin()
         return list(
             in_order(
-                (indices, respond(self.image_features(batch), batch))
+                (indices, self._respond(*stack_images(batch, self.model.device.type == "cuda"), batch, respond))
                 for indices, batch in group_by_shape(prepared, max(len(prepared), 1))
             )
         )
-
-    def image_features(self, batch: list[PreparedImage]) -> ModelOutput:
-        """Features of images of one size."""
-        return self.network.get_image_features(*stack_images(batch, self.model.device))
 
     def text_inputs(self, sentences: list[str]) -> dict[str, Tensor]:
         """The model's inputs of sentences, padded to the longest; on the CPU."""
@@ -544,6 +572,49 @@ class Detector:
         return results
 
     # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _auto_images(self, height: int, width: int) -> int:
+        return self.auto_batch_size.images(height, width, self.model.device)
+
+    def _respond(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor,
+        batch: list[PreparedImage],
+        respond: Callable[[ModelOutput, list[PreparedImage]], list[Any]],
+    ) -> list[Any]:
+        """What `respond` makes of images of one size, of their features and `batch`."""
+        device = self.model.device
+        features = self.network.get_image_features(to_device(pixel_values, device), to_device(pixel_mask, device))
+        return respond(features, batch)
+
+    def _respond_as_fits(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor,
+        batch: list[PreparedImage],
+        respond: Callable[[ModelOutput, list[PreparedImage]], list[Any]],
+    ) -> list[Any]:
+        """As [`Detector._respond`]; images that do not fit into memory together are cut into halves."""
+        try:
+            results = self._respond(pixel_values, pixel_mask, batch, respond)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        else:
+            self.auto_batch_size.worked(pixel_mask.numel())
+            return results
+        # Outside of `except`, whose error holds what the failed pass has allocated.
+        self.auto_batch_size.failed(pixel_mask.numel())
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(batch) // 2
+        parts = [slice(0, half), slice(half, None)]
+        return [
+            result
+            for part in parts
+            for result in self._respond_as_fits(pixel_values[part], pixel_mask[part], batch[part], respond)
+        ]
 
     def _with_progress(
         self,
@@ -721,7 +792,8 @@ def detect_labels(
         text_labels: labels to look for in all images, or a list of labels for each image.
         threshold: the lowest score that is returned.
         options: further ones of [`DetectorOptions`]: `pre_nms_threshold`, `nms_threshold`, `agnostic_nms`,
-            `max_detections`, `labels_per_prompt`, `prompts_per_batch`, `batch_size`, `size`, `progress`.
+            `max_detections`, `labels_per_prompt`, `prompts_per_batch`, `batch_size`, `num_workers`, `size`,
+            `progress`.
 
     Returns:
         For each image {"scores" `(n,)` in falling order, "labels" `(n,)` (indices of its `text_labels`),
@@ -756,7 +828,8 @@ def ground_phrases(
             that string. By default the noun phrases.
         top_k: boxes of a phrase at most.
         threshold: the lowest score that is returned. With 0, and `pre_nms_threshold=0`, every phrase gets `top_k`.
-        options: `pre_nms_threshold`, `nms_threshold`, `batch_size`, `size`, `progress` of [`DetectorOptions`].
+        options: `pre_nms_threshold`, `nms_threshold`, `batch_size`, `num_workers`, `size`, `progress` of
+            [`DetectorOptions`].
 
     Returns:
         For each image a list of {"phrase", "span", "scores", "boxes"}, boxes xyxy in pixels of the given image.

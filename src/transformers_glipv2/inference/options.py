@@ -9,7 +9,7 @@ from typing import Any
 from ..post_processing import check_count, check_fraction
 
 # Of calls about labels, about their masks, and about sentences.
-SHARED_OPTIONS = ("threshold", "pre_nms_threshold", "nms_threshold", "batch_size", "size", "progress")
+SHARED_OPTIONS = ("threshold", "pre_nms_threshold", "nms_threshold", "batch_size", "num_workers", "size", "progress")
 LABEL_OPTIONS = (*SHARED_OPTIONS, "agnostic_nms", "max_detections", "labels_per_prompt", "prompts_per_batch")
 MASK_OPTIONS = (*LABEL_OPTIONS, "mask_threshold", "return_rle")
 _EDGES = ({"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"})
@@ -39,6 +39,14 @@ def check_size(size: Any) -> None:
         check_count(pixels, f'size["{name}"]')
 
 
+def check_batch_size(value: Any) -> None:
+    """Raises TypeError or ValueError unless `value` is "auto" or a whole number of at least 1."""
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(f'`batch_size` must be "auto" or a whole number of at least 1, got {value!r}.')
+    if value != "auto":
+        check_count(value, "batch_size")
+
+
 def check_switch(value: Any, name: str) -> None:
     """Raises TypeError unless `value` is `True` or `False`."""
     if not isinstance(value, bool):
@@ -63,8 +71,11 @@ class DetectorOptions:
         labels_per_prompt (`int`, *optional*): labels of a prompt at most; by default as many as fit `max_text_length`.
         prompts_per_batch (`int`, *optional*): prompts of an image in one forward pass; by default 1 on a CPU, where
             more only cost memory, else 8.
-        batch_size (`int`, defaults to 1): images in one forward pass. Only images whose resized and padded sizes are
-            equal go together, so that no image's results depend on another; results come in the order of the images.
+        batch_size (`int` or `"auto"`, defaults to 1): images in one forward pass. Only images whose resized and padded
+            sizes are equal go together, so that no image's results depend on another; results come in the order of the
+            images. `"auto"` doubles it until a GPU's memory is full, 32 at most; on a CPU it follows from the threads.
+        num_workers (`int`, *optional*): threads that open and resize images while the model works; by default none on
+            a CPU, whose cores the model takes, else up to 8.
         size (`Mapping[str, int]`, *optional*): of the resized images, in place of the image processor's own.
         mask_threshold (`float`, defaults to 0.5): on the probability of a pixel of a mask; equal is outside.
         return_rle (`bool`, defaults to `True`): masks as COCO's run lengths in place of arrays.
@@ -81,7 +92,8 @@ class DetectorOptions:
     max_detections: int | None = 100
     labels_per_prompt: int | None = None
     prompts_per_batch: int | None = None
-    batch_size: int = 1
+    batch_size: int | str = 1
+    num_workers: int | None = None
     size: Mapping[str, int] | None = None
     mask_threshold: float = 0.5
     return_rle: bool = True
@@ -92,7 +104,9 @@ class DetectorOptions:
             check_fraction(getattr(self, name), name)
         if self.pre_nms_threshold is not None:
             check_fraction(self.pre_nms_threshold, "pre_nms_threshold")
-        check_count(self.batch_size, "batch_size")
+        check_batch_size(self.batch_size)
+        if self.num_workers not in (None, 0):
+            check_count(self.num_workers, "num_workers")
         for name in ("max_detections", "labels_per_prompt", "prompts_per_batch"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
