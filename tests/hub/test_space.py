@@ -19,6 +19,7 @@ from tests.scripts import REPOSITORY, load_script
 from tests.tiny_detector import LABELS, natural_image, tiny_detector, tiny_processor
 from transformers_glipv2 import GLIPv2Config, detect_labels
 from transformers_glipv2.conversion.remote_code import model_auto_map, save_remote_code
+from transformers_glipv2.hub.publishing import prepared_space
 from transformers_glipv2.inference.detector import encode_labels
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_segmentation import GLIPv2ForInstanceSegmentation
@@ -125,8 +126,11 @@ def test_masks_answers_and_captions(whole):
     assert set(answers) < set(ANSWERS)
     assert list(answers.values()) == sorted(answers.values(), reverse=True)
     assert "the dog" in {row[0] for row in table}
-    assert isinstance(whole.caption(natural_image(), ""), str)
-    assert whole.caption(natural_image(), "a red cat").startswith("a red cat")
+    caption, drawing, table, sentence = whole.caption(natural_image(), "a red cat", 0.0)
+    assert caption.startswith("a red cat")
+    assert any(row[0].startswith("a red cat") for row in table)
+    assert sentence.endswith(("box.", "boxes.", "highest scores."))
+    assert_drawn(drawing)
 
 
 def test_heads_share_the_detector(whole):
@@ -139,14 +143,14 @@ def test_heads_share_the_detector(whole):
 def test_tabs_without_a_head_say_so(app, plain, whole):
     sentences = [f"This checkpoint has no {head} head" for head in ("mask", "answer", "caption")]
     for demo, told in ((plain, True), (whole, False)):
-        page = json.dumps(app.build(demo).get_config_file(), default=str)
+        page = json.dumps(app.build(app.Models(demo)).get_config_file(), default=str)
         assert [sentence in page for sentence in sentences] == [told] * 3
-    names = {function["api_name"] for function in app.build(whole).get_config_file()["dependencies"]}
+    names = {function["api_name"] for function in app.build(app.Models(whole)).get_config_file()["dependencies"]}
     assert {"detect", "ground", "segment", "ask", "caption"} <= names
 
 
 def test_bad_input_is_told_on_the_page(app, plain, whole):
-    detect = app.checked(plain.detect)
+    detect = app.checked(app.Models(plain), "detect")
     for arguments, message in [
         ((None, "person", 0.3), "image"),
         ((natural_image(), " , ", 0.3), "Write what"),
@@ -160,9 +164,51 @@ def test_bad_input_is_told_on_the_page(app, plain, whole):
         ((natural_image(), "person", float("nan")), "threshold"),
     ]:
         with pytest.raises(app.gr.Error, match=message):
-            detect(*arguments)
+            detect(*arguments, plain.name)
+    with pytest.raises(app.gr.Error, match="no caption head"):
+        app.checked(app.Models(plain), "caption")(natural_image(), "", 0.3, plain.name)
     # A caption needs no beginning, and a transparent image is one too.
-    assert isinstance(app.checked(whole.caption)(natural_image().convert("RGBA"), ""), str)
+    caption, *_ = app.checked(app.Models(whole), "caption")(natural_image().convert("RGBA"), "", 0.3, whole.name)
+    assert caption
+
+
+def test_models_are_offered_by_name_and_no_others(app, plain, whole):
+    models = app.Models(plain, [whole.name, "glip-tiny", plain.name])
+    assert models.names == [plain.name, whole.name, "glip-tiny"]
+    page = app.build(models)
+    (choice,) = (block for block in page.blocks.values() if isinstance(block, app.gr.Dropdown))
+    assert [value for _, value in choice.choices] == models.names
+    with pytest.raises(app.gr.Error):
+        choice.preprocess("somebody/else")
+    with pytest.raises(app.gr.Error, match="'somebody/else' is not offered here"):
+        app.checked(models, "detect")(natural_image(), "person", 0.3, "somebody/else")
+    # The other model has the heads that the first one lacks, so its tabs appear.
+    (choose,) = (function.fn for function in page.fns.values() if function.api_name == "choose")
+    _, *updates = choose(whole.name)
+    assert updates[::2] == [""] * 3
+    assert [group.visible for group in updates[1::2]] == [True] * 3
+    assert app.checked(models, "segment")(natural_image(), "dog", 0.0, whole.name)[1]
+    assert list(models.loaded) == [plain.name, whole.name]
+
+
+def test_only_some_models_stay_in_memory(app, plain, monkeypatch):
+    monkeypatch.setattr(app, "Demo", lambda name: name)
+    models = app.Models(plain, ["a", "b", "c"])
+    for name in ("a", plain.name, "b"):
+        models.get(name)
+    assert list(models.loaded) == [plain.name, "b"]
+
+
+def test_the_limits_of_a_model_are_said(app):
+    assert "46.4 AP on COCO val2017 (without training on COCO), 232 million" in app.about("glip-tiny")
+    assert "small model for trying things out" in app.about("transformers-glipv2/glipv2-nano")
+    assert all("can be wrong" in app.about(name) for name in ("glip-tiny", "glipv2-nano", "own/model"))
+
+
+def test_a_text_that_names_nothing(plain):
+    drawing, table, sentence = plain.ground(natural_image(), "is she running to them", 0.0)
+    assert (table, sentence) == ([], "The text names nothing to look for.")
+    assert drawing.size == natural_image().size
 
 
 def test_a_list_that_needs_several_prompts_is_split(plain):
@@ -184,7 +230,7 @@ def test_nothing_found_is_said(plain):
 @pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n cut", b""])
 def test_files_that_are_no_images_get_a_sentence(app, plain, tmp_path, content):
     (tmp_path / "file.png").write_bytes(content)
-    page = app.build(plain)
+    page = app.build(app.Models(plain))
     (image,) = (block for block in page.blocks.values() if getattr(block, "elem_id", None) == "image")
     payload = image.data_model(path=str(tmp_path / "file.png"), orig_name="file.png")
     with pytest.raises(app.gr.Error, match="This file is no image that can be read"):
@@ -193,7 +239,7 @@ def test_files_that_are_no_images_get_a_sentence(app, plain, tmp_path, content):
 
 @pytest.mark.parametrize("value", ["high", 5, -1, [0.3]])
 def test_numbers_that_are_none_get_a_sentence(app, plain, value):
-    sliders = [block for block in app.build(plain).blocks.values() if isinstance(block, app.gr.Slider)]
+    sliders = [block for block in app.build(app.Models(plain)).blocks.values() if isinstance(block, app.gr.Slider)]
     assert sliders
     for slider in sliders:
         with pytest.raises(app.gr.Error, match="a number from 0 to 1"):
@@ -230,7 +276,7 @@ def test_page_in_a_browser(plain, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("PYTHONPATH", None)
-    with load_script("hub_upload/push.py").space_folder(REPOSITORY / "hub_upload" / "space", None) as folder:
+    with prepared_space(REPOSITORY / "hub_upload" / "space", None) as folder:
         shutil.copytree(folder, tmp_path / "space")
     log = (tmp_path / "log.txt").open("w")
     server = subprocess.Popen(
