@@ -264,8 +264,9 @@ def threshold_slider() -> gr.components.Component:
 
 
 def found_outputs(label: str, **options: Any) -> list[gr.components.Component]:
-    """Where the drawing, the table and the sentence of [`show`] go."""
-    return [gr.Image(format="png", label=label, **options), gr.Dataframe(headers=TABLE), gr.Markdown()]
+    """Where the drawing, the table and the sentence of [`show`] go; the sentence is above, where it is seen."""
+    sentence = gr.Markdown()
+    return [gr.Image(format="png", label=label, **options), gr.Dataframe(headers=TABLE), sentence]
 
 
 def build(models: Models) -> gr.Blocks:
