@@ -208,6 +208,7 @@ def checkout(tmp_path_factory) -> Path:
     (folder / "labels.txt").write_text("person\ndog\n")
     (folder / "data.yaml").write_text("sources: [{kind: coco, path: coco-mini, split: train}]\n")
     shutil.copytree(REPOSITORY / "examples" / "configs", folder / "examples" / "configs")
+    (folder / "examples" / "serve.py").symlink_to(REPOSITORY / "examples" / "serve.py")
     return folder
 
 
