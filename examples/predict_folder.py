@@ -22,6 +22,7 @@ from transformers_glipv2.cli.arguments import (
     InputFolder,
     ScriptParser,
     add_backend,
+    add_compile,
     add_generation,
     add_model,
     add_nms_threshold,
@@ -57,8 +58,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--agnostic_nms", action="store_true", help="suppress overlapping boxes of different labels too")
     add("--max_detections", type=positive_int, default=100, help="boxes of an image (default: 100)")
     add_generation(parser)
-    add_prediction(parser)
+    add_prediction(parser, auto=True)
     add_backend(parser)
+    add_compile(parser)
     add("--engine", choices=("local", "ray"), default="local", help="ray: actors of a Ray cluster (default: local)")
     add("--actors", type=positive_int, default=1, help="ray: models at work (default: 1)")
     add("--gpus_per_actor", type=non_negative_float, default=0.0, help="ray: 0: CPUs; 0.5: two on a GPU (default: 0)")

@@ -98,10 +98,11 @@ def test_json_is_all_there_is_on_stdout(folder, capsys):
     assert sorted(path.name for path in (folder / "drawn").rglob("*.png")) == ["a.png", "a.png", "image.png"]
 
 
-def test_batches_change_nothing(capsys):
+@pytest.mark.parametrize("batch_size", ["2", "auto"])
+def test_batches_change_nothing(batch_size, capsys):
     run_command([*DETECT, "person", "--json", "images"])
     one = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    run_command([*DETECT, "person", "--json", "--batch-size", "2", "images"])
+    run_command([*DETECT, "person", "--json", "--batch-size", batch_size, "images"])
     two = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [entry["image"] for entry in one] == [entry["image"] for entry in two]
     for first, second in zip(one, two, strict=True):

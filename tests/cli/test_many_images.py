@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
@@ -86,8 +87,26 @@ def test_own_data_is_scored(capsys):
     assert scores == json.loads(Path("scores/metrics.json").read_text())
     AcceleratorState._reset_state(True)
     script = load_script("examples/evaluate_detection.py")
-    by_script = script.main(["--model", "model", "--data", "coco", "--split", "val", "--output", "by-script-too"])
+    given = ["--data", "coco", "--split", "val", "--output", "by-script-too", "--batch_size", "auto"]
+    by_script = script.main(["--model", "model", *given])
     assert by_script["val"]["bbox"]["AP"] == pytest.approx(scores["val"]["bbox"]["AP"], abs=1e-6)
+
+
+def test_compiled_in_batches_that_fit(monkeypatch):
+    compiled = []
+    # Tracing takes long, and is tested with the detector.
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
+    given = ["--labels_file", "labels.txt", "--threshold", "0.01"]
+    rows = []
+    for name, more in (("plain", []), ("compiled", ["--compile", "--batch_size", "auto"])):
+        assert run_command([*PREDICT, "coco/val", *given, "--output", name, *more]) == 0
+        rows.append(pq.read_table(f"{name}/predictions.parquet").to_pylist())
+        AcceleratorState._reset_state(True)
+    assert len(compiled) == 2
+    for one, other in zip(*rows, strict=True):
+        assert one["image"] == other["image"]
+        assert one["labels"] == other["labels"]
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)
 
 
 def test_the_backends_score_the_same(folder, monkeypatch):
@@ -116,6 +135,7 @@ SLIPS = [
     ([*PREDICT, "red.png", "--labels", "cat", "--task", "captions"], "captions take none"),
     ([*PREDICT, "red.png", "--labels", "cat", "--task", "boxen"], "'boxen' is not one of"),
     ([*PREDICT, "red.png", "--task", "captions", "--backend", "onnx"], "captions are made by PyTorch only"),
+    ([*PREDICT, "red.png", "--task", "captions", "--batch_size", "auto"], "auto goes with boxes and masks"),
     ([*PREDICT, "none.png", "--labels", "cat"], "there is no file or folder 'none.png'"),
     ([*PREDICT, "empty", "--labels", "cat"], "holds no image files"),
     ([*PREDICT, "red.png", "--labels_file", "none.txt"], "--labels_file: there is no file 'none.txt'"),

@@ -38,6 +38,7 @@ from transformers_glipv2.cli.checks import (  # noqa: F401  the checks that scri
     repo_id,
     seed_int,
 )
+from transformers_glipv2.cli.checks import batch_size as batch_size_type
 from transformers_glipv2.conversion.released import resolve_model
 
 NANO = "hub_upload/glipv2-nano"
@@ -187,11 +188,15 @@ def add_generation(parser: argparse.ArgumentParser, max_new_tokens: int = 30) ->
     )
 
 
-def add_prediction(parser: argparse.ArgumentParser, batch_size: bool = True) -> None:
-    """What all scripts that predict many images take: how many, how fast, and how often predictions are written."""
+def add_prediction(parser: argparse.ArgumentParser, batch_size: bool = True, auto: bool = False) -> None:
+    """
+    What all scripts that predict many images take: how many, how fast, and how often predictions are written; with
+    `auto` also `--batch_size auto`.
+    """
     add_max_samples(parser, "only the first so many images (of each data set)")
     if batch_size:
-        parser.add_argument("--batch_size", type=positive_int, default=1, help="images at once (default: 1)")
+        kind, more = (batch_size_type, "; auto: as many as fit") if auto else (positive_int, "")
+        parser.add_argument("--batch_size", type=kind, default=1, help=f"images at once{more} (default: 1)")
     add_num_workers(parser)
     parser.add_argument(
         "--images_per_file",
@@ -206,6 +211,12 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     """`--backend`."""
     help = "onnx: find boxes with ONNX Runtime on the CPU (default: torch)"
     parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help=help)
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """`--compile` of detectors."""
+    help = "compile the model (torch.compile): minutes at the start, then faster on a GPU"
+    parser.add_argument("--compile", action="store_true", help=help)
 
 
 def add_scenes(parser: argparse.ArgumentParser) -> None:

@@ -271,6 +271,11 @@ def device_name(text: str) -> Device:
     return Device(text)
 
 
+def batch_size(text: str) -> int | str:
+    """The type of `--batch_size` where boxes are found: `auto`, which the [`Detector`] finds out, or a number."""
+    return "auto" if str(text) == "auto" else int(positive_int(text))
+
+
 def auto_or_device(text: str) -> str:
     """The type of `--device` of the commands: `auto`, which [`pick_device`] decides, or a device."""
     return text if text == "auto" else device_name(text)

@@ -13,7 +13,12 @@ from accelerate import Accelerator
 
 from transformers_glipv2 import GLIPv2ForObjectDetection
 from transformers_glipv2.cli.checkpoints import load_checkpoint
-from transformers_glipv2.cli.evaluation import predict_images, score_predictions, write_predictions
+from transformers_glipv2.cli.evaluation import (
+    images_for_batches,
+    predict_images,
+    score_predictions,
+    write_predictions,
+)
 from transformers_glipv2.cli.training import set_image_size
 from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.files import read_json
@@ -181,6 +186,7 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         model,
         processor,
         args.backend,
+        args.compile,
         threshold=0.0,
         **limits,
         batch_size=args.batch_size,
@@ -224,7 +230,8 @@ def predict(job: Job, args: argparse.Namespace, accelerator: Accelerator) -> Pre
         settings["images"] = [image["name"] for image in images]
     image_ids = [image["id"] for image in images]
     output = output_of(job, args)
-    return predict_images(args, accelerator, image_ids, load, detect, job.name, settings, output, source)
+    at_once = images_for_batches(args.batch_size, args.images_per_file)
+    return predict_images(args, accelerator, image_ids, load, detect, job.name, settings, output, source, at_once)
 
 
 def score(job: Job, args: argparse.Namespace, shards: PredictionShards) -> dict[str, Any]:

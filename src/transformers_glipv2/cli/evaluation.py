@@ -11,6 +11,7 @@ from PIL import Image
 
 from transformers_glipv2.data.files import write_json, write_json_list
 from transformers_glipv2.evaluation.shards import PredictionShards, predict_in_shards, weights_id
+from transformers_glipv2.inference.batching import WINDOW
 
 Failures = Mapping[Any, str]
 
@@ -25,6 +26,7 @@ def predict_images(
     settings: Mapping[str, Any],
     output: Path | None = None,
     model: str | None = None,
+    at_once: int | None = None,
 ) -> PredictionShards:
     """
     Predicts all images, over all processes; after an interruption it goes on where it was.
@@ -34,14 +36,22 @@ def predict_images(
         accelerator (`Accelerator`), keys, load, predict, description: as of `evaluation.shards`.
         settings (`Mapping`): what predictions depend on beside the weights, the precision and the size of batches.
         output (`Path`, *optional*), model (`str`, *optional*): instead of those of `args`.
+        at_once (`int`, *optional*): images of one call of `predict`; by default the size of a batch.
 
     Returns:
         `PredictionShards`: whole, on every process.
     """
     shards = prediction_shards(args, accelerator, keys, settings, output, model)
-    batch_size = getattr(args, "batch_size", 1)
-    predict_in_shards(shards, load, predict, accelerator, batch_size, args.num_workers, description)
+    images: int = at_once or getattr(args, "batch_size", 1)
+    predict_in_shards(shards, load, predict, accelerator, images, args.num_workers, description)
     return shards
+
+
+def images_for_batches(batch_size: int | str, images_per_file: int) -> int:
+    """Images to hand to a [`Detector`], of which it makes batches of one size: those of a file, or four batches."""
+    if batch_size == 1:
+        return 1
+    return images_per_file if isinstance(batch_size, str) else min(images_per_file, WINDOW * batch_size)
 
 
 def prediction_shards(

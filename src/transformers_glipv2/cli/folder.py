@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from transformers_glipv2.cli.checkpoints import load_checkpoint
-from transformers_glipv2.cli.evaluation import generate_captions, prediction_shards
+from transformers_glipv2.cli.evaluation import generate_captions, images_for_batches, prediction_shards
 from transformers_glipv2.cli.sources import ImageFolder, ImageList
 from transformers_glipv2.data.files import read_text, write_json
 from transformers_glipv2.data.formats.results import RESULT_FORMATS, check_format, write_results
@@ -74,6 +74,8 @@ def label_images(args: argparse.Namespace) -> Path:
         args.labels = [line.strip() for line in lines if line.strip()]
         if not args.labels:
             raise ValueError(f"--labels_file: {str(args.labels_file)!r} holds no label; write one a line.")
+    if args.task == "captions" and args.batch_size == "auto":
+        raise ValueError("--batch_size auto goes with boxes and masks; give captions a number")
     accelerator = evaluation_accelerator(args.mixed_precision)
     with accelerator.main_process_first():
         source = open_source(args)
@@ -81,15 +83,14 @@ def label_images(args: argparse.Namespace) -> Path:
     keep = ("task", "labels", *DETECTION_OPTIONS, "num_beams", "max_new_tokens")
     settings = {name: getattr(args, name) for name in keep} | {"source": str(args.images or args.dataset)}
     shards = prediction_shards(args, accelerator, names, settings)
+    at_once = args.batch_size if args.task == "captions" else images_for_batches(args.batch_size, args.images_per_file)
     if args.engine == "ray":
         threads = max(args.num_workers, 1)
         make = partial(make_worker, args)
-        predict_with_ray(
-            shards, source.open, make, args.batch_size, args.actors, args.gpus_per_actor, threads, args.task
-        )
+        predict_with_ray(shards, source.open, make, at_once, args.actors, args.gpus_per_actor, threads, args.task)
     else:
         load, label = make_worker(args)
-        predict_in_shards(shards, load, label, accelerator, args.batch_size, args.num_workers, args.task)
+        predict_in_shards(shards, load, label, accelerator, at_once, args.num_workers, args.task)
 
     path = args.output / RESULT_FORMATS[args.format].file_name
     if accelerator.is_main_process:
@@ -146,7 +147,7 @@ def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
     model_class = GLIPv2ForInstanceSegmentation if args.task == "masks" else GLIPv2ForObjectDetection
     model, processor = load_checkpoint(model_class, args.model, accelerator.device)
     masks = args.task == "masks"
-    options = {name: getattr(args, name) for name in (*DETECTION_OPTIONS, "batch_size", "backend")}
+    options = {name: getattr(args, name) for name in (*DETECTION_OPTIONS, "batch_size", "backend", "compile")}
     detect = Detector(model, processor, **options, progress=False)
 
     def columns(result: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,20 @@ Backend = Annotated[
         help="onnx: find boxes with ONNX Runtime on the CPU, faster for small models (extra `export`).",
     ),
 ]
-BatchSize = Annotated[int, number(checks.positive_int, "--batch_size", help="Images at once.")]
+# `Any`, as typer takes no union of a number and a word.
+BatchSize = Annotated[
+    Any,
+    typer.Option(
+        "--batch_size",
+        parser=checked(checks.batch_size),
+        metavar="N",
+        help="Images at once; auto: as many as fit.",
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the model (torch.compile): minutes at the start, then faster on a GPU."),
+]
 MaxSamples = Annotated[int | None, number(checks.positive_int, "--max_samples", help="Only the first so many images.")]
 NumWorkers = Annotated[
     int, number(checks.non_negative_int, "--num_workers", help="Processes that prepare images, for each process.")

@@ -19,6 +19,7 @@ from transformers_glipv2.cli.checks import OutputFolder, OutputImage
 from transformers_glipv2.cli.devices import pick_device
 from transformers_glipv2.cli.results import Found, objects_json, print_objects, save_drawing
 from transformers_glipv2.cli.sources import ImageToOpen, find_images
+from transformers_glipv2.inference.batch_size import MOST_IMAGES
 from transformers_glipv2.inference.detector import Detector
 
 # From images to a result for each, in order.
@@ -96,14 +97,14 @@ class Report:
                 OutputFolder(output).check("--output")
                 self.folder = output
 
-    def run(self, ask: Ask, show: Callable[[Any], Shown], batch_size: int = 1) -> None:
+    def run(self, ask: Ask, show: Callable[[Any], Shown], batch_size: int | str = 1) -> None:
         """
         Asks for all images, and prints and draws each result as it comes.
 
         Args:
             ask (`Callable`): from a list of images to results in their order.
             show (`Callable`): from a result to what is shown of it.
-            batch_size (`int`): images asked for at once, and in memory.
+            batch_size (`int` or `"auto"`): images asked for at once, and in memory; `"auto"`: 32.
 
         Raises:
             ValueError, OSError: when the only image cannot be read, or none can.
@@ -112,7 +113,8 @@ class Report:
         opened = self._opened()
         bar = tqdm(total=len(self.images), unit="image", disable=len(self.images) == 1 or not sys.stderr.isatty())
         with bar:
-            while batch := list(islice(opened, batch_size)):
+            most = MOST_IMAGES if isinstance(batch_size, str) else batch_size
+            while batch := list(islice(opened, most)):
                 for (image, pixels), result in zip(batch, ask([pixels for _, pixels in batch]), strict=True):
                     self._add(image, pixels, show(result))
                 bar.update(len(batch))

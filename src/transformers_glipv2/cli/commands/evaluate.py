@@ -11,6 +11,7 @@ from transformers_glipv2.cli.options import (
     DEFAULT_MODEL,
     Backend,
     BatchSize,
+    Compile,
     Device,
     ImagesPerFile,
     MaxSamples,
@@ -101,6 +102,7 @@ def evaluate(
     ] = False,
     device: Device = "auto",
     backend: Backend = "torch",
+    compile: Compile = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON, and nothing else.")] = False,
 ) -> None:
     """

@@ -12,6 +12,7 @@ from transformers_glipv2.cli.options import (
     AgnosticNms,
     Backend,
     BatchSize,
+    Compile,
     Device,
     ImagesOrNone,
     ImagesPerFile,
@@ -75,6 +76,7 @@ def predict(
     mixed_precision: MixedPrecision = None,
     device: Device = "auto",
     backend: Backend = "torch",
+    compile: Compile = False,
     engine: Annotated[
         Literal["local", "ray"], typer.Option("--engine", help="ray: the actors of a Ray cluster.")
     ] = "local",
