@@ -204,6 +204,8 @@ def checkout(tmp_path_factory) -> Path:
     published_nano(folder / "transformers-glipv2" / "glipv2-nano")
     peers(folder)
     roboflow_folder(folder / "raccoon")
+    (folder / "my_images").symlink_to("raccoon")
+    (folder / "outputs" / "mine").symlink_to(NANO)
     drawn_coco(folder / "coco-mini", train=2, val=2)
     (folder / "labels.txt").write_text("person\ndog\n")
     (folder / "data.yaml").write_text("sources: [{kind: coco, path: coco-mini, split: train}]\n")
