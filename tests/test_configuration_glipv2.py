@@ -57,6 +57,8 @@ VALUES = {
     "caption_region_attention": [True],
     "answer_head_type": ["evidence"],
     "score_threshold_before_nms": [0.1, 0],
+    "labels": [["cat", "dog"]],
+    "tuned_prompt": ["cat. dog"],
     "initializer_range": [0.1],
     "tie_word_embeddings": [False],
 }

@@ -165,6 +165,12 @@ class GLIPv2Config(PreTrainedConfig):
             Label scores (before centerness) above this make candidates at inference, as the original's
             `MODEL.ATSS.INFERENCE_TH`. It is the default of `pre_nms_threshold`; the `threshold` of calls is on the
             score that is returned.
+        labels (`list[str]`, *optional*):
+            The classes that the model was fine-tuned for, in the order of its prompt: the default labels of detection
+            and segmentation.
+        tuned_prompt (`str`, *optional*):
+            The prompt whose learned offsets are in `prompt_tuning.safetensors` beside the weights; see
+            `layers/prompt_tuning.py`, which sets it.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of linear layers that have no rule of their own.
 
@@ -235,6 +241,8 @@ class GLIPv2Config(PreTrainedConfig):
     answer_head_type: Literal["pooled", "evidence"] = "pooled"
     caption_region_attention: bool = False
     score_threshold_before_nms: float | int = 0.05
+    labels: list[str] | tuple[str, ...] | None = None
+    tuned_prompt: str | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
@@ -271,6 +279,8 @@ class GLIPv2Config(PreTrainedConfig):
             raise ValueError(
                 f"`score_threshold_before_nms` is a score between 0 and 1, not {self.score_threshold_before_nms}."
             )
+        if self.labels is not None and not (self.labels and all(isinstance(name, str) for name in self.labels)):
+            raise ValueError(f"`labels` must be names of classes or None, not {self.labels!r}.")
         positions = getattr(self.text_config, "max_position_embeddings", None)
         if positions is not None and self.max_text_length > positions:
             raise ValueError(

@@ -27,7 +27,7 @@ from transformers import MODEL_MAPPING, AutoBackbone, AutoModel, PreTrainedConfi
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, cached_file, can_return_tuple
 
 from .backbones.faster_layers import use_faster_layers
 from .boxes import anchor_grid, clip_boxes, decode_boxes, normalize_boxes
@@ -49,9 +49,19 @@ from .layers.feature_maps import (
 from .layers.fusion import BOUND, GLIPv2BiAttention, GLIPv2FusedTextLayer, init_bi_attention
 from .layers.half_precision import avoid_float16
 from .layers.input_checks import additive_mask, check_pixels, check_text, image_sizes_of, read_sizes, ready_mask
+from .layers.prompt_tuning import (
+    PROMPT_FILE,
+    has_prompt_tuning,
+    load_prompt_tuning,
+    save_prompt_tuning,
+    untuned_names,
+    without_wrapper,
+)
 from .losses import AnchorTargets, OnHost, detection_losses, match_anchors, unwrapped
 
 Labels = Sequence[Mapping[str, Any] | None] | OnHost
+# Of `from_pretrained`: where the files of a checkpoint are.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 # Outputs -------------------------------------------------------------------------------------------------------------
@@ -394,11 +404,29 @@ class GLIPv2PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers; the model also remembers what the checkpoint lacked, which inference refuses to use."""
+        """
+        As in transformers. A tuned prompt beside the weights is loaded with them, and the model remembers what the
+        checkpoint lacked, which inference refuses to use.
+        """
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         loading: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loading
         record_new_weights(model, info["missing_keys"])
+        if model.config.tuned_prompt is not None and source is not None:
+            load_prompt_tuning(model, cached_file(source, PROMPT_FILE, **hub_options))
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the offsets of a tuned prompt go to a file of their own beside the weights."""
+        if not has_prompt_tuning(self):
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("state_dict") is not None:
+            kwargs["state_dict"] = untuned_names(kwargs["state_dict"])
+        with without_wrapper(self):
+            saved = super().save_pretrained(save_directory, *args, **kwargs)
+        save_prompt_tuning(self, save_directory)
+        return saved
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # Outside of transformers, modules without parameters of their own would count as loaded, and the rules below

@@ -279,7 +279,7 @@ def add_training(
     parser: argparse.ArgumentParser,
     batch_size: int,
     batch_help: str,
-    eval_steps: int,
+    eval_steps: int | None,
     train: Sequence[str],
     num_steps: int | None = None,
     num_steps_help: str = "optimizer steps",
@@ -289,7 +289,7 @@ def add_training(
 
     Args:
         parser (`argparse.ArgumentParser`).
-        batch_size (`int`), num_steps (`int`, *optional*), eval_steps (`int`): defaults.
+        batch_size (`int`), num_steps (`int`, *optional*), eval_steps (`int`, *optional*): defaults.
         batch_help, num_steps_help (`str`).
         train (`Sequence[str]`): what `--train` offers, the default first; see `training.tuning`.
     """
@@ -303,7 +303,7 @@ def add_training(
         "--eval_steps",
         type=positive_int,
         default=eval_steps,
-        help=f"steps between evaluations, each with a checkpoint (default: {eval_steps})",
+        help=f"steps between evaluations, each with a checkpoint (default: {eval_steps or 'by the data'})",
     )
     add(
         "--patience",

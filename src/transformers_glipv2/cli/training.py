@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,6 +33,7 @@ from transformers_glipv2.training import (
     steps_of_epochs,
     train,
 )
+from transformers_glipv2.training.fine_tune import make_accelerator
 
 MakeLoader = Callable[[int], DataLoader]
 
@@ -46,14 +46,7 @@ def start_training(args: argparse.Namespace) -> Accelerator:
         args (`argparse.Namespace`): flags of `arguments.add_training`, and "trackers" where there are some.
     """
     trackers = getattr(args, "trackers", [])
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(str(args.output), str(args.output / "tracking")),
-        # A batch without masks or captions, or a detector that is frozen, leaves parameters without gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    set_seed(args.seed)
+    accelerator = make_accelerator(args.output, args.mixed_precision, args.seed, trackers)
     if trackers:
         accelerator.init_trackers("glipv2", {name: str(value) for name, value in vars(args).items()})
     return accelerator

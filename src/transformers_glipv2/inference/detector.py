@@ -41,7 +41,7 @@ from .batching import (
 )
 from .compiled_network import CompiledNetwork
 from .encoded_prompts import TOKENIZER_LOCK, EncodedPrompt, encode_labels, max_prompt_tokens
-from .model_checks import check_model
+from .model_checks import check_model, default_labels
 from .onnx_backend import OnnxNetwork, check_backend
 from .options import LABEL_OPTIONS, MASK_OPTIONS, SHARED_OPTIONS, DetectorOptions
 from .text_features import TextFeatureCache
@@ -138,15 +138,18 @@ class Detector:
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
-    def detect(self, images: ImageSource | Iterable[ImageSource], text_labels: Any, **options: Any) -> list[dict]:
+    def detect(
+        self, images: ImageSource | Iterable[ImageSource], text_labels: Any = None, **options: Any
+    ) -> list[dict]:
         """
         Boxes of any number of labels in any number of images.
 
         Args:
             images: one image or several (also from a generator): PIL images, arrays, tensors, paths or addresses.
                 Files are turned upright, the pixels of image objects are taken as they are.
-            text_labels: labels to look for in all images, or a list of labels for each image. Labels that do not fit
-                one prompt go to further ones. A label that is listed twice is answered under its first index.
+            text_labels: labels to look for in all images, or a list of labels for each image; by default the classes
+                that the model was fine-tuned for, `config.labels`. Labels that do not fit one prompt go to further
+                ones. A label that is listed twice is answered under its first index.
             options: of [`DetectorOptions`], for this call.
 
         Returns:
@@ -160,13 +163,13 @@ class Detector:
         return list(self.stream(images, text_labels, **options))
 
     def stream(
-        self, images: ImageSource | Iterable[ImageSource], text_labels: Any, **options: Any
+        self, images: ImageSource | Iterable[ImageSource], text_labels: Any = None, **options: Any
     ) -> Iterator[dict[str, Any]]:
         """As [`Detector.detect`], one result at a time; the arguments are checked at the call."""
         return self._find(images, text_labels, self.options.updated(options, LABEL_OPTIONS, "detection"), masks=False)
 
     def segment(
-        self, images: ImageSource | Iterable[ImageSource], text_labels: Any, **options: Any
+        self, images: ImageSource | Iterable[ImageSource], text_labels: Any = None, **options: Any
     ) -> Iterator[dict[str, Any]]:
         """
         As [`Detector.stream`], each result with "masks": n run lengths (see `return_rle`), or boolean `(n, height,
@@ -633,6 +636,8 @@ class Detector:
 
     def _find(self, images: Any, text_labels: Any, options: DetectorOptions, masks: bool) -> Iterator[dict[str, Any]]:
         images = single_images(images)
+        if text_labels is None:
+            text_labels = default_labels(self.model)
         labels_of, lists = labels_for(images, text_labels)
         # Wrong labels fail here, before the first image is read.
         encoded = {labels: self.encode(labels, options.labels_per_prompt) for labels in dict.fromkeys(lists)}
@@ -778,7 +783,7 @@ def detect_labels(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: ImageSource | Iterable[ImageSource],
-    text_labels: Sequence[str] | Sequence[Sequence[str]],
+    text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
     threshold: float = 0.05,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -789,7 +794,8 @@ def detect_labels(
         model: `GLIPv2ForObjectDetection` or another model with its outputs, in evaluation mode.
         processor: `GLIPv2Processor`.
         images: one image or several (also from a generator): PIL images, arrays, tensors, paths or addresses.
-        text_labels: labels to look for in all images, or a list of labels for each image.
+        text_labels: labels to look for in all images, or a list of labels for each image; by default
+            `model.config.labels`, the classes that it was fine-tuned for.
         threshold: the lowest score that is returned.
         options: further ones of [`DetectorOptions`]: `pre_nms_threshold`, `nms_threshold`, `agnostic_nms`,
             `max_detections`, `labels_per_prompt`, `prompts_per_batch`, `batch_size`, `num_workers`, `size`,

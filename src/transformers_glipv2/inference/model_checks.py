@@ -49,6 +49,22 @@ def check_model(model: Any, head: str = "detection_head") -> None:
     check_weights(model)
 
 
+def default_labels(model: Any) -> list[str]:
+    """
+    The classes that a model was fine-tuned for, `config.labels`.
+
+    Raises:
+        ValueError: when it was fine-tuned for none, so that it must be told what to look for.
+    """
+    labels = getattr(model.config, "labels", None)
+    if not labels:
+        raise ValueError(
+            "there are no labels to look for, and the model was not fine-tuned for classes of its own; pass labels "
+            'such as ["person", "traffic light"].'
+        )
+    return list(labels)
+
+
 def record_new_weights(model: nn.Module, names: Any) -> None:
     """Remembers which parameters a checkpoint lacked, by samples of the values that they were initialised with."""
     parameters = dict(model.named_parameters())
@@ -105,4 +121,4 @@ def check_weights(model: nn.Module) -> None:
     _checked[model] = state
 
 
-__all__ = ["HEADS", "check_model", "check_weights", "record_new_weights"]
+__all__ = ["HEADS", "check_model", "check_weights", "default_labels", "record_new_weights"]

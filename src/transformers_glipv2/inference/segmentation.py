@@ -16,7 +16,7 @@ def segment_labels(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: ImageSource | Iterable[ImageSource],
-    text_labels: Sequence[str] | Sequence[Sequence[str]],
+    text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
     threshold: float = 0.05,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
@@ -28,7 +28,8 @@ def segment_labels(
         model: `GLIPv2ForInstanceSegmentation`, in evaluation mode.
         processor: `GLIPv2Processor`.
         images: one image or several (also from a generator): PIL images, arrays, tensors, paths or addresses.
-        text_labels: labels to look for in all images, or a list of labels for each image.
+        text_labels: labels to look for in all images, or a list of labels for each image; by default
+            `model.config.labels`, the classes that it was fine-tuned for.
         threshold: the lowest score that is returned.
         options: further ones of [`DetectorOptions`]: those of [`detect_labels`], `mask_threshold` and `return_rle`.
 

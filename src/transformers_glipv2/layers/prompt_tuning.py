@@ -8,9 +8,14 @@ them are learned. Every other prompt gives what it gave before.
 >>> add_prompt_tuning(model, processor.tokenizer, "raccoon")  # then train the offsets
 >>> save_prompt_tuning(model, "raccoon.safetensors")
 >>> load_prompt_tuning(another_model, "raccoon.safetensors")
+
+`save_pretrained` of a model with a tuned prompt writes the weights as they were and this file beside them, and
+`from_pretrained` reads both, so that a folder works wherever a model is asked for.
 """
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +118,7 @@ def add_prompt_tuning(model: nn.Module, tokenizer: Any, text: str) -> GLIPv2Prom
             "or tune another part of the model."
         )
     base.text_encoder = GLIPv2PromptTunedTextEncoder(base.text_encoder, torch.tensor(ids), text)
+    base.config.tuned_prompt = text
     return base.text_encoder
 
 
@@ -171,6 +177,7 @@ def load_prompt_tuning(model: nn.Module, file: str | Path) -> str:
     with torch.no_grad():
         encoder.offsets.copy_(offsets)
     base.text_encoder = encoder.train(base.training)
+    base.config.tuned_prompt = encoder.prompt
     return encoder.prompt
 
 
@@ -179,6 +186,28 @@ def remove_prompt_tuning(model: nn.Module) -> None:
     base = _base_model(model)
     if has_prompt_tuning(base):
         base.text_encoder = base.text_encoder.encoder
+        base.config.tuned_prompt = None
+
+
+@contextmanager
+def without_wrapper(model: nn.Module) -> Iterator[None]:
+    """Within the context the weights of a model with a tuned prompt have the names that they have without."""
+    base = getattr(model, "model", model)
+    encoder = base.text_encoder
+    base.text_encoder = encoder.encoder if isinstance(encoder, GLIPv2PromptTunedTextEncoder) else encoder
+    try:
+        yield
+    finally:
+        base.text_encoder = encoder
+
+
+def untuned_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a model with a tuned prompt, by the names that they have without."""
+    return {
+        name.replace("text_encoder.encoder.", "text_encoder.", 1): tensor
+        for name, tensor in state_dict.items()
+        if not name.endswith("text_encoder.offsets")
+    }
 
 
 def has_prompt_tuning(model: nn.Module) -> bool:
@@ -213,4 +242,6 @@ __all__ = [
     "load_prompt_tuning",
     "remove_prompt_tuning",
     "save_prompt_tuning",
+    "untuned_names",
+    "without_wrapper",
 ]

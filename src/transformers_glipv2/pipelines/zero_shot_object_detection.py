@@ -1,12 +1,15 @@
 """`pipeline("zero-shot-object-detection")` with one forward pass for all labels of an image."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..inference.batching import PreparedImage, prepare_image
+from ..inference.model_checks import default_labels
 from ..inference.options import DetectorOptions
 from ..post_processing import check_count
 from ..prompts import check_labels
@@ -57,6 +60,13 @@ def pair_labels(images: Sequence[Any], candidate_labels: Any) -> list[dict[str, 
     ]
 
 
+def has_own_labels(inputs: Any) -> bool:
+    """Whether the inputs of a pipeline are dicts with "candidate_labels", or come one by one and may be."""
+    if isinstance(inputs, list | tuple):
+        return any(has_own_labels(one) for one in inputs)
+    return isinstance(inputs, Mapping) or not isinstance(inputs, str | Path | Image.Image)
+
+
 class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     """
     Transformers' zero-shot object detection, with the same calls and results, but GLIPv2 reads all labels of an image
@@ -68,6 +78,8 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             [`DetectorOptions`].
         batch_size (`int`, *optional*, defaults to 1): images of one size go through the network together.
         progress (`bool`, *optional*): show a bar over the images of a list.
+
+    Without `candidate_labels` a fine-tuned model looks for its own classes (`config.labels`).
 
     `threshold` (0.1 by default) is the lowest score that is returned; `top_k` cuts further. Files and image objects
     are turned upright (EXIF), as the stock class does. A keyword that is not known is refused.
@@ -107,6 +119,8 @@ class GLIPv2ZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         """As the stock class; a list of images may also hold paths and addresses."""
         if "text_queries" in kwargs:
             candidate_labels = kwargs.pop("text_queries")
+        if candidate_labels is None and not has_own_labels(image):
+            candidate_labels = default_labels(self.model)
         if candidate_labels is not None and isinstance(image, list | tuple):
             image, candidate_labels = pair_labels(image, candidate_labels), None
         call = super().__call__

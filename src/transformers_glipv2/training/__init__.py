@@ -37,7 +37,7 @@ from transformers_glipv2.training.optimization import (
     learning_rate_factor,
     parameter_groups,
 )
-from transformers_glipv2.training.tuning import FREEZABLE, FROZEN_WAYS, TRAIN_WAYS, freeze, load_tuned, prepare_tuning
+from transformers_glipv2.training.tuning import FREEZABLE, FROZEN_WAYS, TRAIN_WAYS, freeze, prepare_tuning
 from transformers_glipv2.training.vqa import (
     AnswerEvaluator,
     answers_of_sources,
@@ -81,7 +81,6 @@ __all__ = [
     "load_checkpoint",
     "load_other_heads",
     "load_sources",
-    "load_tuned",
     "make_collator",
     "make_evaluator",
     "make_mixture",

@@ -1,5 +1,6 @@
 """Checkpoints to resume from and folders to use: written to a temporary name first, so none is ever incomplete."""
 
+import copy
 import json
 import os
 import pickle
@@ -17,16 +18,16 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
 from transformers_glipv2.data.files import write_json
-from transformers_glipv2.layers.prompt_tuning import has_prompt_tuning, save_prompt_tuning
 from transformers_glipv2.training.averaging import WeightAverage
 
 logger = logging.get_logger(__name__)
 
 STATE_FILE = "training_state.json"
 AVERAGE_FILE = "weight_average.safetensors"
+ADAPTER_FOLDER = "adapter"
 # What readers and writers of weights raise, for example where a disk is full.
 _FILE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -286,8 +287,9 @@ def export_model(
     other_heads: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """
-    Writes the model (of whatever class, also a PEFT one) and its processor as `from_pretrained` takes them; of a model
-    with a tuned prompt the prompt alone. Called by all processes. Files replace older ones one by one, each whole.
+    Writes the model (of whatever class) and its processor as `from_pretrained` takes them: a tuned prompt in a file of
+    its own beside the weights, LoRA adapters merged into the weights and alone under `adapter/`. Called by all
+    processes. Files replace older ones one by one, each whole.
 
     Args:
         accelerator (`Accelerator`): has prepared the model.
@@ -300,7 +302,7 @@ def export_model(
     Raises:
         OSError: on all processes, when the main one cannot write. What was in the folder stays whole.
     """
-    state_dict = {**accelerator.get_state_dict(model), **(other_heads or {})}
+    gathered = accelerator.get_state_dict(model)
     folder = Path(folder)
     partial = folder / ".partial"
 
@@ -309,17 +311,39 @@ def export_model(
             return
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        own = accelerator.unwrap_model(model)
-        if has_prompt_tuning(own):
-            save_prompt_tuning(own, partial)
-        else:
-            own.save_pretrained(partial, state_dict=state_dict)
+        own, weights = accelerator.unwrap_model(model), gathered
+        if hasattr(own, "peft_config"):
+            _save_adapter(own, partial / ADAPTER_FOLDER, weights)
+            own = copy.deepcopy(own).merge_and_unload()
+            weights = own.state_dict()
+        own.save_pretrained(partial, state_dict={**weights, **(other_heads or {})})
         processor.save_pretrained(partial)
-        for path in sorted(partial.iterdir()):
-            os.replace(path, folder / path.name)
-        partial.rmdir()
+        for path in sorted(partial.rglob("*")):
+            if path.is_file():
+                target = folder / path.relative_to(partial)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+        shutil.rmtree(partial)
 
     _written(accelerator, write, "the model", folder, lambda: shutil.rmtree(partial, ignore_errors=True))
+
+
+def _save_adapter(model: Any, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """The adapters of a PEFT model alone, without this machine's path to the model that they are for."""
+    model.save_pretrained(folder, state_dict=weights)
+    (folder / "README.md").unlink(missing_ok=True)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if base and Path(base).is_absolute():
+        write_json(file, {**config, "base_model_name_or_path": Path(base).name})
+
+
+def copy_generation_config(source: str, folder: str | Path) -> None:
+    """Copies the `generation_config.json` of a checkpoint, which captions need, to a folder."""
+    file = cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+    if file is not None and Path(file).resolve() != (Path(folder) / GENERATION_CONFIG_NAME).resolve():
+        shutil.copyfile(file, Path(folder) / GENERATION_CONFIG_NAME)
 
 
 def _written(

@@ -322,20 +322,22 @@ def make_sampler(processor: Any, **options: Any) -> DetectionSampler:
 
 class SamplerBySource:
     """
-    Sentences for fine-tuning: those of the mixture's first source list all its classes in order, as the prompts of the
-    tuned model will; the other sources get sampled classes.
+    Sentences for fine-tuning: those of the mixture's first sources list all their classes in order, as the prompts of
+    the tuned model will; the other sources get sampled classes.
 
     Args:
         processor (`GLIPv2Processor`).
-        num_classes (`int`): of the first source.
+        num_classes (`int`): of the first sources.
+        num_sources (`int`, *optional*, defaults to 1): how many first sources there are.
     """
 
-    def __init__(self, processor: Any, num_classes: int):
+    def __init__(self, processor: Any, num_classes: int, num_sources: int = 1):
+        self.num_sources = num_sources
         self.fixed = make_sampler(processor, max_negatives=num_classes, full_probability=1.0, shuffle=False)
         self.sampled = make_sampler(processor)
 
     def __call__(self, example: Mapping[str, Any], rng: random.Random) -> GroundedText:
-        return (self.fixed if example["source"] == 0 else self.sampled)(example, rng)
+        return (self.fixed if example["source"] < self.num_sources else self.sampled)(example, rng)
 
 
 def _augmentation(data: DataFile, mixture: MixtureDataset) -> Compose | None:

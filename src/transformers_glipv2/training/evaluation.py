@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.formats.open import load_split
 from transformers_glipv2.evaluation.coco import evaluate_coco, numbered, truth_entries
+from transformers_glipv2.evaluation.confusion import best_threshold
 from transformers_glipv2.evaluation.detector import coco_entries
 from transformers_glipv2.inference.detector import Detector, encode_labels
 from transformers_glipv2.prompts import clean_labels
@@ -108,6 +109,8 @@ class DetectionEvaluator:
         data (`str`, `Path` or `ImageDataset`): a data set in any format, as `open_dataset` takes it; or a split of one
             (`data.split(name, for_scoring=True)`), read with masks where they are scored.
         split (`str`, *optional*): needed where a folder holds several.
+        labels (`Sequence[str]`, *optional*): what the images are asked for, where that is more than the classes of the
+            file; boxes of others do not count.
         max_samples (`int`, *optional*): only the first so many images of the file.
         image_folder (`str` or `Path`, *optional*), val_fraction (`float`, *optional*, defaults to 0.0),
             boxes_on (`str`, *optional*, defaults to `"auto"`), allow_outside_paths (`bool`, *optional*, defaults to
@@ -120,7 +123,8 @@ class DetectionEvaluator:
     Returns (when called with a prepared model in eval mode):
         `dict[str, float]`: AP, AP50, AP75, APs, APm, APl and AR@100 in percent; -1 where there is nothing to average.
             With `masks` these are of the masks, and those of the boxes are "box_AP" and so on. The same on every
-            process. The detections are kept in `predictions`, as entries of a COCO result file.
+            process. The truth is kept in `content`, as a COCO file has it, and the detections in `predictions`, as
+            entries of a result file.
 
     Raises:
         FileNotFoundError, ValueError: as `load_coco`; when no object has a mask; and, when called, when no image can
@@ -141,6 +145,7 @@ class DetectionEvaluator:
         allow_outside_paths: bool = False,
         image_folder: str | Path | None = None,
         val_fraction: float = 0.0,
+        labels: Sequence[str] | None = None,
     ):
         if isinstance(data, ImageDataset):
             name, dataset = data.report.name, data
@@ -156,7 +161,11 @@ class DetectionEvaluator:
                 boxes_on=boxes_on,
                 allow_outside_paths=allow_outside_paths,
             )
-        self.category_ids, self.labels = dataset.category_ids, clean_labels(dataset.class_names or [])
+        self.category_ids, own_labels = dataset.category_ids, clean_labels(dataset.class_names or [])
+        self.labels = own_labels if labels is None else list(labels)
+        # `None` for labels that the file does not have.
+        ids = dict(zip(own_labels, self.category_ids, strict=True))
+        self.asked_ids = [ids.get(label) for label in self.labels]
         if masks and not any(_has_mask(record["objects"]) for record in dataset.records):
             raise ValueError(f"no object of {name} has a `segmentation`; score its boxes alone (masks=False).")
         self.dataset = dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
@@ -168,6 +177,7 @@ class DetectionEvaluator:
         self.size = size
         self.masks = masks
         self.progress = progress and accelerator.is_main_process
+        self.content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
         self.predictions: list[dict[str, Any]] = []
 
     @torch.no_grad()
@@ -185,7 +195,9 @@ class DetectionEvaluator:
                 (result,) = detector.run_prompts([image], self.prompts, [size], masks=self.masks)
             if example is not None:
                 truth = truth_entries(example, category_ids)
-                results.append((index, (*truth, coco_entries(example["image_id"], result, self.category_ids))))
+                entries = coco_entries(example["image_id"], result, self.asked_ids)
+                entries = [entry for entry in entries if entry["category_id"] is not None]
+                results.append((index, (*truth, entries)))
         images, annotations, self.predictions = [], [], []
         for image, truths, found in gather_in_order(results):
             images.append(image)
@@ -194,12 +206,16 @@ class DetectionEvaluator:
         if not images:
             raise ValueError(f"no image of the evaluation can be read: {self.dataset.report.summary()}")
         categories = [{"id": category_id, "name": name} for name, category_id in category_ids.items()]
-        content = {"images": images, "annotations": annotations, "categories": categories}
+        self.content = content = {"images": images, "annotations": annotations, "categories": categories}
         if not self.masks:
             return _scores(content, self.predictions, "bbox")
         boxes = _scores(content, self.predictions, "bbox")
         masks = _scores(content, self.predictions, "segm")
         return masks | {f"box_{name}": value for name, value in boxes.items()}
+
+    def best_threshold(self) -> float | None:
+        """The score at which the F1 of the boxes of the last call is highest; `None` where there are none."""
+        return best_threshold(self.content, self.predictions)
 
 
 class _Read(Sequence):

@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from transformers_glipv2.layers.prompt_tuning import PROMPT_FILE, add_prompt_tuning, load_prompt_tuning
+from transformers_glipv2.layers.prompt_tuning import add_prompt_tuning, remove_prompt_tuning
 
 FREEZABLE = ("text-encoder", "backbone", "lower-backbone")
 # What is not trained. The lower half of the backbone, its stem and first stages, knows edges and textures.
@@ -85,6 +83,9 @@ def prepare_tuning(
     if way == "lora":
         return _with_adapters(model, lora_rank)
     model.requires_grad_(False)
+    if way == "prompt":
+        # Each prompt is tuned anew: the offsets of another one are at other tokens.
+        remove_prompt_tuning(model)
     if way == "head":
         model.detection_head.requires_grad_(True)
     elif text is None:
@@ -92,22 +93,6 @@ def prepare_tuning(
     else:
         add_prompt_tuning(model, processor.tokenizer, text)
     return model
-
-
-def load_tuned(model_class: type[PreTrainedModel], model: str, folder: str | Path) -> nn.Module:
-    """
-    The model that a run of any way of tuning left.
-
-    Args:
-        model_class (`type`): such as `GLIPv2ForObjectDetection`.
-        model (`str`): folder or Hub id that the run started from; only a tuned prompt needs it.
-        folder (`str` or `Path`): the run's output, with a whole model, LoRA adapters or a tuned prompt.
-    """
-    if (Path(folder) / PROMPT_FILE).is_file():
-        tuned = model_class.from_pretrained(model)
-        load_prompt_tuning(tuned, folder)
-        return tuned
-    return model_class.from_pretrained(folder)
 
 
 def _lower_backbone(backbone: nn.Module) -> list[nn.Parameter]:
