@@ -205,7 +205,7 @@ def test_the_doctor_names_what_is_missing(monkeypatch, capsys):
 
 SLIPS = [
     (["detct"], "No such command 'detct'"),
-    (["detect", "image.png"], "Missing option '--labels'"),
+    (["detect", "image.png", "--model", "model"], "no labels to look for"),
     (["detect", "--labels", "cat"], "Missing argument"),
     ([*DETECT, "cat", "none.png"], "there is no file or folder 'none.png'"),
     ([*DETECT, "cat", "text.png"], "'text.png' is not an image"),
@@ -217,7 +217,7 @@ SLIPS = [
     ([*DETECT, "cat", "image.png", "--output", "drawn.xyz"], "names no format of images"),
     ([*DETECT, "cat", "image.png", "--output", "text.png/drawn"], "is a file"),
     (["ground", "image.png", "--model", "model", "--text", "a cat", "--phrases", "dog"], "'dog', which is no part"),
-    (["segment", "image.png", "--model", "masks"], "--labels, or one phrase by --phrase"),
+    (["segment", "image.png", "--model", "masks"], "no labels to look for"),
     (["segment", "image.png", "--model", "masks", "--labels", "a", "--phrase", "b"], "or one phrase by --phrase"),
     (["segment", "image.png", "--model", "model", "--labels", "cat"], "no weights for mask_head"),
     (["ask", "image.png", "--model", "masks", "--question", "what?"], "no weights for answer_head"),

@@ -146,6 +146,7 @@ def test_few_images_are_trained_on_and_scored_at_the_size_that_is_saved(folder, 
     monkeypatch.setattr(fine_tune_module, "MixtureDataset", Mixture)
     monkeypatch.setattr(fine_tune_module, "DetectionEvaluator", Evaluator)
     more = ("--max_samples", "3", "--eval_split", "train", "--eval_steps", "2", "--image_size", "48", "72")
+    more += ("--test_split", "none")
     assert "AP50" in finetune.main(arguments(folder, "overfit", *more))["train"]
     assert seen == {"trained": {0, 1, 2}, "scored": {0, 1, 2}, "size": 72}
     size = GLIPv2Processor.from_pretrained(folder / "overfit").image_processor.size

@@ -102,7 +102,13 @@ Labels = Annotated[
 ]
 LabelsOrNone = Annotated[
     list[str] | None,
-    typer.Option("--labels", metavar="LABELS", callback=split_labels, help=_LABELS_HELP, show_default=False),
+    typer.Option(
+        "--labels",
+        metavar="LABELS",
+        callback=split_labels,
+        help=f"{_LABELS_HELP} Default: the classes that the model was fine-tuned for.",
+        show_default=False,
+    ),
 ]
 AllowPrivateUrls = Annotated[
     bool, typer.Option("--allow_private_urls", help="Also ask this machine and hosts of private networks.")

@@ -392,6 +392,6 @@ def push_folder(folder: str | Path, repo_id: str) -> str:
     api.upload_folder(
         repo_id=repo_id,
         folder_path=str(folder),
-        ignore_patterns=["checkpoints/**", "last/**", "runs/**", "tracking/**", ".*"],
+        ignore_patterns=["checkpoints/**", "last/**", "runs/**", "tracking/**", "training_args.json", ".*"],
     )
     return f"{api.endpoint}/{repo_id}"

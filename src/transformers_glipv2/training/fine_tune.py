@@ -74,12 +74,13 @@ class FineTuneOptions:
         rehearsal_fraction (`float`, *optional*, defaults to 0.25): of such examples; 0 only measures forgetting.
         add_classes (`bool`, *optional*, defaults to `False`): keep the classes that the start was fine-tuned for.
         eval_split (`str`, *optional*, defaults to `"val"`): chooses the best weights; "none" keeps the last.
-        test_split (`str`, *optional*): that the best weights are scored on at the end; by default "test" where there is
-            one, "none" for none.
+        test_split (`str`, *optional*): that the best weights are scored on at the end; by default "test" where there
+            is one, "none" for none.
         patience (`int`, *optional*, defaults to 0): evaluations without a gain in AP that end the run; 0 for never.
         resume (`str`, *optional*): a checkpoint folder, or "latest".
         seed (`int`, *optional*, defaults to 0), num_workers (`int`, *optional*, defaults to 0), mixed_precision
-            (`str`, *optional*), push_to_hub (`str`, *optional*), allow_outside_paths, allow_custom_loaders (`bool`).
+            (`str`, *optional*), device (`str`, *optional*, defaults to `"auto"`: what accelerate chooses, or "cpu"),
+            push_to_hub (`str`, *optional*), allow_outside_paths, allow_custom_loaders (`bool`).
     """
 
     model: str
@@ -111,6 +112,7 @@ class FineTuneOptions:
     seed: int = 0
     num_workers: int = 0
     mixed_precision: str | None = None
+    device: str = "auto"
     push_to_hub: str | None = None
     allow_outside_paths: bool = False
     allow_custom_loaders: bool = False
@@ -159,7 +161,7 @@ def fine_tune(options: FineTuneOptions) -> dict[str, Any]:
         FileNotFoundError, ValueError: when the data set, the start or the options cannot be used.
     """
     options = dataclasses.replace(options, output=output_folder(options))
-    accelerator = make_accelerator(options.output, options.mixed_precision, options.seed)
+    accelerator = make_accelerator(options.output, options.mixed_precision, options.seed, cpu=options.device == "cpu")
     processor = GLIPv2Processor.from_pretrained(options.model)
     model = GLIPv2ForObjectDetection.from_pretrained(options.model)
     data = read_data(options, known_labels(model, options))
@@ -301,10 +303,15 @@ def _finish(
 
 
 def make_accelerator(
-    output: Path | None, mixed_precision: str | None, seed: int, trackers: Sequence[str] = ()
+    output: Path | None,
+    mixed_precision: str | None,
+    seed: int,
+    trackers: Sequence[str] = (),
+    cpu: bool = False,
 ) -> Accelerator:
     """The `Accelerator` of a run, with seeds set."""
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=mixed_precision,
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(str(output), str(Path(output or ".") / "tracking")),
@@ -333,10 +340,14 @@ def output_folder(options: FineTuneOptions) -> Path:
         return output
     path = Path(options.data)
     name = re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.absolute().name) or "fine-tuned"
-    newest, following = None, Path("outputs") / name
-    while is_used(following):
-        newest, following = following, _numbered(following)
-    return newest if options.resume is not None and newest is not None else following
+    first = Path("outputs") / name
+    if not is_used(first):
+        return first
+    following = _numbered(first)
+    if options.resume is None:
+        return following
+    number = int(following.name.removeprefix(f"{name}-")) - 1
+    return first if number == 1 else first.with_name(f"{name}-{number}")
 
 
 def is_used(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from transformers_glipv2.cli.options import (
     BatchSize,
     Device,
     Images,
-    Labels,
+    LabelsOrNone,
     MaxDetections,
     Model,
     NmsThreshold,
@@ -24,7 +24,7 @@ app = command_app()
 @app.command()
 def detect(
     images: Images,
-    labels: Labels,
+    labels: LabelsOrNone = None,
     model: Model = DEFAULT_MODEL,
     threshold: Threshold = 0.3,
     nms_threshold: NmsThreshold = 0.6,

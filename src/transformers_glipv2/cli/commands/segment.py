@@ -56,7 +56,7 @@ def segment(
     Examples: glipv2 segment street.jpg --labels "person,car" --model MODEL;
     glipv2 segment table.jpg --phrase "the red cup left of the bottle" --model MODEL
     """
-    if bool(labels) == bool(phrase):
+    if labels and phrase:
         raise typer.BadParameter("give names by --labels, or one phrase by --phrase", param_hint="--labels")
     from transformers_glipv2 import GLIPv2ForInstanceSegmentation
     from transformers_glipv2.cli.predictions import Report, Shown, load_detector
