@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from tests.scripts import load_script
 from tests.tiny_detector import save_tiny_heads
 from tests.tiny_training import drawn_coco, read_log
 from transformers_glipv2 import (
@@ -124,9 +123,8 @@ def test_heads_that_are_not_there_are_refused_by_the_commands(tuned, tmp_path, c
 
 @pytest.mark.parametrize("name", ["full", "prompt", "lora", "masked"])
 def test_the_folder_can_be_published_as_it_is(tuned, name, capsys):
-    push = load_script("hub_upload/push.py")
     before = (tuned[name] / "README.md").read_text()
-    assert push.main(["--folder", str(tuned[name]), "--repo_id", f"someone/{name}"]) is None
+    assert run_command(["push", str(tuned[name]), f"someone/{name}", "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert "Dry run" in said and "plots/predictions.png" in said
     assert "checkpoints" not in said and "training_args.json" not in said

@@ -30,8 +30,8 @@ TEXT_SUFFIXES = (".json", ".jsonl", ".py", ".md", ".txt", ".jinja", ".yaml", ".c
 ALLOWED_SUFFIXES = (*TEXT_SUFFIXES, ".safetensors", ".png", ".jpg", ".jpeg")
 ALLOWED_NAMES = ("LICENSE", ".gitattributes")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
-# Folders that are not uploaded: caches of Python, and what training keeps to go on with.
-IGNORED = ("__pycache__", "checkpoints", "last", "runs", "tracking")
+# Not uploaded: caches of Python, what training keeps to go on with, and its settings with paths of this machine.
+IGNORED = ("__pycache__", "checkpoints", "last", "runs", "tracking", "training_args.json")
 MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 # Which class reads each part of a checkpoint.
@@ -113,8 +113,7 @@ def find_problems(folder: Path, max_file_mb: float) -> list[str]:
 def files_of(folder: Path) -> Iterator[Path]:
     """The files that an upload takes, in order of their names, and links to folders."""
     for file in sorted(folder.rglob("*")):
-        inner = file.relative_to(folder).parts[:-1]
-        if (file.is_symlink() or not file.is_dir()) and not set(IGNORED) & set(inner):
+        if (file.is_symlink() or not file.is_dir()) and not set(IGNORED) & set(file.relative_to(folder).parts):
             yield file
 
 

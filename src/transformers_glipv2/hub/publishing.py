@@ -142,7 +142,7 @@ def publish(folder: Path, repo_id: str, space: bool = False, private: bool = Fal
         folder_path=folder,
         repo_type=repo_type,
         commit_message=f"Publish {repo_id.split('/')[-1]}",
-        ignore_patterns=[pattern for name in IGNORED for pattern in (f"**/{name}/**", f"{name}/**")],
+        ignore_patterns=[pattern for name in IGNORED for pattern in (f"**/{name}/**", f"{name}/**", name)],
         delete_patterns=stale or None,
     )
     return commit.commit_url
