@@ -22,7 +22,6 @@ from transformers_glipv2.training import (
     export_model,
     freeze,
     learning_rate_factor,
-    load_tuned,
     parameter_groups,
     prepare_tuning,
     step_loader,
@@ -235,7 +234,7 @@ def test_a_tuned_model_comes_back_from_its_folder(way, tmp_path):
     assert not torch.allclose(tuned, before)
     accelerator = Accelerator()
     export_model(accelerator, processor, accelerator.prepare_model(model), tmp_path / "tuned")
-    loaded = load_tuned(GLIPv2ForObjectDetection, str(tmp_path / "model"), tmp_path / "tuned")
+    loaded = GLIPv2ForObjectDetection.from_pretrained(tmp_path / "tuned")
     torch.testing.assert_close(detect(loaded, processor), tuned)
 
 
