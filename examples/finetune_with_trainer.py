@@ -1,10 +1,10 @@
 """
-Fine-tunes a GLIPv2 checkpoint on a COCO-format folder with transformers' `Trainer`, as its guide of object detection.
+Fine-tunes a GLIPv2 checkpoint on a data set with transformers' `Trainer`, as its guide of object detection.
 
     python examples/finetune_with_trainer.py --model MODEL --data raccoon --output outputs/raccoon
 
-A folder holds `train.json` beside `train/` and `val.json` beside `val/`, or Roboflow's `train/_annotations.coco.json`.
-Every image is asked for all classes of the folder. The weights with the best AP on the evaluation split are kept.
+The data set is in any format that `open_dataset` reads. Every image is asked for all its classes. The weights with the
+best AP on the evaluation split are kept.
 `finetune_detection.py` does more: augmentation, few images, adapters, other data against forgetting.
 """
 
@@ -19,17 +19,19 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
 from transformers_glipv2.boxes import denormalize_boxes
 from transformers_glipv2.cli.arguments import (
+    InputFolder,
     InputPath,
     ScriptParser,
     add_model,
     add_output_folder,
     add_seed,
     check_paths,
+    fraction_below_one,
     positive_float,
     positive_int,
 )
 from transformers_glipv2.cli.errors import run
-from transformers_glipv2.data.formats.coco import load_coco
+from transformers_glipv2.data.formats.open import open_dataset
 from transformers_glipv2.evaluation.coco import evaluate_coco
 from transformers_glipv2.evaluation.detector import coco_entries
 from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput
@@ -40,10 +42,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     add = parser.add_argument
     add_model(parser, "folder or Hub id to start from")
-    add("--data", required=True, type=InputPath, help="COCO-format folder")
+    add("--data", required=True, type=InputPath, help="data set, in whatever format")
+    add("--images", type=InputFolder, help="folder that file names start from, where the annotations do not say it")
+    help = "of the training images, held out where there is no evaluation split (default: 0.15)"
+    add("--val_fraction", type=fraction_below_one, default=0.15, help=help)
     add("--eval_split", default="val", help="split that chooses the best weights (default: val)")
     add_output_folder(parser, "folder for weights and checkpoints")
-    add("--epochs", type=positive_int, default=10, help="passes over the training images (default: 10)")
+    add("--epochs", type=positive_float, default=10, help="passes over the training images (default: 10)")
     add("--batch_size", type=positive_int, default=4, help="images of a step and process (default: 4)")
     add("--learning_rate", type=positive_float, default=1e-4, help="(default: 1e-4)")
     add_seed(parser, "of data order and dropout")
@@ -51,7 +56,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 class Collator:
-    """Examples of `load_coco` as a batch; every text lists all classes."""
+    """Detection examples as a batch; every text lists all classes."""
 
     def __init__(self, processor: GLIPv2Processor, class_names: Sequence[str]):
         self.processor = processor
@@ -110,10 +115,13 @@ class AveragePrecision:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     args = check_paths(parse_args(arguments))
-    train, evaluation = load_coco(args.data, split="train"), load_coco(args.data, split=args.eval_split)
+    dataset = open_dataset(args.data, args.images, args.val_fraction)
+    train = dataset.split("train")
+    evaluation = dataset.split(args.eval_split, "--eval_split")
     model = GLIPv2ForObjectDetection.from_pretrained(args.model)
     processor = GLIPv2Processor.from_pretrained(args.model)
     collator = Collator(processor, train.class_names)
+    model.config.labels = collator.labels  # the labels of the saved model, where none are given
     settings = TrainingArguments(
         output_dir=str(args.output),
         num_train_epochs=args.epochs,

@@ -39,7 +39,7 @@ FRACTION = ("5", "1.0001", "-0.1", "nan", "inf", "x")
 BELOW_ONE = ("1", "-0.1", "nan", "x")
 POSITIVE_FLOAT = ("0", "-1", "nan", "inf", "1e999", "x")
 COUNTS = """
-    actors batch_size batches cached_questions epochs eval_steps gradient_accumulation_steps image_size images_per_file
+    actors batch_size batches cached_questions eval_steps gradient_accumulation_steps image_size images_per_file
     labels_per_prompt large large_masks longest_edge masks max_boxes max_detections max_labels max_new_tokens
     max_samples max_tokens num_beams num_steps processes repeats shots threads tokens top_k vocabulary height width
 """
@@ -48,9 +48,9 @@ WRONG_NUMBERS = {
     **dict.fromkeys(
         ["empty_images", "negatives", "num_workers", "patience", "seed", "seeds", "warmup_steps"], NON_NEGATIVE
     ),
-    **dict.fromkeys(["threshold", "pre_nms_threshold", "mask_threshold", "nms_threshold"], FRACTION),
-    **dict.fromkeys(["rehearsal_fraction", "ema_decay", "val_fraction"], BELOW_ONE),
-    **dict.fromkeys(["learning_rate", "head_factor", "max_file_mb"], POSITIVE_FLOAT),
+    **dict.fromkeys(["threshold", "pre_nms_threshold", "mask_threshold", "nms_threshold", "scramble"], FRACTION),
+    **dict.fromkeys(["rehearsal_fraction", "negative_fraction", "ema_decay", "val_fraction"], BELOW_ONE),
+    **dict.fromkeys(["epochs", "learning_rate", "head_factor", "max_file_mb"], POSITIVE_FLOAT),
     "gpus_per_actor": ("-1", "nan", "inf", "x"),
 }
 # Flags whose values hold numbers.

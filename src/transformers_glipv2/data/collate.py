@@ -35,8 +35,8 @@ class GroundingCollator:
 
     Args:
         processor (`GLIPv2Processor`): called with images, text, annotations and, with `sizes`, size.
-        sampler (`DetectionSampler`, *optional*): turns detection examples into sentences; by default one that fits the
-            processor's text length.
+        sampler (`Callable`, *optional*): turns detection examples into sentences, as [`DetectionSampler`]; by default
+            one that fits the processor's text length.
         augment (`Callable[[dict, random.Random], dict]`, *optional*): example to example; see `data/augment.py`.
         sizes (`Sequence[int]`, *optional*): shortest edges in pixels to choose from; without it the processor's own.
         max_size (`int`, *optional*): the longest edge that goes with `sizes`; the processor's own by default.
@@ -59,7 +59,7 @@ class GroundingCollator:
     def __init__(
         self,
         processor: Any,
-        sampler: DetectionSampler | None = None,
+        sampler: Callable[[Mapping[str, Any], random.Random], GroundedText] | None = None,
         augment: Callable[[dict[str, Any], random.Random], dict[str, Any]] | None = None,
         sizes: Sequence[int] | None = None,
         max_size: int | None = None,

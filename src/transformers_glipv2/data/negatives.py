@@ -1,9 +1,9 @@
 """
 Negatives of a small data set: what its classes are not, made of the images that are there.
 
-A model that has only seen images with a class in them finds the class in every image. Two augmentations show it what
-has no box: objects whose pieces are shuffled, which have the colours, textures and places of the class but not its
-shape (negative data augmentation, Sinha et al., ICLR 2021), and images that are asked for other classes.
+A model that has only seen images with a class in them finds the class in every image. Two kinds of examples show it
+what has no box: objects whose pieces are shuffled, which have the colours, textures and places of the class but not
+its shape (negative data augmentation, Sinha et al., ICLR 2021), and other images in which none of the classes is.
 """
 
 import random
@@ -45,40 +45,6 @@ class ScrambleObjects:
         for box in boxes:
             _shuffle_pieces(image, box, self.pieces, rng)
         return {**example, "image": image, "objects": _without_objects(example["objects"])}
-
-
-class AskAbsent:
-    """
-    Asks an image for classes that it does not have, and drops all boxes.
-
-    Args:
-        names (`Sequence[str]`): to ask for; those that are one of an example's own classes are passed over.
-        probability (`float`): of an example.
-
-    Raises:
-        ValueError: for a probability out of range.
-    """
-
-    def __init__(self, names: Sequence[str], probability: float):
-        if not 0 <= probability <= 1:
-            raise ValueError(f"a probability must be in [0, 1], got {probability}.")
-        self.names = list(names)
-        self.probability = probability
-
-    def __call__(self, example: Example, rng: random.Random) -> Example:
-        if example["kind"] != "detection" or rng.random() >= self.probability:
-            return example
-        own = {name.lower() for name in example["labels"]}
-        others = [name for name in self.names if name.lower() not in own]
-        asked = rng.sample(others, min(len(example["labels"]), len(others)))
-        if not asked:
-            return example
-        return {
-            **example,
-            "labels": asked,
-            "negative_labels": None,
-            "objects": _without_objects(example["objects"]),
-        }
 
 
 def _without_objects(objects: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:

@@ -32,7 +32,7 @@ def best_threshold(content: Mapping[str, Any], predictions: Iterable[Mapping[str
         overlaps = _overlaps(entries, objects)
         free = set(range(len(objects)))
         for entry, row in zip(entries, overlaps, strict=True):
-            best = max(free, key=lambda index, row=row: row[index], default=None)
+            best = max(free, key=row.__getitem__, default=None)
             hit = best is not None and row[best] >= MIN_IOU
             if hit:
                 free.discard(best)
@@ -77,9 +77,8 @@ def confusion_matrix(
             same = entry["category_id"]
             # Of the objects under a box that of its own class comes first.
             fits = [index for index in free if row[index] >= MIN_IOU]
-            best = max(
-                fits, key=lambda i, row=row, same=same: (objects[i]["category_id"] == same, row[i]), default=None
-            )
+            ranked = [(objects[index]["category_id"] == same, row[index], -index) for index in fits]
+            best = -max(ranked)[2] if ranked else None
             if best is not None:
                 free.discard(best)
             matrix[-1 if best is None else rank[objects[best]["category_id"]], rank[same]] += 1

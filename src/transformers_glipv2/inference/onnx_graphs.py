@@ -93,10 +93,12 @@ class DyConvGraph(nn.Module):
         parts = []
         for name, source, stride in neighbours:
             branch = dyconv.branches[name]
-            shape = ((side - 1) // stride + 1 for side in source.shape[-2:])
-            fitted = dyconv._fit(offsets, modulation, *shape)
-            part = modulated_deform_conv2d(source, *fitted, *branch.conv(), stride)
-            part = F.group_norm(part, branch.norm.num_groups, *branch.norm(), branch.norm.eps)
+            height, width = ((side - 1) // stride + 1 for side in source.shape[-2:])
+            fitted = dyconv._fit(offsets, modulation, height, width)
+            weight, bias = branch.conv()
+            part = modulated_deform_conv2d(source, *fitted, weight, bias, stride)
+            weight, bias = branch.norm()
+            part = F.group_norm(part, branch.norm.num_groups, weight, bias, branch.norm.eps)
             part = resize(part, *current.shape[-2:])
             strength = dyconv.branch_attention(part.mean((2, 3), keepdim=True))
             parts.append(part * (F.hardsigmoid(F.relu(strength)) / len(neighbours)))

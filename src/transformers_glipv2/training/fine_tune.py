@@ -14,9 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from transformers_glipv2 import GLIPv2ForObjectDetection, GLIPv2Processor
+from transformers_glipv2.conversion.released import resolve_model
 from transformers_glipv2.data.augment import Compose, HorizontalFlip, PhotometricDistortion
 from transformers_glipv2.data.collate import GroundingCollator
 from transformers_glipv2.data.dataset import ImageDataset
@@ -54,7 +56,7 @@ class FineTuneOptions:
     A fine-tuning run. What is `None` is chosen by `choose_recipe` from the data.
 
     Args:
-        model (`str`): folder or Hub id to start from.
+        model (`str`): folder, Hub id or released name (`glip-tiny`) to start from.
         data (`str` or `Path`), images (`str` or `Path`, *optional*), val_fraction (`float`, *optional*, defaults to
             0.15): the data set, see `open_dataset`.
         output (`Path`, *optional*): folder for weights, checkpoints, card and plots; by default `outputs/NAME` after
@@ -160,12 +162,12 @@ def fine_tune(options: FineTuneOptions) -> dict[str, Any]:
         FileExistsError: when the output folder is used and the run is not resumed.
         FileNotFoundError, ValueError: when the data set, the start or the options cannot be used.
     """
-    options = dataclasses.replace(options, output=output_folder(options))
+    options = dataclasses.replace(options, output=output_folder(options), model=resolve_model(options.model))
     accelerator = make_accelerator(options.output, options.mixed_precision, options.seed, cpu=options.device == "cpu")
     processor = GLIPv2Processor.from_pretrained(options.model)
     model = GLIPv2ForObjectDetection.from_pretrained(options.model)
     data = read_data(options, known_labels(model, options))
-    recipe = _recipe(options, data, model, processor)
+    recipe = _recipe(options, data, processor)
     set_shortest_edge(processor, max(recipe.image_size))
     if options.add_classes:
         data.train = label_known_classes(model, processor, data.train, data.labels, data.new_labels)
@@ -180,7 +182,7 @@ def fine_tune(options: FineTuneOptions) -> dict[str, Any]:
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups))
     average = WeightAverage(accelerator.unwrap_model(model), recipe.ema_decay) if recipe.ema_decay else None
 
-    metrics = {
+    metrics: dict[str, Any] = {
         "train": options.train,
         "labels": data.labels,
         "shots": options.shots,
@@ -204,9 +206,10 @@ def fine_tune(options: FineTuneOptions) -> dict[str, Any]:
     # The kept weights, read back from the output folder.
     best = GLIPv2ForObjectDetection.from_pretrained(options.output)
     best = accelerator.prepare_model(best, evaluation_mode=True).eval()
-    metrics |= {"steps": state.step, "seconds": state.seconds}
+    metrics["steps"], metrics["seconds"] = state.step, state.seconds
     if score is not None:
-        metrics |= {"best_step": state.best_step, options.eval_split: score(best)}
+        metrics["best_step"] = state.best_step
+        metrics[options.eval_split] = score(best)
     test = _evaluator(accelerator, processor, data.test, data)
     if test is not None:
         metrics[options.test_split or "test"] = test(best)
@@ -367,7 +370,7 @@ def _numbered(folder: Path) -> Path:
             return following
 
 
-def known_labels(model: nn.Module, options: FineTuneOptions) -> list[str]:
+def known_labels(model: PreTrainedModel, options: FineTuneOptions) -> list[str]:
     """
     The classes of the start that are kept.
 
@@ -376,7 +379,7 @@ def known_labels(model: nn.Module, options: FineTuneOptions) -> list[str]:
     """
     if not options.add_classes:
         return []
-    labels: Any = model.config.labels
+    labels = model.config.labels
     if not labels:
         raise ValueError(
             f"{options.model} was not fine-tuned for classes of its own, so there are none to keep; train without "
@@ -456,7 +459,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
     return {**dataclasses.asdict(recipe), "image_size": list(recipe.image_size)}
 
 
-def _recipe(options: FineTuneOptions, data: Data, model: nn.Module, processor: Any) -> Recipe:
+def _recipe(options: FineTuneOptions, data: Data, processor: Any) -> Recipe:
     recipe = choose_recipe(
         options.train,
         len(data.train),
@@ -464,7 +467,6 @@ def _recipe(options: FineTuneOptions, data: Data, model: nn.Module, processor: A
         median_object_size(data.train),
         processor.image_processor.size["shortest_edge"],
         options.batch_size,
-        sum(parameter.numel() for parameter in model.parameters()),
         options.epochs,
         options.num_steps,
     )

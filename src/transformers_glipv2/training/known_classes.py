@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torchvision.ops import box_iou
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from transformers_glipv2.data.dataset import ImageDataset
@@ -24,7 +24,7 @@ MIN_SCORE, SAME_OBJECT = 0.5, 0.5
 
 @torch.no_grad()
 def label_known_classes(
-    model: nn.Module,
+    model: PreTrainedModel,
     processor: Any,
     dataset: ImageDataset,
     labels: Sequence[str],

@@ -89,7 +89,7 @@ def train(
     ] = None,
     ema_decay: Annotated[
         float | None,
-        number(checks.fraction_below_one, "--ema_decay", help="Of averaged weights; 0: none. Default: by the steps."),
+        number(checks.fraction_below_one, "--ema_decay", help="Of averaged weights; 0: none. Default: 0."),
     ] = None,
     patience: Annotated[
         int,
