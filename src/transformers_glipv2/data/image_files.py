@@ -1,11 +1,15 @@
 """Where the images of an annotation file are, and how large they are."""
 
 import os
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers_glipv2.data.schema import BoxReport
 from transformers_glipv2.images.image_io import image_size
+
+_UNUSUAL = re.compile(r"^/|//|\./|\\")
 
 
 class ImageFinder:
@@ -32,6 +36,7 @@ class ImageFinder:
         self.asked = self.found = self.missing = 0
         self.first_missing: str | None = None
         self._root = os.path.realpath(self.folder)
+        self._parents: dict[str, bool] = {}
 
     def __call__(self, file_name: str, report: BoxReport, where: str) -> str | None:
         """
@@ -58,6 +63,10 @@ class ImageFinder:
         self.first_missing = self.first_missing or missing
         return missing
 
+    def exists(self, file_name: str) -> bool:
+        """Whether there is an image of this name that may be opened; it is not counted."""
+        return self._existing(file_name)[0] is not None
+
     def check_any_found(self, name: str | Path) -> None:
         """Raises FileNotFoundError when images were looked for and none exists; `name` is the annotation file's."""
         if self.asked and not self.found and self.first_missing is not None:
@@ -68,6 +77,9 @@ class ImageFinder:
 
     def _existing(self, file_name: str) -> tuple[str | None, bool]:
         """A file that exists and is allowed, else `None` and whether one exists that is not."""
+        usual = self._usual(file_name)
+        if usual is not None:
+            return usual, False
         leads_out = False
         names = (file_name, file_name.replace("\\", "/")) if "\\" in file_name else (file_name,)
         for name in names:
@@ -83,6 +95,26 @@ class ImageFinder:
                         return path, False
                     leads_out = True
         return None, leads_out
+
+    def _usual(self, file_name: str) -> str | None:
+        """The file under a whole, plain name, where such names have been right and it is no link: one look tells."""
+        if self.skipped_parts != 0 or _UNUSUAL.search(file_name):
+            return None
+        path = os.path.join(self.folder, file_name)
+        try:
+            is_file = stat.S_ISREG(os.lstat(path).st_mode)
+        except (OSError, ValueError):
+            return None
+        return path if is_file and (self.allow_outside_paths or self._is_in_root(path)) else None
+
+    def _is_in_root(self, path: str) -> bool:
+        """Whether a file that is no link is in the folder; thousands of images have one parent."""
+        parent = os.path.dirname(path)
+        is_in = self._parents.get(parent)
+        if is_in is None:
+            is_in = (os.path.realpath(parent) + os.sep).startswith(self._root.rstrip(os.sep) + os.sep)
+            self._parents[parent] = is_in
+        return is_in
 
     def _is_allowed(self, path: str) -> bool:
         if self.allow_outside_paths:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
-from transformers_glipv2.data.formats.coco import check_any_object
 from transformers_glipv2.data.formats.coco_json import (
     by_image,
+    check_any_object,
     checked_categories,
     clean_id,
     coco_record,
@@ -86,7 +86,7 @@ def load_lvis(
     packed = PackedRecords(records())
     report.warn_once()
     find.check_any_found(path)
-    check_any_object(packed, content["annotations"], report, path)
+    check_any_object(any(record["objects"]["bbox"] for record in packed), len(content["annotations"]), report, path)
     dataset = ImageDataset(packed, list(categories.values()), report)
     dataset.category_ids = list(categories)
     entries = [entry for entry in content["categories"] if isinstance(entry, Mapping)]

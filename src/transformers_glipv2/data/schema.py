@@ -100,13 +100,14 @@ class BoxReport:
         self._noted: set[str] = set()
         self._logged: set[str] = set()
 
-    def add(self, problem: str, where: str) -> str:
+    def add(self, problem: str, where: str, times: int = 1) -> str:
         """
-        Count one problem.
+        Count a problem.
 
         Args:
             problem (`str`): a name in `PROBLEMS`.
             where (`str`): image, box and value, for the message.
+            times (`int`, *optional*, defaults to 1): how often it was found, the first time there.
 
         Returns:
             `str`: what to do: "skip", "clip" or "keep".
@@ -120,7 +121,7 @@ class BoxReport:
                 f"{self._prefix()}{PROBLEMS[problem]}: {where}. Mend the annotation, or pass "
                 f'policy={{"{problem}": "skip"}} to leave such entries out.'
             )
-        self.counts[problem] += 1
+        self.counts[problem] += times
         self.first.setdefault(problem, where)
         return action
 
@@ -130,6 +131,16 @@ class BoxReport:
             self._noted.add(where)
             self.counts[name] += 1
             self.first.setdefault(name, where)
+
+    def state(self) -> dict[str, Any]:
+        """What `json.dumps` takes, for `restore`."""
+        return {"counts": dict(self.counts), "first": self.first, "noted": sorted(self._noted)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what another report has counted; nothing of it has been logged."""
+        self.counts = Counter(state["counts"])
+        self.first = dict(state["first"])
+        self._noted = set(state["noted"])
 
     def summary(self) -> str:
         """One line a problem: count, what was done, and where the first was. Empty where all is well."""

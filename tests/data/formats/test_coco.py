@@ -9,6 +9,8 @@ from transformers_glipv2.data.formats.coco import find_annotation_file, load_coc
 from transformers_glipv2.data.masks import decode_mask, encode_mask, stack_masks
 from transformers_glipv2.data.schema import BoxReport, check_example, checked_box
 
+pytestmark = pytest.mark.usefixtures("reader")
+
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "traffic light"}]
 
 

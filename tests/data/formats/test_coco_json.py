@@ -13,6 +13,8 @@ from transformers_glipv2.data.formats.coco_json import used_categories
 from transformers_glipv2.data.masks import encode_mask, mask_problem
 from transformers_glipv2.data.schema import BoxReport, checked_box
 
+pytestmark = pytest.mark.usefixtures("reader")
+
 
 def write(folder, images=None, annotations=(GOOD,), categories=CATEGORIES):
     path = write_folder(folder, [], categories) / "train.json"

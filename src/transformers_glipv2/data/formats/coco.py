@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from transformers_glipv2.data.dataset import ImageDataset, PackedRecords
-from transformers_glipv2.data.formats.coco_json import by_image, checked_categories, coco_record, read_coco_json
+from transformers_glipv2.data.formats.coco_cache import cached_coco, is_large
+from transformers_glipv2.data.formats.coco_json import (
+    by_image,
+    check_any_object,
+    checked_categories,
+    coco_record,
+    dataset_of,
+    found_image,
+    note_same_names,
+    read_coco_json,
+)
 from transformers_glipv2.data.formats.source import (
     WHOLE,
     FoundData,
@@ -23,7 +33,7 @@ from transformers_glipv2.data.formats.source import (
     places_of,
     split_name,
 )
-from transformers_glipv2.data.image_files import ImageFinder, annotated_size
+from transformers_glipv2.data.image_files import ImageFinder
 from transformers_glipv2.data.orientation import check_boxes_on
 from transformers_glipv2.data.schema import BoxReport
 
@@ -48,6 +58,8 @@ def load_coco(
 
     Accepted though it is not by the book: sizes as whole floats or missing (then read from the image), null where a
     default is meant (`iscrowd`, `area`), objects with a segmentation and no `bbox`, backslashes in file names.
+
+    Files of 50 MB and more are read once, into a cache that all processes share; see `coco_cache`.
 
     Args:
         annotation_file (`str` or `Path`): the json, or a folder: one with `_annotations.coco.json` inside (Roboflow,
@@ -75,10 +87,15 @@ def load_coco(
             used.
     """
     path = find_annotation_file(annotation_file, split)
+    folder = path.parent if image_folder is None else image_folder
+    if is_large(path):
+        cached = cached_coco(path, folder, policy, with_masks, keep_empty, boxes_on, allow_outside_paths)
+        if cached is not None:
+            return cached
     return content_dataset(
         read_coco_json(path),
         path,
-        image_folder if image_folder is not None else path.parent,
+        folder,
         BoxReport(policy, path.name),
         with_masks=with_masks,
         keep_empty=keep_empty,
@@ -113,26 +130,13 @@ def content_dataset(
     """
     check_boxes_on(boxes_on)
     categories = checked_categories(content["categories"], content["annotations"], report, name)
-    for category_id, label in categories.items():
-        if list(categories.values()).count(label) > 1:
-            report.note("same_name", f"{name}, {label!r}, class {category_id!r}")
     find = ImageFinder(image_folder, allow_outside_paths)
+    note_same_names(categories, report, name)
     records = PackedRecords(_records(content, categories, find, report, with_masks, keep_empty, boxes_on))
     report.warn_once()
     find.check_any_found(name)
-    check_any_object(records, content["annotations"], report, name)
-    ids = {name: category_id for category_id, name in reversed(categories.items())}
-    names = list(dict.fromkeys(categories.values()))
-    dataset = ImageDataset(records, names, report)
-    dataset.category_ids = [ids[name] for name in names]
-    dataset.missing_images = (find.missing, find.first_missing)
-    return dataset
-
-
-def check_any_object(records: PackedRecords, annotations: list[Any], report: BoxReport, name: str | Path) -> None:
-    """Raises ValueError, with the report's reasons, when a file has annotations and none of them is left."""
-    if annotations and not any(record["objects"]["bbox"] for record in records):
-        raise ValueError(f"none of the {len(annotations)} annotations of {name} can be used: {report.summary()}")
+    check_any_object(any(record["objects"]["bbox"] for record in records), len(content["annotations"]), report, name)
+    return dataset_of(records, categories, report, (find.missing, find.first_missing))
 
 
 def _records(
@@ -145,14 +149,9 @@ def _records(
     boxes_on: str,
 ) -> Iterator[dict[str, Any]]:
     for image, annotations in by_image(content, report, ("file_name",)):
-        where = f"image {image['id']!r} ({image['file_name']})"
-        image_path = find(image["file_name"], report, where)
+        image_path = found_image(image, find, report)
         if image_path is None:
             continue
-        size = annotated_size(image["width"], image["height"], image_path, report, where)
-        if size is None:
-            continue
-        image |= {"width": size[0], "height": size[1]}
         record = coco_record(image, annotations, categories, report, with_masks)
         if keep_empty or record["objects"]["bbox"]:
             yield {**record, "image_path": image_path, **({} if boxes_on == "auto" else {"boxes_on": boxes_on})}

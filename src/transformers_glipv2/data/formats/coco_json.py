@@ -1,12 +1,14 @@
 """COCO-like JSON: what is harmless is accepted, everything else is counted with the entry's name or refused."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.files import read_json
+from transformers_glipv2.data.image_files import ImageFinder, annotated_size
 from transformers_glipv2.data.masks import segmentation_box
 from transformers_glipv2.data.schema import BoxReport, checked_objects
 
@@ -55,7 +57,19 @@ def checked_categories(
     Names by category id, in the file's order, without dummies (`used_categories`).
 
     Args:
-        categories, annotations (`Sequence`): of the file.
+        annotations (`Sequence`): of the file.
+        categories, report, name: as for `clean_categories`, which raises the same.
+    """
+    clean = clean_categories(categories, report, name)
+    return used_categories(clean, [entry for entry in annotations if isinstance(entry, Mapping)])
+
+
+def clean_categories(categories: Sequence[Any], report: BoxReport, name: str | Path) -> list[dict[str, Any]]:
+    """
+    The categories of a file, each with a clean "id" and a "name", each id once.
+
+    Args:
+        categories (`Sequence`): of the file.
         report (`BoxReport`): counts categories without an id or a name.
         name (`str` or `Path`): the file, for messages.
 
@@ -79,7 +93,7 @@ def checked_categories(
             clean.setdefault(category_id, {**entry, "id": category_id, "name": label})
     if not clean:
         raise ValueError(f"{name} lists no category with an id and a name, so there is no class to look for.")
-    return used_categories(list(clean.values()), [entry for entry in annotations if isinstance(entry, Mapping)])
+    return list(clean.values())
 
 
 def used_categories(
@@ -92,7 +106,11 @@ def used_categories(
     supercategory of others is such a dummy, where all other categories are below one. (In a file where only some
     classes have a supercategory, "vehicle" above "car" may be a class that has no box here.)
     """
-    used = {clean_id(entry.get("category_id")) for entry in annotations}
+    return without_dummies(categories, {clean_id(entry.get("category_id")) for entry in annotations})
+
+
+def without_dummies(categories: Sequence[Mapping[str, Any]], used: Collection[Any]) -> dict[int | str, str]:
+    """As `used_categories`, with the ids that annotations have."""
     parents = {
         entry.get("supercategory")
         for entry in categories
@@ -124,20 +142,8 @@ def by_image(
     """
     images: dict[int | str, dict[str, Any]] = {}
     for index, entry in enumerate(content["images"]):
-        image = dict(entry) if isinstance(entry, Mapping) else {}
-        image["id"] = clean_id(image.get("id"))
-        problems = ["no id"] if image["id"] is None else []
-        problems += [f"{name} {image.get(name)!r}" for name in needed if not _is_text(image.get(name))]
-        for side in ("width", "height"):
-            value = image.get(side)
-            image[side] = clean_side(value)
-            if image[side] is None and value not in (None, 0, ""):
-                problems.append(f"{side} {value!r}")
-        if problems:
-            report.add("bad_entry", f"images[{index}], id {image['id']!r}, has {', '.join(problems)}"[:300])
-        elif image["id"] in images:
-            report.add("bad_entry", f"image {image['id']!r} comes twice in `images`")
-        else:
+        image = clean_image(entry, index, images, report, needed)
+        if image is not None:
             images[image["id"]] = image
     groups: dict[int | str, list[Mapping[str, Any]]] = defaultdict(list)
     for index, entry in enumerate(content["annotations"]):
@@ -146,9 +152,88 @@ def by_image(
         elif (image_id := clean_id(entry.get("image_id"))) is not None and image_id in images:
             groups[image_id].append(entry)
         else:
-            report.add("unknown_image", f"annotations[{index}], id {entry.get('id')!r}, {entry.get('image_id')!r}")
+            report.add("unknown_image", unknown_image(entry, index))
     for key, image in images.items():
         yield image, groups.pop(key, [])
+
+
+def clean_image(
+    entry: Any, index: int, known: Collection[Any], report: BoxReport, needed: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """
+    An entry of `images` as `by_image` gives it; `None`, and counted, where it is left out.
+
+    Args:
+        entry: of the file, the one at this index.
+        index (`int`), report (`BoxReport`), needed (`Sequence[str]`): as for `by_image`.
+        known (`Collection`): the ids of the images before.
+    """
+    image = dict(entry) if isinstance(entry, Mapping) else {}
+    image["id"] = clean_id(image.get("id"))
+    problems = ["no id"] if image["id"] is None else []
+    problems += [f"{name} {image.get(name)!r}" for name in needed if not _is_text(image.get(name))]
+    for side in ("width", "height"):
+        value = image.get(side)
+        image[side] = clean_side(value)
+        if image[side] is None and value not in (None, 0, ""):
+            problems.append(f"{side} {value!r}")
+    if problems:
+        report.add("bad_entry", f"images[{index}], id {image['id']!r}, has {', '.join(problems)}"[:300])
+        return None
+    if image["id"] in known:
+        report.add("bad_entry", f"image {image['id']!r} comes twice in `images`")
+        return None
+    return image
+
+
+def unknown_image(entry: Mapping[str, Any], index: int) -> str:
+    """The annotation at an index of the file, of an image that the file does not list, for a message."""
+    return f"annotations[{index}], id {entry.get('id')!r}, {entry.get('image_id')!r}"
+
+
+def check_any_object(has_any: bool, annotations: int, report: BoxReport, name: str | Path) -> None:
+    """Raises ValueError, with the report's reasons, when a file has annotations and no object is left of them."""
+    if annotations and not has_any:
+        raise ValueError(f"none of the {annotations} annotations of {name} can be used: {report.summary()}")
+
+
+def note_same_names(categories: Mapping[int | str, str], report: BoxReport, name: str | Path) -> None:
+    """Take note of the classes whose name another one has."""
+    counts = Counter(categories.values())
+    for category_id, label in categories.items():
+        if counts[label] > 1:
+            report.note("same_name", f"{name}, {label!r}, class {category_id!r}")
+
+
+def dataset_of(
+    records: Sequence[Mapping[str, Any]],
+    categories: Mapping[int | str, str],
+    report: BoxReport,
+    missing_images: tuple[int, str | None],
+) -> ImageDataset:
+    """A data set with the classes of a file, each name once."""
+    ids = {name: category_id for category_id, name in reversed(categories.items())}
+    names = list(dict.fromkeys(categories.values()))
+    dataset = ImageDataset(records, names, report)
+    dataset.category_ids = [ids[name] for name in names]
+    dataset.missing_images = missing_images
+    return dataset
+
+
+def found_image(image: dict[str, Any], find: ImageFinder, report: BoxReport) -> str | None:
+    """
+    The path of an image of a COCO file, whose "width" and "height" are read from it where the file gives none; `None`
+    where it is left out.
+    """
+    where = f"image {image['id']!r} ({image['file_name']})"
+    path = find(image["file_name"], report, where)
+    if path is None:
+        return None
+    size = annotated_size(image["width"], image["height"], path, report, where)
+    if size is None:
+        return None
+    image |= {"width": size[0], "height": size[1]}
+    return path
 
 
 def coco_record(
