@@ -5,8 +5,8 @@ Measures how long a large COCO file takes to load, the first time and after, and
 
 Writes a synthetic file, with boxes in random order and empty image files beside it (they are looked for, never read).
 Each load is a process of its own: one that makes the cache, one that opens it, and as many as `--processes` that do so
-at once. With `--whole` the file is read as smaller ones are, without a cache. The peak counts the pages of mapped
-files, which processes share; what is private is given for the end.
+at once. With `--whole` the file is read as smaller ones are, without a cache. Shown are the peak of the load, with
+what the imports take, and what is private to the process after examples were read: pages of the cache are shared.
 """
 
 import argparse
@@ -32,14 +32,14 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start, start_cpu = time.perf_counter(), time.process_time()
 dataset = load_coco(sys.argv[1])
 seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 steps = range(0, len(dataset), max(len(dataset) // 10_000, 1))
 start = time.perf_counter()
 boxes = sum(len(dataset.records[index]["objects"]["bbox"]) for index in steps)
 reading = (time.perf_counter() - start) / len(steps)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 private = int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])
-print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "private_mb": private // 1024, "microseconds_an_example": reading * 1e6, "examples": len(dataset),
-                  "imports_mb": before // 1024, "peak_mb": peak // 1024}))
+found = {"seconds": seconds, "cpu_seconds": cpu, "private_mb": private // 1024, "imports_mb": before // 1024}
+print(json.dumps({**found, "peak_mb": peak // 1024, "microseconds_an_example": reading * 1e6}))
 """
 
 

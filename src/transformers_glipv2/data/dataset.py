@@ -2,10 +2,10 @@
 Examples of the schema whose images are opened when they are asked for.
 
 No loader holds images in memory, only their annotations, packed: about 200 bytes an example, 60 a box, and polygons.
-The formats that are one json file (COCO, LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since
-Python parses it whole, and 15 seconds a million boxes. Line-wise files, folders and the Hub can be streamed
-(`streaming=True`) in constant memory; a large json file can be made into such a data set once, by
-`to_hf_dataset(load_coco(...)).to_parquet(...)` or `.push_to_hub(...)`.
+COCO files of 50 MB and more are read once, into a cache that processes share (`formats.coco_cache`). Other formats that
+are one json file (LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since Python parses it whole,
+and 15 seconds a million boxes. Line-wise files, folders and the Hub can be streamed (`streaming=True`) in constant
+memory.
 """
 
 import io

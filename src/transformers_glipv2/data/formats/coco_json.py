@@ -207,7 +207,7 @@ def note_same_names(categories: Mapping[int | str, str], report: BoxReport, name
 
 def dataset_of(
     records: Sequence[Mapping[str, Any]],
-    categories: Mapping[int | str, str],
+    categories: dict[int | str, str],
     report: BoxReport,
     missing_images: tuple[int, str | None],
 ) -> ImageDataset:

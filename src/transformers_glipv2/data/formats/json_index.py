@@ -202,7 +202,7 @@ class _Scan:
                 key = _last_key(data[int(brackets.before[index]) + 1 : offset])
                 if key in self.lists:
                     raise NotIndexableError(f"{key} comes twice")
-                if key in self.keys:
+                if key is not None and key in self.keys:
                     self.current = self.lists[key] = _List(self.base + offset)
             done = index + 1
         if self.current is not None:
