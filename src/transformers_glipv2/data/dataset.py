@@ -2,10 +2,10 @@
 Examples of the schema whose images are opened when they are asked for.
 
 No loader holds images in memory, only their annotations, packed: about 200 bytes an example, 60 a box, and polygons.
-COCO files of 50 MB and more are read once, into a cache that processes share (`formats.coco_cache`). Other formats that
-are one json file (LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since Python parses it whole,
-and 15 seconds a million boxes. Line-wise files, folders and the Hub can be streamed (`streaming=True`) in constant
-memory.
+COCO files of 50 MB and more are read once, into a cache that processes share (`formats.coco_cache`). Other formats
+that are one json file (LVIS, GoldG, ...) need 5 to 6 times the file's size while it is read, since Python parses it
+whole, and 15 seconds a million boxes. Line-wise files, folders and the Hub can be streamed (`streaming=True`) in
+constant memory.
 """
 
 import io
