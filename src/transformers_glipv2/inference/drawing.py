@@ -105,18 +105,17 @@ def place_names(
     for box, (width, height) in zip(boxes, sizes, strict=True):
         limits = np.array([max(image_size[0] - 1 - width, 0), max(image_size[1] - 1 - height, 0)])
         near = np.round(_near(box, width, height)).clip(0, limits)
-        overlaps = _overlaps(near, width, height, taken)
-        if overlaps.min() > 0:
-            # The whole image, from the place that would be best on.
-            steps = (max(width // 4, 1), max(height // 2, 1))
-            xs, ys = (
-                np.arange(0, limit + step, step).clip(0, limit) for limit, step in zip(limits, steps, strict=True)
-            )
-            all_over = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
-            all_over = all_over[np.argsort(np.abs(all_over - near[0]).sum(axis=1), kind="stable")]
-            near = np.concatenate([near, all_over])
-            overlaps = _overlaps(near, width, height, taken)
+        overlaps = (_covered(near[:, 0], width, taken[:, ::2]) * _covered(near[:, 1], height, taken[:, 1::2])).sum(1)
         x, y = near[overlaps.argmin()].astype(int).tolist()
+        if overlaps.min() > 0:
+            # The whole image; of the places that hide least the nearest to where the name would be best.
+            xs = np.arange(0, limits[0] + width // 4 + 1, width // 4 + 1).clip(0, limits[0])
+            ys = np.arange(0, limits[1] + height // 2 + 1, height // 2 + 1).clip(0, limits[1])
+            hidden = _covered(ys, height, taken[:, 1::2]) @ _covered(xs, width, taken[:, ::2]).T
+            distances = np.abs(ys - near[0, 1])[:, None] + np.abs(xs - near[0, 0])
+            if hidden.min() < overlaps.min():
+                row, column = divmod(np.where(hidden == hidden.min(), distances, np.inf).argmin(), len(xs))
+                x, y = int(xs[column]), int(ys[row])
         places.append((x, y))
         taken = np.concatenate([taken, [[x, y, x + width + 1, y + height + 1]]])
     return places
@@ -129,11 +128,10 @@ def _near(box: Sequence[float], width: int, height: int) -> np.ndarray:
     return np.array([(x, y) for x in (x1, x2 - width) for y in heights])
 
 
-def _overlaps(corners: np.ndarray, width: int, height: int, taken: np.ndarray) -> np.ndarray:
-    """Pixels of patches at corners `(n, 2)` that are taken, `(n,)`; `taken` is `(m, 4)` xyxy, ends excluded."""
-    starts = np.maximum(corners[:, None], taken[None, :, :2])
-    ends = np.minimum(corners[:, None] + [width + 1, height + 1], taken[None, :, 2:])
-    return (ends - starts).clip(0).prod(axis=-1).sum(axis=-1)
+def _covered(starts: np.ndarray, length: int, taken: np.ndarray) -> np.ndarray:
+    """Pixels along an axis that stretches from `starts` `(n,)` on share with those that are taken, `(n, m)`."""
+    lower, upper = np.maximum(starts[:, None], taken[:, 0]), np.minimum(starts[:, None] + length + 1, taken[:, 1])
+    return (upper - lower).clip(0)
 
 
 def _iou(one: Sequence[float], other: Sequence[float]) -> float:
@@ -181,10 +179,11 @@ def _tie(
 
 
 def _with_masks(pixels: np.ndarray, ordered: Sequence[tuple[DrawnObject, tuple[int, int, int]]]) -> np.ndarray:
+    masked = [(one, color) for one, color in ordered if one.mask is not None]
+    if not masked:
+        return pixels
     pixels = pixels.astype(np.float32)
-    for one, color in ordered:
-        if one.mask is None:
-            continue
+    for one, color in masked:
         mask = np.asarray(one.mask, dtype=bool)
         if mask.shape != pixels.shape[:2]:
             raise ValueError(
