@@ -220,6 +220,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("page", [page for page in (*PAGES, CARD) if python_blocks(page)], ids=page_id)
 def test_python_blocks_run(page, checkout, monkeypatch):
     monkeypatch.chdir(checkout)
+    monkeypatch.setenv("GLIPV2_CACHE", str(checkout / "cache"))
     namespace = {"__name__": page.stem}
     last = printed = ""
     text = page.read_text().replace(PHOTOGRAPH, "docs/images/astronaut.jpg")
