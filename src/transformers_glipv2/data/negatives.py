@@ -65,6 +65,19 @@ def _shuffle_pieces(image: Image.Image, box: Sequence[float], pieces: int, rng: 
         image.paste(crop, corner)
 
 
+def image_files(folder: str | Path) -> list[Path]:
+    """
+    The images of a folder and of folders in it, by name.
+
+    Raises:
+        FileNotFoundError: when there are none.
+    """
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"there is no image in {folder}; negatives are images without the classes.")
+    return files
+
+
 def images_without_objects(folder: str | Path, class_names: Sequence[str]) -> ImageDataset:
     """
     Images in which none of some classes is, as detection examples without objects.
@@ -76,9 +89,7 @@ def images_without_objects(folder: str | Path, class_names: Sequence[str]) -> Im
     Raises:
         FileNotFoundError: when there are no images.
     """
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"there is no image in {folder}; negatives are images without the classes.")
+    files = image_files(folder)
     empty: dict[str, list[Any]] = {"bbox": [], "category": [], "area": [], "iscrowd": []}
     records = [
         {"kind": "detection", "image_id": path.name, "image_path": str(path), "objects": empty} for path in files

@@ -16,7 +16,8 @@ logger = logging.get_logger(__name__)
 
 # Classes of a confusion matrix whose cells have room for their numbers, and objects of a sample that are drawn.
 MAX_NUMBERED, MAX_DRAWN = 25, 30
-SAMPLE_HEIGHT = 260
+# Of the sheet of samples, in pixels.
+SAMPLE_HEIGHT, SAMPLE_GAP, TITLE_HEIGHT = 260, 8, 24
 
 
 def has_matplotlib() -> bool:
@@ -44,7 +45,7 @@ def plot_losses(lines: Sequence[Mapping[str, float]], file: Path) -> None:
         values = [line[name] for line in lines if name in line]
         label = "total" if name == "loss" else name.removeprefix("loss_").replace("_", " ")
         axes.plot(steps, values, label=label, linewidth=2 if name == "loss" else 1)
-    axes.set(title="Training loss", xlabel="step", ylabel="loss", ylim=(0, None))
+    axes.set(title="Training loss", xlabel="step", ylabel="loss", ylim=(0, None), xlim=(0, None))
     axes.legend()
     _save(figure, file)
 
@@ -56,7 +57,8 @@ def plot_precision(lines: Sequence[Mapping[str, float]], best_step: int | None, 
         axes.plot([line["step"] for line in lines], [line[f"eval_{name}"] for line in lines], marker="o", label=name)
     if best_step is not None:
         axes.axvline(best_step, color="grey", linestyle="--", label=f"kept: step {best_step}")
-    axes.set(title=f"Average precision on {split}", xlabel="step", ylabel="average precision (%)", ylim=(0, 100))
+    axes.set(title=f"Average precision on {split}", xlabel="step", ylabel="average precision (%)", ylim=(0, 103))
+    axes.set_xlim(left=0)
     axes.legend()
     _save(figure, file)
 
@@ -74,6 +76,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], threshold: float, s
     """
     side = min(4 + 0.45 * len(names), 20)
     figure, axes = _figure(side + 1.5, side)
+    axes.grid(False)
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="fraction of the row")
@@ -94,25 +97,31 @@ def draw_samples(
     samples: Sequence[tuple[Image.Image, Sequence[DrawnObject], Sequence[DrawnObject]]], file: Path
 ) -> None:
     """
-    Images with what is in them on the left and what the model finds on the right, one pair a row.
+    Images with what is in them on the left and what the model finds beside it, two such pairs a row.
 
     Args:
         samples: each an image, its objects, and what was found.
         file (`Path`): PNG.
     """
-    rows = []
+    pairs = []
     for image, truth, found in samples:
-        pair = [draw(image, objects[:MAX_DRAWN]) for objects in (truth, found)]
+        both = [draw(image, objects[:MAX_DRAWN]) for objects in (truth, found)]
         scale = SAMPLE_HEIGHT / image.height
-        rows.append([one.resize((max(1, round(one.width * scale)), SAMPLE_HEIGHT)) for one in pair])
-    width = max(sum(one.width for one in row) for row in rows) + 30
-    sheet = Image.new("RGB", (width, 40 + len(rows) * (SAMPLE_HEIGHT + 10)), "white")
+        both = [one.resize((max(1, round(one.width * scale)), SAMPLE_HEIGHT)) for one in both]
+        pair = Image.new("RGB", (2 * both[0].width + SAMPLE_GAP, SAMPLE_HEIGHT + TITLE_HEIGHT), "white")
+        for left, one, title in zip((0, both[0].width + SAMPLE_GAP), both, ("annotated", "found"), strict=True):
+            _write_title(pair, title, left)
+            pair.paste(one, (left, TITLE_HEIGHT))
+        pairs.append(pair)
+    rows = [pairs[start : start + 2] for start in range(0, len(pairs), 2)]
+    width = max(sum(pair.width + 3 * SAMPLE_GAP for pair in row) for row in rows)
+    height = SAMPLE_HEIGHT + TITLE_HEIGHT + SAMPLE_GAP
+    sheet = Image.new("RGB", (width, len(rows) * height + SAMPLE_GAP), "white")
     for index, row in enumerate(rows):
-        top = 35 + index * (SAMPLE_HEIGHT + 10)
-        sheet.paste(row[0], (10, top))
-        sheet.paste(row[1], (20 + row[0].width, top))
-    _write_title(sheet, "annotated", 10)
-    _write_title(sheet, "found", 20 + rows[0][0].width)
+        left = SAMPLE_GAP
+        for pair in row:
+            sheet.paste(pair, (left, SAMPLE_GAP + index * height))
+            left += pair.width + 3 * SAMPLE_GAP
     with replaced_file(file) as temporary:
         sheet.save(temporary, format="png")
 
@@ -120,7 +129,7 @@ def draw_samples(
 def _write_title(sheet: Image.Image, text: str, x: int) -> None:
     from PIL import ImageDraw, ImageFont
 
-    ImageDraw.Draw(sheet).text((x, 8), text, fill="black", font=ImageFont.load_default(18))
+    ImageDraw.Draw(sheet).text((x, 0), text, fill="black", font=ImageFont.load_default(18))
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
