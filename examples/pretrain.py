@@ -77,6 +77,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--gradient_accumulation_steps", type=positive_int, default=1, help=help)
     help = "of all but the text encoder and text layers, which get a tenth (default: 1e-4)"
     add("--learning_rate", type=positive_float, default=1e-4, help=help)
+    help = "the backbone's rate over the others'; below 1 a pretrained one keeps more of what it knows (default: 1)"
+    add("--backbone_rate", type=positive_float, default=1.0, metavar="FACTOR", help=help)
     add("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate after warm-up (default: cosine)")
     help = "steps over which the learning rate rises (default: 500)"
     add("--warmup_steps", type=non_negative_int, default=500, help=help)
@@ -133,7 +135,9 @@ def main(arguments: list[str] | None = None) -> TrainingState:
     prepare_tuning(model, args.train)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.learning_rate))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, args.learning_rate, backbone_learning_rate_factor=args.backbone_rate)
+    )
     model, optimizer = accelerator.prepare(model, optimizer)
     average = WeightAverage(accelerator.unwrap_model(model), args.ema_decay) if args.ema_decay else None
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from transformers_glipv2.data.augment import flip_example
 from transformers_glipv2.data.schema import check_example
-from transformers_glipv2.data.vqa import load_vqa
+from transformers_glipv2.data.vqa import load_image_questions, load_vqa
 
 QUESTION = {"question_id": 42000, "image_id": 42, "question": "Is the cup left of the dog?"}
 OTHER = {**QUESTION, "question_id": 3}
@@ -89,3 +89,38 @@ def test_real_annotations(metrics_dir):
     expected = {entry["question_id"]: [item["answer"] for item in entry["answers"]] for entry in annotations}
     assert {record["question_id"]: record["answers"] for record in dataset.records} == expected
     assert dataset.records[0]["image_path"].endswith("000000262148.jpg")
+
+
+def write_image_questions(folder, questions, file_name="1.png"):
+    Image.new("RGB", (40, 30)).save(folder / "1.png")
+    content = {"images": [{"id": 1, "file_name": file_name}], "questions": questions}
+    (folder / "questions.json").write_text(json.dumps(content))
+    return folder / "questions.json"
+
+
+def test_images_and_questions_in_one_file(tmp_path):
+    asked = {"image_id": 1, "question": "what is on the desk ?", "answers": ["book", "cup"]}
+    dataset = load_image_questions(write_image_questions(tmp_path, [asked]), tmp_path)
+    example = dataset[0]
+    check_example(example)
+    assert example["answers"] == ["book", "cup"] * 5 and example["answer"] == "book"
+    assert example["question_type"] == "what is" and example["image"].size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("problem", "broken"),
+    [
+        ("bad_entry", {"image_id": 2, "question": "what?", "answers": ["a"]}),
+        ("empty_text", {"image_id": 1, "question": " ", "answers": ["a"]}),
+        ("empty_text", {"image_id": 1, "question": "what?", "answers": []}),
+        ("empty_text", {"image_id": 1, "question": "what?", "answers": [3]}),
+        ("bad_entry", "what?"),
+    ],
+)
+def test_broken_questions_are_counted(tmp_path, problem, broken):
+    whole = {"image_id": 1, "question": "what?", "answers": ["a"]}
+    path = write_image_questions(tmp_path, [broken, whole])
+    dataset = load_image_questions(path)
+    assert len(dataset) == 1 and dataset.report.counts[problem] == 1
+    with pytest.raises(ValueError):
+        load_image_questions(path, policy="refuse")

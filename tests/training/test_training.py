@@ -66,6 +66,17 @@ def test_groups_hold_every_parameter_once(model):
     assert not any(name.endswith("bias") for name in of_group["base"] | of_group["text"])
 
 
+def test_a_backbone_gets_a_rate_of_its_own(model):
+    groups = {group["name"]: group for group in parameter_groups(model, 1e-3, backbone_learning_rate_factor=0.2)}
+    own = {id(parameter) for parameter in model.model.backbone.parameters()}
+    members = {name: {id(parameter) for parameter in group["params"]} for name, group in groups.items()}
+    assert members["backbone"] | members["backbone_no_decay"] == own
+    assert not own & set().union(*(ids for name, ids in members.items() if not name.startswith("backbone")))
+    assert groups["backbone"]["initial_lr"] == pytest.approx(2e-4) and groups["base"]["initial_lr"] == 1e-3
+    with pytest.raises(ValueError, match="backbone_learning_rate_factor"):
+        parameter_groups(model, 1e-3, backbone_learning_rate_factor=0.0)
+
+
 def test_groups_leave_out_frozen_parts(model):
     freeze(model, ["text-encoder"])
     # The word embeddings are the decoder of the masked-word head too.

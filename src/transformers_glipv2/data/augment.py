@@ -89,9 +89,8 @@ class CopyPaste:
     """
     Cuts objects out of another detection image and pastes them into this one.
 
-    Only detection examples are changed: a sentence does not mention what is pasted. Only objects with a mask, and only
-        of
-    classes that the example's labels hold, are pasted: where others are in this image is unknown. What the
+    Only detection examples are changed: a sentence does not mention what is pasted. Only objects with a mask, and
+    only of classes that the example's labels hold, are pasted: where others are in this image is unknown. What the
     pasted objects hide is taken off the masks and, where there is one, off the box; objects of which less than
     `min_visible` is left are dropped.
 
@@ -132,50 +131,61 @@ class CopyPaste:
             if name in labels and mask is not None and not donor["objects"].get("iscrowd", {index: 0})[index]
         ]
         for index in rng.sample(fit, min(rng.randint(1, self.max_objects), len(fit))):
-            object_crop = _crop_out(donor, index)
+            object_crop = crop_out(donor, index)
             if object_crop is not None:
-                example = self._paste(
-                    example, donor["objects"]["category"][index], *object_crop, donor["image"].size, rng
-                )
+                factor = rng.uniform(*self.scale) * min(example["image"].size) / min(donor["image"].size)
+                name = donor["objects"]["category"][index]
+                example = paste_object(example, name, *object_crop, factor, rng, self.min_visible)
         return example
 
-    def _paste(
-        self,
-        example: Example,
-        name: str,
-        object_crop: Image.Image,
-        alpha: Image.Image,
-        size: tuple[int, int],
-        rng: random.Random,
-    ) -> Example:
-        """The example with one object crop (image and mask of the same size) somewhere inside it."""
-        width, height = example["image"].size
-        factor = rng.uniform(*self.scale) * min(width, height) / min(size)
-        factor = min(factor, width / object_crop.width, height / object_crop.height)
-        new_size = (max(1, int(object_crop.width * factor)), max(1, int(object_crop.height * factor)))
-        if rng.random() < 0.5 and not _SIDE.search(name):
-            object_crop, alpha = ImageOps.mirror(object_crop), ImageOps.mirror(alpha)
-        alpha = alpha.resize(new_size, Image.Resampling.BILINEAR)
-        position = (rng.randint(0, width - new_size[0]), rng.randint(0, height - new_size[1]))
-        mask = np.zeros((height, width), dtype=bool)
-        mask[position[1] : position[1] + new_size[1], position[0] : position[0] + new_size[0]] = (
-            np.asarray(alpha) >= 128
-        )
-        if not mask.any():
-            return example
-        image = example["image"].copy()
-        image.paste(object_crop.resize(new_size, Image.Resampling.BILINEAR), position, alpha)
-        objects = hide(example["objects"], mask, self.min_visible)
-        objects = {column: list(values) for column, values in objects.items()}
-        new = {"bbox": mask_box(mask), "category": name, "segmentation": mask, "area": float(mask.sum()), "iscrowd": 0}
-        count = len(objects["bbox"])
-        objects.setdefault("segmentation", [None] * count)
-        for column in objects:
-            objects[column].append(new.get(column))
-        example = {**example, "image": image, "objects": objects}
-        if example.get("negative_labels") is not None:
-            example["negative_labels"] = [label for label in example["negative_labels"] if label != name]
-        return example
+
+def paste_object(
+    example: Mapping[str, Any],
+    name: str,
+    object_crop: Image.Image,
+    alpha: Image.Image,
+    factor: float,
+    rng: random.Random,
+    min_visible: float = 0.3,
+) -> Example:
+    """
+    A detection example with one more object somewhere inside it.
+
+    Args:
+        example (`Mapping`): with `objects` of bbox and category.
+        name (`str`): class of the object.
+        object_crop (`PIL.Image.Image`), alpha (`PIL.Image.Image`): its RGB image and its mask (mode L), of one size.
+        factor (`float`): enlargement; less where it would not fit.
+        rng (`random.Random`): draws position and mirroring.
+        min_visible (`float`, *optional*, defaults to 0.3): fraction of an object's area that must stay visible.
+
+    Returns:
+        `dict`: a new example; the same one where nothing of the mask is left.
+    """
+    width, height = example["image"].size
+    factor = min(factor, width / object_crop.width, height / object_crop.height)
+    new_size = (max(1, int(object_crop.width * factor)), max(1, int(object_crop.height * factor)))
+    if rng.random() < 0.5 and not _SIDE.search(name):
+        object_crop, alpha = ImageOps.mirror(object_crop), ImageOps.mirror(alpha)
+    alpha = alpha.resize(new_size, Image.Resampling.BILINEAR)
+    position = (rng.randint(0, width - new_size[0]), rng.randint(0, height - new_size[1]))
+    mask = np.zeros((height, width), dtype=bool)
+    mask[position[1] : position[1] + new_size[1], position[0] : position[0] + new_size[0]] = np.asarray(alpha) >= 128
+    if not mask.any():
+        return dict(example)
+    image = example["image"].copy()
+    image.paste(object_crop.resize(new_size, Image.Resampling.BILINEAR), position, alpha)
+    objects = hide(example["objects"], mask, min_visible)
+    objects = {column: list(values) for column, values in objects.items()}
+    new = {"bbox": mask_box(mask), "category": name, "segmentation": mask, "area": float(mask.sum()), "iscrowd": 0}
+    count = len(objects["bbox"])
+    objects.setdefault("segmentation", [None] * count)
+    for column in objects:
+        objects[column].append(new.get(column))
+    pasted = {**example, "image": image, "objects": objects}
+    if example.get("negative_labels") is not None:
+        pasted["negative_labels"] = [label for label in example["negative_labels"] if label != name]
+    return pasted
 
 
 def flip_example(example: Mapping[str, Any]) -> Example:
@@ -283,7 +293,7 @@ def mask_box(mask: np.ndarray) -> list[float]:
     return [x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y]
 
 
-def _crop_out(example: Mapping[str, Any], index: int) -> tuple[Image.Image, Image.Image] | None:
+def crop_out(example: Mapping[str, Any], index: int) -> tuple[Image.Image, Image.Image] | None:
     """Image and mask (mode L) of one object, cropped to it."""
     width, height = example["image"].size
     mask = decode_mask(example["objects"]["segmentation"][index], height, width)

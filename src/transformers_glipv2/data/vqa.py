@@ -1,4 +1,4 @@
-"""VQA v2: questions about COCO images with the answers of ten annotators."""
+"""Questions with answers: VQA v2's files, and one file of images and questions (as DAQUAR can be written)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -53,6 +53,70 @@ def load_vqa(
     records = PackedRecords(_records(questions["questions"], annotations, find, report))
     report.warn_once()
     return ImageDataset(records, report=report)
+
+
+def load_image_questions(
+    annotation_file: str | Path,
+    image_folder: str | Path | None = None,
+    *,
+    policy: str | Mapping[str, str] = "skip",
+    allow_outside_paths: bool = False,
+) -> ImageDataset:
+    """
+    Question examples of one file that lists images and questions, as COCO's lists images and annotations.
+
+    Args:
+        annotation_file (`str` or `Path`): json with `images` of id and file_name, and `questions` of image_id,
+            question and answers, a list of strings. Several answers to one question (DAQUAR: "what is on the desk?",
+            "book, cup") are all right, and each counts as if some of ten annotators had given it.
+        image_folder (`str` or `Path`, *optional*): where `file_name` starts from; the json's folder by default.
+        policy (`str` or `Mapping`, *optional*, defaults to `"skip"`): see `BoxReport`.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): as for `load_vqa`.
+
+    Returns:
+        `ImageDataset`: examples with question, answers (ten strings), answer (the first) and question_type: the first
+        two words of the question.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when the file is of another kind, or the policy refuses.
+    """
+    path = Path(annotation_file)
+    content = read_coco_json(path, ("images", "questions"), "question")
+    report = BoxReport(policy, path.name)
+    find = ImageFinder(image_folder if image_folder is not None else path.parent, allow_outside_paths)
+    records = PackedRecords(_image_questions(content, find, report))
+    report.warn_once()
+    return ImageDataset(records, report=report)
+
+
+def _image_questions(content: Mapping[str, Any], find: ImageFinder, report: BoxReport) -> Iterator[dict[str, Any]]:
+    images = {clean_id(entry.get("id")): entry for entry in content["images"] if isinstance(entry, Mapping)}
+    for number, entry in enumerate(content["questions"]):
+        entry = entry if isinstance(entry, Mapping) else {}
+        image_id, question, answers = clean_id(entry.get("image_id")), entry.get("question"), entry.get("answers")
+        where = f"question {number} of image {image_id!r}"
+        file_name = images.get(image_id, {}).get("file_name")
+        if image_id is None or not isinstance(file_name, str):
+            report.add("bad_entry", f"{where}: no such image")
+            continue
+        if not isinstance(question, str) or not question.strip():
+            report.add("empty_text", f"{where}: {question!r}")
+            continue
+        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+            report.add("empty_text", f"{where} has no answers")
+            continue
+        image_path = find(file_name, report, where)
+        if image_path is not None:
+            yield {
+                "kind": "vqa",
+                "image_id": image_id,
+                "image_path": image_path,
+                "question": question,
+                "answers": (answers * 10)[:10],
+                "answer": answers[0],
+                "question_type": " ".join(question.lower().split()[:2]),
+            }
 
 
 def file_name_finder(

@@ -51,13 +51,15 @@ LOADERS = {
     "captions": "transformers_glipv2.data.captions:load_coco_captions",
     "karpathy_captions": "transformers_glipv2.data.captions:load_karpathy_captions",
     "vqa": "transformers_glipv2.data.vqa:load_vqa",
+    "image_questions": "transformers_glipv2.data.vqa:load_image_questions",
     "hub": "transformers_glipv2.data.hub:load_hub",
     "webdataset": "transformers_glipv2.data.webdataset:load_webdataset",
     "scenes": "transformers_glipv2.data.scenes.scenes:load_scenes",
+    "photographs": "transformers_glipv2.data.photographs:Photographs",
     "mosaics": "transformers_glipv2.data.scenes.mosaics:MosaicScenes",
 }
 # What else may be a path relative to the data file.
-_PATHS = ("image_folder", "annotations_file", "background_folder")
+_PATHS = ("image_folder", "annotations_file", "background_folder", "paste_from", "paste_images")
 _AUGMENTATIONS = ("flip", "photometric", "copy_paste")
 
 

@@ -16,6 +16,7 @@ def parameter_groups(
     weight_decay: float = 1e-4,
     text_learning_rate_factor: float = 0.1,
     text_prefixes: Sequence[str] = ("text_encoder.", ".text_layer."),
+    backbone_learning_rate_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """
     Groups of trainable parameters for AdamW.
@@ -30,27 +31,36 @@ def parameter_groups(
         weight_decay (`float`, *optional*, defaults to 1e-4): of matrices and convolutions.
         text_learning_rate_factor (`float`, *optional*, defaults to 0.1): their rate over the others'.
         text_prefixes (`Sequence[str]`, *optional*): what the names of their parameters contain.
+        backbone_learning_rate_factor (`float`, *optional*, defaults to 1.0): the backbone's rate over the others'. At
+            1 the backbone shares the others' groups; a pretrained one keeps more of what it knows at 0.1.
 
     Returns:
-        `list[dict]`: at most four groups with "params", "lr", "initial_lr", "weight_decay" and a "name" ("base",
-        "base_no_decay", "text", "text_no_decay"). Empty groups are left out.
+        `list[dict]`: at most six groups with "params", "lr", "initial_lr", "weight_decay" and a "name" ("base",
+        "base_no_decay", "text", "text_no_decay", "backbone", "backbone_no_decay"). Empty groups are left out.
 
     Raises:
         ValueError: when nothing is trainable, or a rate is not above 0.
     """
-    for name, value in (("learning_rate", learning_rate), ("text_learning_rate_factor", text_learning_rate_factor)):
+    factors = {"base": 1.0, "text": text_learning_rate_factor, "backbone": backbone_learning_rate_factor}
+    for name, value in (
+        ("learning_rate", learning_rate),
+        ("text_learning_rate_factor", text_learning_rate_factor),
+        ("backbone_learning_rate_factor", backbone_learning_rate_factor),
+    ):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"`{name}` is {value}; expected a number above 0. To leave parts out, freeze them.")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"`weight_decay` is {weight_decay}; expected a number of at least 0.")
-    params: dict[str, list[nn.Parameter]] = {"base": [], "base_no_decay": [], "text": [], "text_no_decay": []}
+    params: dict[str, list[nn.Parameter]] = {f"{part}{decay}": [] for part in factors for decay in ("", "_no_decay")}
+    apart = (*text_prefixes, *(() if backbone_learning_rate_factor == 1 else (".backbone.",)))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "text" if any(prefix in name for prefix in text_prefixes) else "base"
+            prefix = next((prefix for prefix in apart if prefix in name), None)
+            part = "base" if prefix is None else "text" if prefix in text_prefixes else "backbone"
             params[part if is_decayed(name, parameter) else f"{part}_no_decay"].append(parameter)
     groups = []
     for name, members in params.items():
-        rate = learning_rate * (text_learning_rate_factor if name.startswith("text") else 1.0)
+        rate = learning_rate * factors[name.removesuffix("_no_decay")]
         decay = 0.0 if name.endswith("no_decay") else weight_decay
         if members:
             groups.append({"params": members, "lr": rate, "initial_lr": rate, "weight_decay": decay, "name": name})
