@@ -1,5 +1,5 @@
 """
-Holds out a part of a data set by whole groups of near-duplicate images.
+Holds out a part of a data set; images that look alike stay on one side.
 
     python examples/hold_out.py --annotations animals/train.json --images animals/train --output splits/animals
 
@@ -8,10 +8,8 @@ entries have an `image_id` (annotations, questions) is divided along with the im
 """
 
 import argparse
+from collections import defaultdict
 from typing import Any
-
-from PIL import Image
-from tqdm import tqdm
 
 from transformers_glipv2.cli.arguments import (
     InputFile,
@@ -21,11 +19,10 @@ from transformers_glipv2.cli.arguments import (
     add_seed,
     check_paths,
     fraction_below_one,
-    non_negative_int,
 )
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.files import read_json, write_json
-from transformers_glipv2.data.near_duplicates import hold_out, near_duplicate_groups, perceptual_hash
+from transformers_glipv2.data.held_out import held_out_indices
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,9 +32,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=InputFolder, required=True, help="folder that its file names start from")
     add_output_folder(parser, "folder for train.json and val.json")
     add("--fraction", type=fraction_below_one, default=0.1, help="of the images to hold out (default: 0.1)")
-    help = "of 64 bits in which the hashes of near-duplicates differ at most (default: 12)"
-    add("--distance", type=non_negative_int, default=12, help=help)
-    add_seed(parser, "of the choice of groups")
+    add_seed(parser, "of the choice")
     return parser.parse_args(arguments)
 
 
@@ -45,18 +40,23 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     args = check_paths(parse_args(arguments))
     content = read_json(args.annotations)
     images = content["images"]
-    hashes = []
-    for image in tqdm(images, desc="hashing", unit="image"):
-        with Image.open(args.images / image["file_name"]) as opened:
-            hashes.append(perceptual_hash(opened))
-    groups = near_duplicate_groups(hashes, args.distance)
-    held_out = {images[index]["id"] for index in hold_out(groups, args.fraction, args.seed)}
+    categories = defaultdict(list)
+    for entry in content.get("annotations", ()):
+        categories[entry["image_id"]].append(entry.get("category_id"))
+    records = [
+        {"image_path": str(args.images / image["file_name"]), "objects": {"category": categories[image["id"]]}}
+        for image in images
+    ]
+    indices, together = held_out_indices(records, args.fraction, args.seed)
+    if not indices:
+        raise ValueError(f"{args.annotations} lists {len(images)} images, of which none can be held out.")
+    held_out = {images[index]["id"] for index in indices}
     every = {image["id"] for image in images}
     write_json(args.output / "train.json", only_images(content, every - held_out))
     write_json(args.output / "val.json", only_images(content, held_out))
-    counts = {"images": len(images), "groups": len(groups), "held_out": len(held_out)}
-    print(f"{args.output}: {counts['held_out']} of {counts['images']} images held out; {counts['groups']} groups")
-    return counts
+    how = "images that look alike kept together" if together else "the last by name, since many images look alike"
+    print(f"{args.output}: {len(held_out)} of {len(images)} images held out, {how}")
+    return {"images": len(images), "held_out": len(held_out)}
 
 
 def only_images(content: dict[str, Any], ids: set[Any]) -> dict[str, Any]:

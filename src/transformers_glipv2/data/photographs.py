@@ -165,8 +165,9 @@ class Photographs(Dataset):
     def _donors(self, files: Sequence[str] | str, folders: Sequence[str] | str) -> list[ImageDataset]:
         files = [files] if isinstance(files, str) else list(files)
         folders = [folders] if isinstance(folders, str) else list(folders)
-        pairs = zip(files, folders or [None] * len(files), strict=True)
-        return [load_coco(file, folder, with_masks=True) for file, folder in pairs]
+        if not folders:
+            return [load_coco(file, with_masks=True) for file in files]
+        return [load_coco(file, folder, with_masks=True) for file, folder in zip(files, folders, strict=True)]
 
     def _masked_objects(self) -> dict[str, list[tuple[int, int, int]]]:
         """By class: data set, image and object of everything that can be cut out and is large enough to be seen."""
