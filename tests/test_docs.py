@@ -133,7 +133,12 @@ def roboflow_folder(folder: Path) -> None:
 
 def tuned_models(folder: Path) -> None:
     """What fine-tuning leaves: a whole model, a tuned prompt, adapters."""
-    (folder / "raccoon").symlink_to(NANO)
+    (folder / "raccoon").mkdir()
+    for file in NANO.iterdir():
+        (folder / "raccoon" / file.name).symlink_to(file)
+    config = json.loads((NANO / "config.json").read_text())
+    (folder / "raccoon" / "config.json").unlink()
+    (folder / "raccoon" / "config.json").write_text(json.dumps({**config, "labels": list(CLASSES)}))
     processor = GLIPv2Processor.from_pretrained(NANO)
     prompted = GLIPv2ForObjectDetection.from_pretrained(NANO)
     add_prompt_tuning(prompted, processor.tokenizer, ". ".join(CLASSES))
