@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest quality style docs clean
+.PHONY: demo test gpu test-lowest quality style docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 
 test: $(READY)
 	$(PYTEST)
+
+# On a machine with one GPU: the tests that need it, and the table of docs/gpu.md, in at most 4 minutes.
+gpu: $(READY)
+	timeout 90 $(BIN)/python -m pytest tests/cuda -m cuda || [ $$? -eq 124 ]
+	$(BIN)/python benchmarks/gpu.py --seconds 120 --output outputs/gpu
 
 quality: $(READY)
 	$(BIN)/ruff check .

@@ -9,6 +9,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("GLIPV2_SHARED", REPOSITORY.parent / "shared"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", help="of tests/cuda: cuda where there is a GPU, or cpu to run them without one")
+
+
 def _folder_or_skip(path: Path, what: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"{what} are not at {path}; set GLIPV2_SHARED to the folder that holds them")

@@ -50,7 +50,7 @@ WRONG_NUMBERS = {
     ),
     **dict.fromkeys(["threshold", "pre_nms_threshold", "mask_threshold", "nms_threshold", "scramble"], FRACTION),
     **dict.fromkeys(["rehearsal_fraction", "negative_fraction", "ema_decay", "val_fraction"], BELOW_ONE),
-    **dict.fromkeys(["epochs", "learning_rate", "head_factor", "max_file_mb", "tolerance"], POSITIVE_FLOAT),
+    **dict.fromkeys(["epochs", "learning_rate", "head_factor", "max_file_mb", "seconds", "tolerance"], POSITIVE_FLOAT),
     "gpus_per_actor": ("-1", "nan", "inf", "x"),
 }
 # Flags whose values hold numbers.
