@@ -42,7 +42,7 @@ def predict_images(
         `PredictionShards`: whole, on every process.
     """
     shards = prediction_shards(args, accelerator, keys, settings, output, model)
-    images: int = at_once or getattr(args, "batch_size", 1)
+    images = at_once or int(getattr(args, "batch_size", 1))
     predict_in_shards(shards, load, predict, accelerator, images, args.num_workers, description)
     return shards
 
