@@ -48,7 +48,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--split", default="train", help="of the data set (default: train)")
     add("--image_column", default="image", help="of the data set (default: image)")
     labels = parser.add_mutually_exclusive_group()
-    labels.add_argument("--labels", nargs="+", help="boxes, masks: names to look for")
+    labels.add_argument("--labels", nargs="+", help="boxes, masks: names to look for (default: those of tuning)")
     labels.add_argument("--labels_file", type=InputFile, help="boxes, masks: a label a line")
     add("--task", choices=("boxes", "masks", "captions"), default="boxes", help="(default: boxes)")
     add("--format", choices=tuple(RESULT_FORMATS), default="parquet", help="(default: parquet)")
@@ -65,8 +65,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--actors", type=positive_int, default=1, help="ray: models at work (default: 1)")
     add("--gpus_per_actor", type=non_negative_float, default=0.0, help="ray: 0: CPUs; 0.5: two on a GPU (default: 0)")
     args = parser.parse_args(arguments)
-    if bool(args.labels or args.labels_file) == (args.task == "captions"):
-        parser.error("boxes and masks need --labels or --labels_file, and captions take none")
+    if args.task == "captions" and (args.labels or args.labels_file):
+        parser.error("captions take no labels")
     return args
 
 

@@ -109,6 +109,19 @@ def test_every_way_to_ask_looks_for_the_classes_of_training(tuned, name, tmp_pat
     assert printed["objects"][0]["score"] == pytest.approx(boxes[0]["score"], abs=1e-3)
 
 
+@pytest.mark.parametrize("name", ["full", "prompt", "lora"])
+def test_many_images_and_scores_need_no_labels_either(folder, tuned, name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (96, 64), "red").save("image.png")
+    given = ["--model", str(tuned[name]), "--device", "cpu", "--output"]
+    assert run_command(["predict", "image.png", *given, "found", "--format", "coco", "--threshold", "0"]) == 0
+    (file,) = [path for path in Path("found").glob("*.json") if path.name != "failures.json"]
+    assert {one["name"] for one in json.loads(file.read_text())["categories"]} == {"cat", "dog"}
+    AcceleratorState._reset_state(True)
+    assert run_command(["evaluate", str(folder / "pets"), "--split", "val", *given, "scores"]) == 0
+    assert Path("scores/metrics.json").is_file()
+
+
 def test_heads_that_are_not_there_are_refused_by_the_commands(tuned, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (96, 64), "red").save("image.png")

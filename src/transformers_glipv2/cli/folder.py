@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 
+from transformers_glipv2 import GLIPv2Config
 from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.evaluation import generate_captions, images_for_batches, prediction_shards
 from transformers_glipv2.cli.sources import ImageFolder, ImageList
@@ -74,6 +75,8 @@ def label_images(args: argparse.Namespace) -> Path:
         args.labels = [line.strip() for line in lines if line.strip()]
         if not args.labels:
             raise ValueError(f"--labels_file: {str(args.labels_file)!r} holds no label; write one a line.")
+    if not args.labels and args.task != "captions":
+        args.labels = tuned_labels(args.model)
     if args.task == "captions" and args.batch_size == "auto":
         raise ValueError("--batch_size auto goes with boxes and masks; give captions a number")
     accelerator = evaluation_accelerator(args.mixed_precision)
@@ -101,6 +104,21 @@ def label_images(args: argparse.Namespace) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return path
+
+
+def tuned_labels(model: str) -> list[str]:
+    """
+    The classes that a model was fine-tuned for.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    labels = GLIPv2Config.from_pretrained(model).labels
+    if not labels:
+        raise ValueError(
+            f"boxes and masks need --labels or --labels_file: {model} was not fine-tuned for classes of its own."
+        )
+    return list(labels)
 
 
 def results_of(shards: PredictionShards, source: ImageFolder | ImageList | HubImages) -> Iterator[dict[str, Any]]:

@@ -96,9 +96,9 @@ def predict(
     """
     if bool(images) == bool(dataset):
         raise typer.BadParameter("give images, or a data set by --dataset", param_hint="IMAGES")
-    if bool(labels) + bool(labels_file) != (task != "captions"):
+    if bool(labels) + bool(labels_file) > (task != "captions"):
         raise typer.BadParameter(
-            "boxes and masks need --labels or --labels_file, and captions take none", param_hint="--labels"
+            "boxes and masks take --labels or --labels_file, and captions take none", param_hint="--labels"
         )
     if task == "captions" and backend == "onnx":
         raise typer.BadParameter("captions are made by PyTorch only; leave it out", param_hint="--backend")
