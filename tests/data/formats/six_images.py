@@ -83,6 +83,18 @@ def write_cvat(folder: Path) -> Path:
     return folder
 
 
+def write_label_studio(folder: Path) -> Path:
+    """Label Studio's COCO export: one file, not divided into splits."""
+    names = {index: f"images\\{draw(folder / 'images', index)}" for index in BOXES}
+    content = json.loads(_coco(names))
+    for category in content["categories"]:
+        category["id"] -= 1
+    for annotation in content["annotations"]:
+        annotation |= {"category_id": annotation["category_id"] - 1, "segmentation": [], "ignore": 0}
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
 def _yolo_lines(index: int) -> str:
     return "".join(
         f"{CLASSES.index(name)} {(x + w / 2) / WIDTH!r} {(y + h / 2) / HEIGHT!r} {w / WIDTH!r} {h / HEIGHT!r}\n"

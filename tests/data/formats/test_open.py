@@ -1,11 +1,12 @@
 """`open_dataset`: the same six images in every format, what is held out, and what is said of broken files."""
 
 import json
+import re
 
 import pytest
 import torch
 
-from tests.data.formats.six_images import BOXES, CLASSES, FORMATS, SPLITS, WRITERS
+from tests.data.formats.six_images import BOXES, CLASSES, FORMATS, SPLITS, WRITERS, write_label_studio
 from tests.tiny_training import tiny_processor
 from transformers_glipv2.data.augment import Compose, HorizontalFlip, PhotometricDistortion
 from transformers_glipv2.data.collate import GroundingCollator
@@ -118,3 +119,73 @@ def test_boxes_around_crowds_are_kept_for_scoring_only(tmp_path):
     first = data.split("val").records[0]["objects"]
     assert first["bbox"] == [] and data.split("val", for_scoring=True).records[0]["objects"]["iscrowd"] == [1]
     assert len(BOXES[4]) == 1
+
+
+def test_label_studio_export(expected, tmp_path):
+    """One file of all images, with backslashes in its names and classes that count from 0."""
+    data = open_dataset(write_label_studio(tmp_path / "data"), val_fraction=0)
+    assert (data.format, data.split_names, data.classes) == ("coco", ["all"], list(CLASSES))
+    whole = data.split("train")
+    for split, indices in SPLITS.items():
+        assert_same_batch(batch_of(whole.select(indices), tiny_processor()), expected[split])
+
+
+def remove(path):
+    return lambda folder: (folder / path).unlink()
+
+
+def replace(path, old, new):
+    def change(folder):
+        text = (folder / path).read_text()
+        assert old in text
+        (folder / path).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("writer", "change", "sentence", "boxes"),
+    [
+        ("coco_beside", remove("train/1.png"), "1 image missing, the first .*1.png; copy what is missing there", 6),
+        ("coco_beside", replace("train.json", '"category_id": 2', '"category_id": 9'), "unknown_class.*'id 9'", 5),
+        ("yolo", remove("images/train/1.png"), "unreadable_image.*labels/train/1.txt has no image of its name", 4),
+        ("yolo", replace("labels/train/1.txt", "0 ", "7 "), r"unknown_class.*labels/train/1.txt, line 1.*'id 7'", 5),
+        ("voc_beside", remove("train/0.png"), "1 image missing, the first .*0.png; copy", 6),
+        ("voc_beside", lambda folder: None, r"does not give the size of its image: read from the image", 6),
+        ("csv", remove("images/1.png"), "1 image missing, the first .*1.png; copy", 4),
+        (
+            "csv",
+            replace("train.csv", "1.png,cat,16,8,80,56", "1.png;cat;16;8;80;56"),
+            "line 3 has 1 fields and the first line 6, separated by ','; is ';' used as a separator there",
+            5,
+        ),
+        ("imagefolder", replace("train/metadata.jsonl", "1.png", "nine.png"), "1 image missing, the first .*nine", 4),
+        ("imagefolder_at_the_root", replace("classes.txt", "teddy bear", ""), "unknown_class.*'id 2'", 5),
+    ],
+)
+def test_broken_parts_are_left_out_and_named(writer, change, sentence, boxes, tmp_path):
+    folder = WRITERS[writer](tmp_path / "data")
+    change(folder)
+    report = open_dataset(folder).report
+    assert re.search(sentence, str(report)), str(report)
+    assert report.splits["train"].boxes.total() == boxes
+
+
+@pytest.mark.parametrize(
+    ("writer", "change", "sentence"),
+    [
+        (
+            "yolo",
+            replace("data.yaml", "images/train", "pictures/train"),
+            "mend `path` or the entry, or pass the folder",
+        ),
+        ("yolo", replace("data.yaml", "names:", "labels:"), "no data set that is known here|write them as a list"),
+        ("csv", replace("train.csv", "x1", "left corner"), "name them image, label, x1, y1, x2, y2"),
+        ("coco_beside", replace("train.json", '"images"', '"pictures"'), "train"),
+    ],
+)
+def test_broken_files_are_refused_with_what_to_do(writer, change, sentence, tmp_path):
+    folder = WRITERS[writer](tmp_path / "data")
+    change(folder)
+    with pytest.raises((ValueError, OSError), match=sentence):
+        open_dataset(folder).split("train")

@@ -97,7 +97,8 @@ class DataReport:
         for name, split in self.splits.items():
             if split.missing:
                 count = _count(split.missing, "image", "images")
-                lines[f"{name}: {count} missing, the first {split.first_missing}"] = None
+                hint = "copy what is missing there, or pass the folder of images as --images"
+                lines[f"{name}: {count} missing, the first {split.first_missing}; {hint}"] = None
             lines |= dict.fromkeys(split.problems.splitlines())
         return list(lines)
 
