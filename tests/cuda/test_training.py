@@ -46,12 +46,11 @@ def test_mixed_precision_learns_as_float32_does(mixed_precision, device):
 
 def test_scaled_loss_of_fp16(device):
     """What Accelerate's fp16 does, by PyTorch's own means, which the CPU has too."""
-    if device.type == "cpu":
-        pytest.xfail("gradients under float16 autocast are not finite on the CPU, so that every step is left out")
     model = build("detection").to(device).train()
     inputs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), training_inputs("detection"))
     optimizer = torch.optim.AdamW(parameter_groups(model, 3e-3), fused=True)
-    scaler = torch.amp.GradScaler(device.type, init_scale=16.0)
+    # The gradients of this small model reach 33,000, half of what float16 holds.
+    scaler = torch.amp.GradScaler(device.type, init_scale=0.5)
     losses = []
     for _ in range(3):
         with torch.autocast(device.type, torch.float16):
