@@ -19,6 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from transformers_glipv2.cli.arguments import ScriptParser, add_output_folder, check_paths, positive_int
+from transformers_glipv2.cli.errors import run
+
 CLASSES = 365
 _LOAD = """
 import json, resource, sys, time
@@ -43,15 +46,19 @@ print(json.dumps({**found, "peak_mb": peak // 1024, "microseconds_an_example": r
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("--images", type=int, default=600_000, help="images of the file (default: 600000, as Objects365)")
-    add("--boxes", type=int, default=10_000_000, help="boxes of the file (default: 10000000)")
-    add("--processes", type=int, default=2, help="processes that open the cache at once (default: 2)")
+    add("--images", type=positive_int, default=600_000, help="images of the file (default: 600000, as Objects365)")
+    add("--boxes", type=positive_int, default=10_000_000, help="boxes of the file (default: 10000000)")
+    add("--processes", type=positive_int, default=2, help="processes that open the cache at once (default: 2)")
     add("--whole", action="store_true", help="also read the file as a whole")
-    add("--output", type=Path, required=True, help="folder for the file and the cache; its content is replaced")
-    args = parser.parse_args()
+    add_output_folder(parser, "folder for the file and the cache; its content is replaced")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = check_paths(parse_args(arguments))
     shutil.rmtree(args.output, ignore_errors=True)
     path = args.output / "train.json"
     write_synthetic(path, args.images, args.boxes)
@@ -112,4 +119,4 @@ def write_synthetic(path: Path, images: int, boxes: int, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

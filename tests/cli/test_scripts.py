@@ -39,19 +39,23 @@ FRACTION = ("5", "1.0001", "-0.1", "nan", "inf", "x")
 BELOW_ONE = ("1", "-0.1", "nan", "x")
 POSITIVE_FLOAT = ("0", "-1", "nan", "inf", "1e999", "x")
 COUNTS = """
-    actors batch_size batches cached_questions eval_steps gradient_accumulation_steps image_size images_per_file
-    labels_per_prompt large large_masks longest_edge masks max_boxes max_detections max_labels max_new_tokens
-    max_samples max_tokens num_beams num_steps processes repeats shots threads tokens top_k vocabulary height width
+    actors batch_size batches boxes cached_questions concurrency eval_steps gradient_accumulation_steps image_size
+    images images_per_file labels_per_prompt large large_masks longest_edge masks max_boxes max_detections
+    max_labels max_megabytes max_megapixels max_new_tokens max_queue max_samples max_tokens num_beams num_steps
+    processes repeats requests shots threads tokens top_k vocabulary height width
 """
 WRONG_NUMBERS = {
     **dict.fromkeys(COUNTS.split(), POSITIVE),
     **dict.fromkeys(
-        ["empty_images", "negatives", "num_workers", "patience", "seed", "seeds", "warmup_steps"], NON_NEGATIVE
+        ["empty_images", "negatives", "num_workers", "patience", "port", "seed", "seeds", "warmup_steps"], NON_NEGATIVE
     ),
     **dict.fromkeys(["threshold", "pre_nms_threshold", "mask_threshold", "nms_threshold", "scramble"], FRACTION),
-    **dict.fromkeys(["rehearsal_fraction", "negative_fraction", "ema_decay", "val_fraction"], BELOW_ONE),
-    **dict.fromkeys(["epochs", "learning_rate", "head_factor", "max_file_mb", "seconds", "tolerance"], POSITIVE_FLOAT),
-    "gpus_per_actor": ("-1", "nan", "inf", "x"),
+    **dict.fromkeys(["rehearsal_fraction", "negative_fraction", "ema_decay", "fraction", "val_fraction"], BELOW_ONE),
+    **dict.fromkeys(
+        ["epochs", "learning_rate", "backbone_rate", "head_factor", "max_file_mb", "seconds", "tolerance"],
+        POSITIVE_FLOAT,
+    ),
+    **dict.fromkeys(["gpus_per_actor", "max_wait"], ("-1", "nan", "inf", "x")),
 }
 # Flags whose values hold numbers.
 COMPOUND = {
