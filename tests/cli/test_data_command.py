@@ -1,5 +1,6 @@
 """`glipv2 data`: what it says of a data set, the sheet that it draws, and what it writes."""
 
+import io
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from tests.data.formats.six_images import BOXES, SPLITS, WRITERS
 from transformers_glipv2.cli.main import run_command
 from transformers_glipv2.data.formats.open import open_dataset
+from transformers_glipv2.data.schema import BoxReport
 
 
 def test_inspect_counts_and_draws(tmp_path, capsys):
@@ -100,3 +102,31 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, arguments, sentence
     assert run_command([argument.format(folder=folder) for argument in arguments]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and sentence in said
+
+
+def test_class_and_file_names_may_hold_any_character(tmp_path, monkeypatch):
+    """JSON can name what no encoding has, and a terminal's encoding may lack what UTF-8 has."""
+    (tmp_path / "train").mkdir()
+    image = {"width": 40, "height": 30}
+    for index in range(3):
+        Image.new("RGB", (40, 30)).save(tmp_path / "train" / f"{index}.png")
+    names = ["0.png", "1.png", "2.png", "\ud800.png"]
+    content = {
+        "images": [{"id": i, "file_name": name, **image} for i, name in enumerate(names)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 10, 12]} for i in range(4)],
+        "categories": [{"id": 1, "name": "cat \ud800 \N{CAT FACE}"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert run_command(["data", "inspect", str(tmp_path), "--output", str(tmp_path / "sheet.png")]) == 0
+    assert rb"cat \ud800 \U0001f431" in printed.getvalue()
+
+
+def test_problems_are_named_in_text_that_can_be_written(tmp_path):
+    report = BoxReport(name="\ud800.json")
+    report.add("unknown_image", "image \ud800")
+    report.summary().encode()
+    with pytest.raises(ValueError, match=r"image \\ud800") as raised:
+        BoxReport("refuse").add("unknown_image", "image \ud800")
+    str(raised.value).encode()

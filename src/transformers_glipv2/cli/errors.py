@@ -15,6 +15,8 @@ import yaml
 from PIL import Image
 from safetensors import SafetensorError
 
+from transformers_glipv2.cli.streams import print_all_characters
+
 TRACEBACK = "GLIPV2_TRACEBACK"
 INTERRUPTED = 130
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -63,6 +65,7 @@ def run(main: Callable[[], Any]) -> None:
     Args:
         main (`Callable`): takes no argument, or only optional ones.
     """
+    print_all_characters()
     try:
         main()
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from transformers_glipv2.cli import commands
+from transformers_glipv2.cli.streams import print_all_characters
 
 NAME = "glipv2"
 TRACEBACK = "GLIPV2_TRACEBACK"
@@ -101,6 +102,7 @@ def run_command(args: Sequence[str], load_package: Callable[[], None] | None = N
         `int`: the exit code. 0: done; 2: something is wrong with what was given, said in one line on stderr; 130:
         interrupted; 1: anything else. The environment variable GLIPV2_TRACEBACK=1 shows where an error comes from.
     """
+    print_all_characters()
     try:
         code = get_command(app).main(list(args), prog_name=NAME, standalone_mode=False, obj=load_package)
         sys.stdout.flush()

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
+from transformers_glipv2.data.files import printable
 from transformers_glipv2.images.image_download import is_url
 from transformers_glipv2.images.image_io import open_image
 
@@ -39,7 +40,7 @@ class ImageFolder:
                 f"{str(folder)!r} holds no image files (.jpg, .png and so on); pass the folder of images."
             )
         self.folder = folder
-        self.names = [path.encode("utf-8", "backslashreplace").decode() for path in self.paths]
+        self.names = [printable(path) for path in self.paths]
         self.files = {name: folder / path for name, path in zip(self.names, self.paths, strict=True)}
 
     def open(self, index: int) -> Image.Image:

@@ -20,6 +20,16 @@ _OTHER_MARKS = (
 )
 
 
+def printable(name: str) -> str:
+    """
+    The name of a file as text that every UTF-8 stream takes.
+
+    File systems and JSON hold names that are not UTF-8, which Python keeps as lone surrogates: b"\\xe9" becomes
+    "\\udce9" in six characters.
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def read_text(path: str | Path) -> str:
     """
     The text of a file, without its byte order mark; a name that ends in `.gz` is decompressed.

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from transformers_glipv2.data.files import printable
 from transformers_glipv2.data.masks import mask_problem
 
 logger = logging.get_logger(__name__)
@@ -118,7 +119,7 @@ class BoxReport:
         action = self.actions[problem]
         if action == "refuse":
             raise ValueError(
-                f"{self._prefix()}{PROBLEMS[problem]}: {where}. Mend the annotation, or pass "
+                f"{self._prefix()}{PROBLEMS[problem]}: {printable(where)}. Mend the annotation, or pass "
                 f'policy={{"{problem}": "skip"}} to leave such entries out.'
             )
         self.counts[problem] += times
@@ -154,7 +155,7 @@ class BoxReport:
                 logger.warning(self._line(name))
 
     def _prefix(self) -> str:
-        return f"{self.name}: " if self.name else ""
+        return f"{printable(self.name)}: " if self.name else ""
 
     def _line(self, problem: str) -> str:
         if problem in NOTES:
@@ -162,7 +163,7 @@ class BoxReport:
         else:
             done = {"skip": "left out", "clip": "clipped to the image", "keep": "kept"}[self.actions[problem]]
             what = f"{PROBLEMS[problem]} ({problem}), {done}"
-        return f"{self._prefix()}{self.counts[problem]} times {what}; the first: {self.first[problem]}"
+        return f"{self._prefix()}{self.counts[problem]} times {what}; the first: {printable(self.first[problem])}"
 
 
 def actions_of(policy: str | Mapping[str, str]) -> dict[str, str]:

@@ -393,7 +393,8 @@ class _Annotations:
         )
         bbox = _four_columns(table["bbox"])
         x, y, width, height = bbox.T
-        area = np.where(table["area"].is_null().to_numpy(), width * height, table["area"].to_numpy())
+        with np.errstate(over="ignore"):  # An area that is not finite is not plain.
+            area = np.where(table["area"].is_null().to_numpy(), width * height, table["area"].to_numpy())
         # As `checked_box`: up to a pixel may be outside. Images without a size have 0, in which no box is.
         sizes = self._sizes[image] if len(self._sizes) else np.zeros((len(image), 2))
         is_inside = (x >= -1) & (y >= -1) & (x + width <= sizes[:, 0] + 1) & (y + height <= sizes[:, 1] + 1)

@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 
 from transformers_glipv2.data.dataset import stored_orientation
-from transformers_glipv2.data.files import replaced_file, write_text
+from transformers_glipv2.data.files import printable, replaced_file, write_text
 from transformers_glipv2.data.masks import decode_mask, encode_mask
 from transformers_glipv2.images.image_io import image_size, open_image
 
@@ -458,8 +458,7 @@ def _names(images: Sequence[str | Path]) -> list[str]:
     paths = [Path(image).absolute() for image in images]
     root = commonpath([path.parent for path in paths]) if paths else ""
     names = [path.relative_to(root).as_posix() for path in paths]
-    # Bytes that are not UTF-8 are written as \xe9.
-    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    return [printable(name) for name in names]
 
 
 def _objects_of(
