@@ -10,6 +10,7 @@ its code, so the package need not be installed.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ HEADS = {
 }
 HEAD_OF_TASK = {"segment": "mask_head", "ask": "answer_head", "caption": "caption_head"}
 TABLE = ["what", "score", "x1", "y1", "x2", "y2"]
+# To begin with, where a model was not fine-tuned for classes of its own.
+LABELS = "cat, cup, spoon, person"
 MAX_BOXES = 30
 # As many as a minute on a small machine allows.
 MAX_LABELS = 200
@@ -91,6 +94,12 @@ class Demo:
 
     def has(self, head: str) -> bool:
         return head in self.models
+
+    @property
+    def own_labels(self) -> str:
+        """The classes that the model was fine-tuned for, as [`split`] reads them; empty where there are none."""
+        names = getattr(self.models["detection_head"].config, "labels", None) or ()
+        return ", ".join(name.replace(",", "\\,") for name in names)
 
     def detect(self, image: Image.Image, labels: str, threshold: float) -> Shown:
         """Boxes of labels, which commas separate."""
@@ -192,8 +201,8 @@ def phrase_boxes(phrases: list[dict[str, Any]]) -> list[tuple]:
 
 
 def split(labels: str) -> list[str]:
-    """Labels between commas, each once."""
-    names = dict.fromkeys(label.strip() for label in labels.split(","))
+    """Labels between commas, each once; a comma in a label is written `\\,`."""
+    names = dict.fromkeys(label.replace("\\,", ",").strip() for label in re.split(r"(?<!\\),", labels))
     return [name for name in names if name]
 
 
@@ -258,6 +267,10 @@ def guarded(component: gr.components.Component, sentence: str) -> gr.components.
     return component
 
 
+def labels_box(demo: Demo, **options: Any) -> gr.Textbox:
+    return gr.Textbox(demo.own_labels or LABELS, label="Labels, comma-separated", **options)
+
+
 def threshold_slider() -> gr.components.Component:
     slider = gr.Slider(minimum=0.0, maximum=1.0, value=0.3, step=0.01, label="Score of a box at least")
     return guarded(slider, "The score of a box is a number from 0 to 1.")
@@ -309,14 +322,14 @@ def build(models: Models) -> gr.Blocks:
 
             with gr.Column(scale=3), gr.Tabs():
                 with gr.Tab("Detect"):
-                    labels = gr.Textbox("cat, cup, spoon, person", label="Labels, comma-separated", elem_id="labels")
+                    labels = labels_box(demo, elem_id="labels")
                     tab("detect", labels, "Detect", "Boxes", elem_id="detected")
                 with gr.Tab("Ground"):
                     sentence = gr.Textbox("a cup of coffee beside a spoon", label="Sentence")
                     tab("ground", sentence, "Ground", "Boxes of its phrases")
                 with gr.Tab("Segment"), needs("segment"):
-                    labels = gr.Textbox("cat, cup, spoon, person", label="Labels, comma-separated")
-                    tab("segment", labels, "Segment", "Masks")
+                    masked = labels_box(demo)
+                    tab("segment", masked, "Segment", "Masks")
                 with gr.Tab("Ask"), needs("ask"):
                     question = gr.Textbox("how many spoons are there?", label="Question")
                     answers = gr.Label(label="Answers", render=False)
@@ -333,10 +346,11 @@ def build(models: Models) -> gr.Blocks:
             for head in parts:
                 sentence = missing_head(chosen, head)
                 updates += [sentence, gr.Group(visible=not sentence)]
-            return updates
+            # Labels that someone wrote stay, unless the model has classes of its own.
+            return updates + [chosen.own_labels or gr.skip()] * 2
 
         shown = [component for pair in parts.values() for component in pair]
-        name.change(choose, name, [note, *shown], api_name="choose", **queue)
+        name.change(choose, name, [note, *shown, labels, masked], api_name="choose", **queue)
     return page
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,8 @@ def test_the_doctor_says_what_is_installed(capsys):
     assert found["versions"]["torch"] == importlib.metadata.version("torch")
     assert found["devices"][-1]["device"] == "cpu"
     assert found["extras"]["train"] == []
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert found["extras"].keys() == extras.keys() - {"docs", "dev"}
     assert run_command(["doctor"]) == 0
     assert found["versions"]["transformers"] in capsys.readouterr().out
 

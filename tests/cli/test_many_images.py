@@ -82,7 +82,7 @@ def test_another_format_is_written_without_predicting_again(capsys):
 
 def test_own_data_is_scored(capsys):
     asked = ["--split", "val", "--batch_size", "2", "--output", "scores", "--device", "cpu", "--json"]
-    assert run_command(["evaluate", "coco", "--model", "model", *asked]) == 0
+    assert run_command(["evaluate", "--data", "coco", "--model", "model", *asked]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores == json.loads(Path("scores/metrics.json").read_text())
     AcceleratorState._reset_state(True)
@@ -119,14 +119,14 @@ def test_the_backends_score_the_same(folder, monkeypatch):
         predicted += pq.read_table(f"by-{backend}/predictions.parquet").to_pylist()
         AcceleratorState._reset_state(True)
         asked = ["--split", "val", "--output", f"scores-{backend}", "--backend", backend]
-        assert run_command(["evaluate", "coco", "--model", "model", *asked]) == 0
+        assert run_command(["evaluate", "--data", "coco", "--model", "model", *asked]) == 0
         scores.append(json.loads(Path(f"scores-{backend}/metrics.json").read_text())["val"]["bbox"])
         AcceleratorState._reset_state(True)
     assert predicted[0]["scores"] == pytest.approx(predicted[1]["scores"], abs=1e-4)
     assert scores[0]["AP"] == pytest.approx(scores[1]["AP"], abs=1e-4)
 
 
-EVALUATE = ["evaluate", "coco", "--model", "model"]
+EVALUATE = ["evaluate", "--data", "coco", "--model", "model"]
 SLIPS = [
     ([*PREDICT, "red.png", "--labels", "cat", "--task", "masks", "--format", "yolo"], "'yolo' holds no masks"),
     ([*PREDICT, "--labels", "cat"], "give images, or a data set by --dataset"),
@@ -143,7 +143,12 @@ SLIPS = [
     ([*PREDICT, "red.png", "--labels", "cat", "--output", "red.png"], "a file; pass a folder to write into"),
     ([*PREDICT, "red.png", "--labels", "cat", "--device", "cuda:99"], "--device is 'cuda:99'"),
     (["evaluate", "--model", "model"], "--data is needed, or --annotations"),
-    (["evaluate", "none", "--model", "model"], "there is no file or folder 'none'"),
+    (["evaluate", "--data", "none", "--model", "model"], "--data: there is no file or folder 'none'"),
+    (["evaluate", "coco", "--model", "model"], "extra argument(s) (coco); name the data by --data"),
+    (["train", "coco", "--model", "model"], "Missing option '--data'"),
+    ([*EVALUATE, "more"], "name the data by --data"),
+    (["predict", "--images", "coco/val", "--model", "model"], "write IMAGES without --images"),
+    (["data", "convert", "--data", "coco", "--to", "yolo"], "write DATA without --data"),
     ([*EVALUATE, "--split", "test"], "test"),
     ([*EVALUATE, "--benchmark", "lvis"], "goes with --benchmark coco"),
     ([*EVALUATE, "--benchmark", "voc"], "'voc' is not one of"),

@@ -185,10 +185,32 @@ def test_models_are_offered_by_name_and_no_others(app, plain, whole):
     # The other model has the heads that the first one lacks, so its tabs appear.
     (choose,) = (function.fn for function in page.fns.values() if function.api_name == "choose")
     _, *updates = choose(whole.name)
+    *updates, _, _ = updates
     assert updates[::2] == [""] * 3
     assert [group.visible for group in updates[1::2]] == [True] * 3
     assert app.checked(models, "segment")(natural_image(), "dog", 0.0, whole.name)[1]
     assert list(models.loaded) == [plain.name, whole.name]
+
+
+def test_a_fine_tuned_model_begins_with_its_own_classes(app, plain, tmp_path):
+    save_checkpoint(tmp_path / "tuned", [])
+    config = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    names = ["cat", "cup, broken", "traffic light"]
+    (tmp_path / "tuned" / "config.json").write_text(json.dumps({**config, "labels": names}))
+    tuned = app.Demo(str(tmp_path / "tuned"))
+
+    def boxes_of(models):
+        page = app.build(models)
+        (choose,) = (function.fn for function in page.fns.values() if function.api_name == "choose")
+        return [one for one in page.blocks.values() if getattr(one, "label", "") == "Labels, comma-separated"], choose
+
+    boxes, _ = boxes_of(app.Models(tuned))
+    assert [app.split(box.value) for box in boxes] == [names] * 2
+    models = app.Models(plain, [tuned.name])
+    boxes, choose = boxes_of(models)
+    assert [box.value for box in boxes] == ["cat, cup, spoon, person"] * 2
+    assert [app.split(text) for text in choose(tuned.name)[-2:]] == [names] * 2
+    assert not any(isinstance(text, str) for text in choose(plain.name)[-2:])
 
 
 def test_only_some_models_stay_in_memory(app, plain, monkeypatch):

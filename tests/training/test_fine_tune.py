@@ -25,6 +25,8 @@ from transformers_glipv2 import (
 from transformers_glipv2.cli.main import run_command
 from transformers_glipv2.training.fine_tune import FineTuneOptions, fine_tune
 
+WAYS = ("full", "head", "prompt", "lora")
+
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
@@ -62,17 +64,17 @@ def options(folder: Path, output: str | None, **changes) -> FineTuneOptions:
 def tuned(folder) -> dict[str, Path]:
     """A folder of each way of tuning; "masks" is one that began with a mask head."""
     AcceleratorState._reset_state(True)
-    for way in ("full", "prompt", "lora"):
+    for way in WAYS:
         fine_tune(options(folder, way, train=way))
         AcceleratorState._reset_state(True)
     fine_tune(options(folder, "masked", model=str(folder / "masks")))
-    return {name: folder / name for name in ("full", "prompt", "lora", "masked")}
+    return {name: folder / name for name in (*WAYS, "masked")}
 
 
 LANGUAGE = ((GLIPv2ForVisualQuestionAnswering, "answer_head."), (GLIPv2ForConditionalGeneration, "caption_head."))
 HEADS = {
     "masked": ((GLIPv2ForInstanceSegmentation, "mask_head."),),
-    **dict.fromkeys(("full", "prompt", "lora"), LANGUAGE),
+    **dict.fromkeys(WAYS, LANGUAGE),
 }
 
 
@@ -89,7 +91,7 @@ def test_heads_of_the_start_stay(folder, tuned, name):
         assert model.generation_config.max_new_tokens == 7
 
 
-@pytest.mark.parametrize("name", ["full", "prompt", "lora"])
+@pytest.mark.parametrize("name", WAYS)
 def test_every_way_to_ask_looks_for_the_classes_of_training(tuned, name, tmp_path, capsys, monkeypatch):
     image = Image.new("RGB", (96, 64), "red")
     image.save(tmp_path / "image.png")
@@ -109,7 +111,7 @@ def test_every_way_to_ask_looks_for_the_classes_of_training(tuned, name, tmp_pat
     assert printed["objects"][0]["score"] == pytest.approx(boxes[0]["score"], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["full", "prompt", "lora"])
+@pytest.mark.parametrize("name", WAYS)
 def test_many_images_and_scores_need_no_labels_either(folder, tuned, name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (96, 64), "red").save("image.png")
@@ -118,7 +120,7 @@ def test_many_images_and_scores_need_no_labels_either(folder, tuned, name, tmp_p
     (file,) = [path for path in Path("found").glob("*.json") if path.name != "failures.json"]
     assert {one["name"] for one in json.loads(file.read_text())["categories"]} == {"cat", "dog"}
     AcceleratorState._reset_state(True)
-    assert run_command(["evaluate", str(folder / "pets"), "--split", "val", *given, "scores"]) == 0
+    assert run_command(["evaluate", "--data", str(folder / "pets"), "--split", "val", *given, "scores"]) == 0
     assert Path("scores/metrics.json").is_file()
 
 
@@ -134,7 +136,7 @@ def test_heads_that_are_not_there_are_refused_by_the_commands(tuned, tmp_path, c
         assert "has no weights for" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["full", "prompt", "lora", "masked"])
+@pytest.mark.parametrize("name", [*WAYS, "masked"])
 def test_the_folder_can_be_published_as_it_is(tuned, name, capsys):
     before = (tuned[name] / "README.md").read_text()
     assert run_command(["push", str(tuned[name]), f"someone/{name}", "--dry_run"]) == 0

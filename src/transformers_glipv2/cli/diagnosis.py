@@ -16,12 +16,15 @@ from packaging.requirements import Requirement
 
 PACKAGE = "transformers-glipv2"
 MAIN_PACKAGES = (PACKAGE, "torch", "torchvision", "transformers", "timm", "huggingface-hub", "safetensors", "pillow")
-# Extra -> what it is for.
+# Extra -> what it is for; those for work on the package itself (`docs`, `dev`) are left out.
 EXTRAS = {
     "train": "`glipv2 train`",
     "eval": "`glipv2 evaluate`",
-    "export": "`glipv2 export`",
+    "export": "`glipv2 export` and `--backend onnx`",
     "phrases": "noun phrases by spaCy",
+    "supervision": "`to_supervision`",
+    "ray": "`glipv2 predict --engine ray`",
+    "serve": "`examples/serve.py`",
     "demo": "the Space",
 }
 

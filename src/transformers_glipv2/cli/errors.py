@@ -39,6 +39,7 @@ _EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "phrases": ("spacy",),
     "demo": ("skimage", "gradio"),
+    "supervision": ("supervision",),
     "ray": ("ray",),
     "serve": ("fastapi", "uvicorn", "python_multipart"),
 }

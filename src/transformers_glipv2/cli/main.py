@@ -118,13 +118,25 @@ def run_command(args: Sequence[str], load_package: Callable[[], None] | None = N
         if hasattr(error, "format_message"):  # typer's own, of options and arguments
             own = str(getattr(error, "message", ""))
             message = (own if own.startswith("--") else error.format_message()).rstrip(".")
-            return _fail(args, f"error: {message}; see `{_command_path(args)} --help`", 2)
+            return _fail(args, f"error: {message}{_other_spelling(error)}; see `{_command_path(args)} --help`", 2)
         from transformers_glipv2.cli.errors import is_foreseeable, message_of
 
         if is_foreseeable(error):
             return _fail(args, f"error: {message_of(error, EXTRAS.get(next(iter(args), '')))}", 2)
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return _fail(args, f"unexpected error: {text} (set {TRACEBACK}=1 to see where)", 1)
+
+
+def _other_spelling(error: Any) -> str:
+    """What to write where data or images came by an option instead of without one, or the other way round."""
+    context = getattr(error, "ctx", None)
+    parameters = context.command.params if context is not None else ()
+    given = str(getattr(error, "message", ""))
+    if given.startswith("Got unexpected extra argument") and any("--data" in each.opts for each in parameters):
+        return "; name the data by --data"
+    option = getattr(error, "option_name", "").lstrip("-")
+    is_argument = any(each.name == option and each.param_type_name == "argument" for each in parameters)
+    return f"; write {option.upper()} without --{option}" if is_argument else ""
 
 
 def _command_path(args: Sequence[str]) -> str:

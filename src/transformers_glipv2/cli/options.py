@@ -30,7 +30,7 @@ def checked(check: Callable[[str], Any], flag: str = "") -> Callable[[Any], Any]
     def parse(value: Any) -> Any:
         try:
             parsed = check(value)
-            if isinstance(parsed, checks.CheckedPath | checks.ModelSource):
+            if isinstance(parsed, checks.CheckedPath | checks.DataSource | checks.ModelSource):
                 parsed.check(flag)
             return parsed
         except (argparse.ArgumentTypeError, ValueError, OSError) as error:
@@ -110,6 +110,15 @@ LabelsOrNone = Annotated[
         show_default=False,
     ),
 ]
+_DATA = typer.Option(
+    "--data",
+    parser=checked(checks.DataSource, "--data"),
+    metavar="DATA",
+    help="Images with boxes: COCO, YOLO, Pascal VOC, CSV, an image folder, or a data set of the Hub.",
+    show_default=False,
+)
+Data = Annotated[str, _DATA]
+DataOrNone = Annotated[str | None, _DATA]
 AllowPrivateUrls = Annotated[
     bool, typer.Option("--allow_private_urls", help="Also ask this machine and hosts of private networks.")
 ]

@@ -12,6 +12,7 @@ from transformers_glipv2.cli.options import (
     Backend,
     BatchSize,
     Compile,
+    DataOrNone,
     Device,
     ImagesPerFile,
     MaxSamples,
@@ -32,14 +33,7 @@ app = command_app()
 
 @app.command()
 def evaluate(
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="DATA",
-            help="Data of your own: COCO, YOLO, Pascal VOC, CSV, an image folder, or USER/NAME of the Hub.",
-            show_default=False,
-        ),
-    ] = None,
+    data: DataOrNone = None,
     benchmark: Annotated[Literal["coco", "lvis", "odinw"], typer.Option("--benchmark", help="How to score.")] = "coco",
     annotations: Annotated[
         Path | None,
@@ -47,7 +41,7 @@ def evaluate(
             "--annotations",
             parser=checked(checks.InputFile, "--annotations"),
             metavar="FILE",
-            help="coco, lvis: the official JSON file, in place of DATA.",
+            help="coco, lvis: the official JSON file, in place of --data.",
         ),
     ] = None,
     images: Annotated[
@@ -61,11 +55,11 @@ def evaluate(
     ] = None,
     sets: Annotated[str, typer.Option("--sets", help="odinw: 13, 35, or names by comma.")] = "13",
     split: Annotated[
-        str | None, typer.Option("--split", help="To score. Default: test; of DATA else val, else all.")
+        str | None, typer.Option("--split", help="To score. Default: test; of --data else val, else all.")
     ] = None,
     val_fraction: Annotated[
         float,
-        number(checks.fraction_below_one, "--val_fraction", help="Held out as val where DATA has no such split."),
+        number(checks.fraction_below_one, "--val_fraction", help="Held out as val where the data has no such split."),
     ] = 0.0,
     masks: Annotated[bool, typer.Option("--masks", help="Predict masks and score them too.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Detect at several sizes and mirrored, and merge boxes.")] = False,
@@ -111,7 +105,7 @@ def evaluate(
     Predictions are written as they come; after an interruption the same command goes on where it was. Needs
     `pip install "transformers-glipv2[eval]"`.
 
-    Example: glipv2 evaluate raccoon --split test --model outputs/raccoon
+    Example: glipv2 evaluate --data raccoon --split test --model outputs/raccoon
     """
     args = argparse.Namespace(**locals())
     import json
@@ -122,8 +116,6 @@ def evaluate(
     from transformers_glipv2.cli.devices import use_device
     from transformers_glipv2.conversion.released import resolve_model
 
-    if data is not None:
-        checks.DataSource(data).check("DATA")
     args.sets = sets.split(",")
     complete(args)
     use_device(device, backend)

@@ -8,6 +8,7 @@ import typer
 from transformers_glipv2.cli import checks
 from transformers_glipv2.cli.options import (
     DEFAULT_MODEL,
+    Data,
     Device,
     MaxSamples,
     Model,
@@ -42,10 +43,7 @@ def option(check: Any, *names: str, help: str, metavar: str) -> Any:
 
 @app.command()
 def train(
-    data: Annotated[
-        str,
-        typer.Option("--data", help="COCO, YOLO, Pascal VOC, CSV, an image folder, or a data set of the Hub."),
-    ],
+    data: Data,
     model: Model = DEFAULT_MODEL,
     output: Annotated[
         Path | None,
