@@ -9,6 +9,7 @@ from PIL import Image
 from tests.data.formats.six_images import BOXES, SPLITS, WRITERS
 from transformers_glipv2.cli.main import run_command
 from transformers_glipv2.data.formats.open import open_dataset
+from transformers_glipv2.data.masks import decode_mask, encode_mask
 from transformers_glipv2.data.schema import BoxReport
 
 
@@ -64,6 +65,8 @@ def test_masks_images_on_their_side_and_images_of_one_name_are_converted(tmp_pat
         exif[0x0112] = 6 if place == "b" else 1
         image.save(folder / place / "1.jpg", exif=exif)
     polygon = [2.0, 2.0, 12.0, 2.0, 12.0, 10.0]
+    parts = [[20.0, 2.0, 24.0, 2.0, 24.0, 8.0, 20.0, 8.0], [30.0, 4.0, 36.0, 4.0, 36.0, 18.0]]
+    runs = encode_mask(decode_mask([polygon], 20, 40))
     content = {
         "images": [
             {"id": 1, "file_name": "a/1.jpg", "width": 40, "height": 20},
@@ -72,6 +75,8 @@ def test_masks_images_on_their_side_and_images_of_one_name_are_converted(tmp_pat
         "annotations": [
             {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 8], "segmentation": [polygon]},
             {"id": 2, "image_id": 2, "category_id": 1, "bbox": [0, 0, 40, 10]},
+            {"id": 3, "image_id": 1, "category_id": 1, "bbox": [20, 2, 16, 16], "segmentation": parts},
+            {"id": 4, "image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 8], "segmentation": runs},
         ],
         "categories": [{"id": 1, "name": "cat"}],
     }
@@ -80,7 +85,9 @@ def test_masks_images_on_their_side_and_images_of_one_name_are_converted(tmp_pat
         assert run_command(["data", "convert", str(folder), "--to", to, "--output", str(tmp_path / f"as_{to}")]) == 0
         train = open_dataset(tmp_path / f"as_{to}", val_fraction=0, with_masks=True).split("train")
         first, second = sorted(train, key=lambda example: example["image"].size)[::-1]
-        assert first["objects"]["segmentation"] == [[pytest.approx(polygon)]]
+        assert first["objects"]["segmentation"][0] == [pytest.approx(polygon)]
+        for segmentation, expected in zip(first["objects"]["segmentation"], ([polygon], parts, runs), strict=True):
+            assert (decode_mask(segmentation, 20, 40) == decode_mask(expected, 20, 40)).all()
         # Turned upright, with its box.
         assert second["image"].size == (20, 40) and second["image"].getexif().get(0x0112, 1) == 1
         assert second["objects"]["bbox"] == [pytest.approx([10, 0, 10, 40])]

@@ -128,7 +128,7 @@ def test_the_backends_score_the_same(folder, monkeypatch):
 
 EVALUATE = ["evaluate", "--data", "coco", "--model", "model"]
 SLIPS = [
-    ([*PREDICT, "red.png", "--labels", "cat", "--task", "masks", "--format", "yolo"], "'yolo' holds no masks"),
+    ([*PREDICT, "red.png", "--labels", "cat", "--task", "masks", "--format", "csv"], "'csv' holds no masks"),
     ([*PREDICT, "--labels", "cat"], "give images, or a data set by --dataset"),
     ([*PREDICT, "red.png", "--dataset", "user/data", "--labels", "cat"], "give images, or a data set by --dataset"),
     ([*PREDICT, "red.png"], "boxes and masks need --labels"),

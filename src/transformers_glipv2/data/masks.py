@@ -103,6 +103,82 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
+def mask_polygon(mask: np.ndarray) -> np.ndarray | None:
+    """
+    One polygon around a mask, for formats that have neither several parts nor holes.
+
+    It goes halfway between pixels inside and outside, so that it holds the centres of exactly the pixels of the mask.
+    Pixels that touch at a corner are one part. See [`join_polygons`] for further parts and holes.
+
+    Args:
+        mask (`np.ndarray` of shape `(height, width)`): bool.
+
+    Returns:
+        `np.ndarray` of shape `(corners, 2)`: x, y in pixels from edge to edge; `None` for an empty mask.
+    """
+    polygons = _outlines(mask)
+    return join_polygons(polygons) if polygons else None
+
+
+def join_polygons(polygons: Sequence[np.ndarray]) -> np.ndarray:
+    """
+    Several polygons as one: each is joined to those before by a line there and back, where they are nearest.
+
+    Args:
+        polygons (`Sequence[np.ndarray]`): one or more of shape `(corners, 2)`.
+
+    Returns:
+        `np.ndarray` of shape `(corners, 2)`.
+    """
+    joined, *others = sorted(polygons, key=len, reverse=True)
+    for other in others:
+        distances = ((joined[:, None] - other[None]) ** 2).sum(-1)
+        at, start = np.unravel_index(distances.argmin(), distances.shape)
+        joined = np.concatenate([joined[: at + 1], other[start:], other[: start + 1], joined[at:]])
+    return joined
+
+
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """Outlines of the parts of a mask, clockwise, and of its holes, the other way round."""
+    padded = np.pad(mask.astype(bool), 1)
+    inside = padded[1:-1, 1:-1]
+    # Sides of pixels to the outside, with the pixel on the right: at the top to the right, on the right down, and so
+    # on. A side starts at a corner, which is numbered by rows.
+    corners = mask.shape[1] + 1
+    steps = (1, corners, -1, -corners)
+    outside = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
+    starts = (0, 1, corners + 1, corners)
+    sides: dict[int, list[int]] = {}
+    for direction, (neighbour, start) in enumerate(zip(outside, starts, strict=True)):
+        rows, columns = np.nonzero(inside & ~neighbour)
+        for corner in (rows * corners + columns + start).tolist():
+            sides.setdefault(corner, []).append(direction)
+    outlines = []
+    while sides:
+        corner = next(iter(sides))
+        direction = sides[corner][0] + 1
+        walked = []
+        while corner in sides:
+            # To the left first, which joins pixels that touch at this corner.
+            ways = [way % 4 for way in (direction + 3, direction, direction + 1)]
+            direction = next(way for way in ways if way in sides[corner])
+            sides[corner].remove(direction)
+            if not sides[corner]:
+                del sides[corner]
+            walked.append((corner, direction))
+            corner += steps[direction]
+        outlines.append(_through_middles(*np.array(walked).T, corners))
+    return outlines
+
+
+def _through_middles(starts: np.ndarray, directions: np.ndarray, corners: int) -> np.ndarray:
+    """The middles of sides of pixels, without those on a straight line between others."""
+    along = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])[directions]
+    points = 2 * np.stack([starts % corners, starts // corners], axis=1) + along
+    turns = (np.roll(points, -1, axis=0) - points != points - np.roll(points, 1, axis=0)).any(axis=1)
+    return points[turns] / 2
+
+
 def stack_masks(segmentations: Sequence[Segmentation | None], height: int, width: int) -> np.ndarray:
     """
     The masks of all objects of an image.

@@ -204,15 +204,29 @@ def test_what_is_written_can_be_trained_on(format, images, tmp_path):
             assert box == pytest.approx(sides, abs=0.01)
 
 
-@pytest.mark.parametrize("format", ["coco", "cvat", "parquet"])
+MASK_FORMATS = [name for name, one in RESULT_FORMATS.items() if "masks" in one.tasks]
+
+
+@pytest.mark.parametrize("format", MASK_FORMATS)
 def test_masks(format, images, tmp_path):
-    path = write_results(tmp_path / RESULT_FORMATS[format].file_name, results(masks=True), format, images)
-    if format == "coco":
+    path = write_results(tmp_path / RESULT_FORMATS[format].file_name, results(masks=True), format, images, CLASSES)
+    if format in ("coco", "fiftyone"):
         masks = [decode_mask(entry["segmentation"], HEIGHT, WIDTH) for entry in read_json(path)["annotations"]]
     elif format == "parquet":
         pq = pytest.importorskip("pyarrow.parquet")
         counts = [counts for row in pq.read_table(path).to_pylist() for counts in row["masks"]]
         masks = [decode_mask({"size": [HEIGHT, WIDTH], "counts": one}, HEIGHT, WIDTH) for one in counts]
+    elif format == "yolo":
+        lines = [line.split()[1:] for name in FOUND for line in yolo_lines(path, name)]
+        corners = [np.array(line, dtype=float).reshape(-1, 2) * (WIDTH, HEIGHT) for line in lines]
+        masks = [decode_mask([polygon.ravel().tolist()], HEIGHT, WIDTH) for polygon in corners]
+    elif format == "labelstudio":
+        regions = [region for task in read_json(path) for region in task["predictions"][0]["result"]]
+        assert {region["type"] for region in regions} == {"brushlabels"}
+        named = [[name] for found in BOXES.values() for name, _ in found]
+        assert [region["value"]["brushlabels"] for region in regions] == named
+        assert "<BrushLabels" in path.with_suffix(".label_config.xml").read_text()
+        masks = [label_studio_mask(region) for region in regions]
     else:
         masks = [cvat_mask(entry) for entry in ElementTree.parse(path).iter("mask")]
     expected = [mask_of(box) for found in FOUND.values() for _, _, box in found]
@@ -222,6 +236,71 @@ def test_masks(format, images, tmp_path):
 
 def read_json(path: Path):
     return json.loads(path.read_text())
+
+
+def yolo_lines(path: Path, name: str) -> list[str]:
+    return (path / "labels" / name).with_suffix(".txt").read_text().splitlines()
+
+
+def label_studio_mask(region) -> np.ndarray:
+    """As `label_studio_sdk.converter.brush.decode_rle` reads them: the alpha channel of an RGBA image."""
+    assert region["value"]["format"] == "rle"
+    bits = "".join(f"{byte:08b}" for byte in region["value"]["rle"])
+    at = 0
+
+    def read(size: int) -> int:
+        nonlocal at
+        at += size
+        return int(bits[at - size : at], 2)
+
+    count, word = read(32), read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    values: list[int] = []
+    while len(values) < count:
+        is_run, length = read(1), read(sizes[read(2)]) + 1
+        values += [read(word)] * length if is_run else [read(word) for _ in range(length)]
+    height, width = region["original_height"], region["original_width"]
+    return np.reshape(values, (height, width, 4))[..., 3] > 0
+
+
+def test_masks_as_polygons_can_be_trained_on(images, tmp_path):
+    path = write_results(tmp_path / "yolo", results(masks=True), "yolo", images, CLASSES)
+    data = open_dataset(path, val_fraction=0, with_masks=True)
+    (split,) = data.split_names
+    assert len(data.split(split)) == 3
+    for example in (data.split(split)[index] for index in range(3)):
+        ((_, found),) = [(name, found) for name, found in FOUND.items() if Path(name).stem in str(example["image_id"])]
+        masks = [decode_mask(one, HEIGHT, WIDTH) for one in example["objects"].get("segmentation", ())]
+        for mask, (label, _, box), category in zip(masks, found, example["objects"]["category"], strict=True):
+            np.testing.assert_array_equal(mask, mask_of(box))
+            assert category == CLASSES[label]
+
+
+def test_an_object_with_an_empty_mask(images, tmp_path):
+    nothing = encode_mask(np.zeros((HEIGHT, WIDTH), dtype=bool))
+    full = encode_mask(np.ones((HEIGHT, WIDTH), dtype=bool))
+    found = {
+        "scores": [0.9, 0.5],
+        "text_labels": ["cat", "dog"],
+        "boxes": [[0, 0, 9, 9]] * 2,
+        "masks": [nothing, full],
+    }
+    for format in MASK_FORMATS:
+        path = write_results(tmp_path / RESULT_FORMATS[format].file_name, [found], format, images[:1], ["cat", "dog"])
+        if format == "yolo":
+            (line,) = yolo_lines(path, images[0].name)
+            assert line.split()[0] == "1"
+            assert {0.0, 1.0} < {float(value) for value in line.split()[1:]}
+
+
+def test_long_runs_of_a_mask_in_label_studio(tmp_path):
+    mask = np.ones((200, 300), dtype=bool)
+    mask[150, 7] = False
+    found = {"image": "a.png", "width": 300, "height": 200, "scores": [0.9], "labels": ["cat"]}
+    found |= {"boxes": [[0, 0, 299, 199]], "masks": [encode_mask(mask)]}
+    path = write_results(tmp_path / "tasks.json", [found], "labelstudio")
+    ((region,),) = [task["predictions"][0]["result"] for task in read_json(path)]
+    np.testing.assert_array_equal(label_studio_mask(region), mask)
 
 
 def cvat_mask(entry) -> np.ndarray:
@@ -269,8 +348,8 @@ def test_what_cannot_be_written_is_said_in_a_sentence(images, tmp_path):
         write_results(tmp_path / "a", results(), "voc", images)
     with pytest.raises(ValueError, match="does not say its format"):
         write_results(tmp_path / "a.txt", results(), images=images)
-    with pytest.raises(ValueError, match="'yolo' holds no masks; choose one of parquet, coco, cvat"):
-        write_results(tmp_path / "a", results(masks=True), "yolo", images)
+    with pytest.raises(ValueError, match="'csv' holds no masks; choose one of parquet, coco, yolo"):
+        write_results(tmp_path / "a", results(masks=True), "csv", images)
     with pytest.raises(ValueError, match="result 0 does not say its image"):
         write_results(tmp_path / "a.json", results())
     with pytest.raises(ValueError, match="more results than `images`, which are 2"):

@@ -59,7 +59,7 @@ def predict(
     ] = "boxes",
     format: Annotated[
         Literal["parquet", "coco", "csv", "yolo", "labelstudio", "cvat", "fiftyone"],
-        typer.Option("--format", help="Of the file. Masks: parquet, coco, cvat. Captions: parquet, coco, csv."),
+        typer.Option("--format", help="Of the file. csv holds no masks; captions: parquet, coco, csv."),
     ] = "parquet",
     output: OutputFolder = Path("outputs/predictions"),
     model: Model = DEFAULT_MODEL,

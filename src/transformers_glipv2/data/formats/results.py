@@ -25,7 +25,7 @@ import yaml
 
 from transformers_glipv2.data.dataset import stored_orientation
 from transformers_glipv2.data.files import printable, replaced_file, write_text
-from transformers_glipv2.data.masks import decode_mask, encode_mask
+from transformers_glipv2.data.masks import decode_mask, encode_mask, mask_polygon
 from transformers_glipv2.images.image_io import image_size, open_image
 
 TASKS = ("boxes", "masks", "captions")
@@ -204,7 +204,10 @@ def _coco_annotations(row: ImageResult, classes: ClassNumbers) -> Iterator[dict[
 
 
 def _write_yolo(path: Path, rows: Iterable[ImageResult], classes: ClassNumbers, task: str) -> None:
-    """`data.yaml`, `labels/NAME.txt`, and upright copies of the images that are files in `images/`; no scores."""
+    """
+    `data.yaml`, `labels/NAME.txt`, and upright copies of the images that are files in `images/`; no scores. Masks are
+    polygons in place of boxes; YOLO has no way to write an empty one, so its object is left out.
+    """
     used: set[str] = set()
     with _replaced_folder(path) as folder:
         (folder / "labels").mkdir()
@@ -212,8 +215,9 @@ def _write_yolo(path: Path, rows: Iterable[ImageResult], classes: ClassNumbers, 
         for row in rows:
             name = _new_name(_inner_name(row.name), used)
             lines = [
-                f"{classes[label]} {x + w / 2:.8g} {y + h / 2:.8g} {w:.8g} {h:.8g}\n"
-                for label, _, (x, y, w, h) in row.fractions()
+                f"{classes[label]} {' '.join(f'{value:.8g}' for value in place)}\n"
+                for label, place in _yolo_places(row)
+                if place
             ]
             write_text(folder / "labels" / name.with_suffix(".txt"), "".join(lines))
             if row.file is not None:
@@ -222,8 +226,22 @@ def _write_yolo(path: Path, rows: Iterable[ImageResult], classes: ClassNumbers, 
         write_text(folder / "data.yaml", _YOLO_MARK + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
+def _yolo_places(row: ImageResult) -> Iterator[tuple[str, list[float]]]:
+    """Each label with its box by centre and sides, or with the corners of its mask, as fractions of the image."""
+    for index, (label, _, (x, y, w, h)) in enumerate(row.fractions()):
+        if row.masks is None:
+            yield label, [x + w / 2, y + h / 2, w, h]
+            continue
+        polygon = mask_polygon(_pixels(row.masks[index]))
+        yield label, [] if polygon is None else (polygon / (row.width, row.height)).ravel().tolist()
+
+
 def _write_label_studio(path: Path, rows: Iterable[ImageResult], classes: ClassNumbers, task: str) -> None:
-    """Tasks with predictions in percent of the image, and beside them the labeling configuration that they need."""
+    """
+    Tasks with predictions, and beside them the labeling configuration that they need: rectangles in percent of the
+    image, or brush strokes where there are masks.
+    """
+    kind, tag = ("brushlabels", "BrushLabels") if task == "masks" else ("rectanglelabels", "RectangleLabels")
     with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write("[")
         for number, row in enumerate(rows, start=1):
@@ -231,10 +249,14 @@ def _write_label_studio(path: Path, rows: Iterable[ImageResult], classes: ClassN
             size = {"original_width": row.width, "original_height": row.height, "image_rotation": 0}
             for index, (label, score, box) in enumerate(row.fractions()):
                 _ = classes[label]
-                x, y, width, height = (round(100 * side, FRACTION_DIGITS - 2) for side in box)
-                value = {"x": x, "y": y, "width": width, "height": height, "rotation": 0, "rectanglelabels": [label]}
+                value: dict[str, Any] = {kind: [label]}
+                if row.masks is not None:
+                    value |= {"format": "rle", "rle": _label_studio_runs(_pixels(row.masks[index]))}
+                else:
+                    sides = zip(("x", "y", "width", "height"), box, strict=True)
+                    value |= {name: round(100 * side, FRACTION_DIGITS - 2) for name, side in sides} | {"rotation": 0}
                 names = {"id": f"{number}-{index + 1}", "from_name": "label", "to_name": "image"}
-                regions.append({**names, "type": "rectanglelabels", **size, "value": value, "score": score})
+                regions.append({**names, "type": kind, **size, "value": value, "score": score})
             mean = round(sum(row.scores) / len(row.scores), SCORE_DIGITS) if row.scores else 0.0
             prediction = {"model_version": "glipv2", "score": mean, "result": regions}
             file.write(
@@ -244,9 +266,28 @@ def _write_label_studio(path: Path, rows: Iterable[ImageResult], classes: ClassN
     labels = "".join(f"    <Label value={quoteattr(_xml(name))}/>\n" for name in classes)
     write_text(
         path.with_suffix(".label_config.xml"),
-        '<View>\n  <Image name="image" value="$image"/>\n  <RectangleLabels name="label" toName="image">\n'
-        f"{labels}  </RectangleLabels>\n</View>\n",
+        f'<View>\n  <Image name="image" value="$image"/>\n  <{tag} name="label" toName="image">\n'
+        f"{labels}  </{tag}>\n</View>\n",
     )
+
+
+def _label_studio_runs(pixels: np.ndarray) -> list[int]:
+    """
+    A mask as Label Studio has it, the bytes of thi.ng's `rle-pack`: runs over the four equal channels of every pixel.
+
+    Bits: the number of values (32), the bits of a value less 1 (5), the bits of each of four sorts of lengths less 1
+    (4 each), then the runs: 1, the sort (2), the length less 1, the value (8). Ours are all of the sort of 16 bits.
+    """
+    flat = pixels.ravel()
+    bits = [f"{4 * flat.size:032b}", f"{8 - 1:05b}", *(f"{size - 1:04b}" for size in (3, 4, 8, 16))]
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+    for end, length in zip(ends.tolist(), np.diff(ends, prepend=0).tolist(), strict=True):
+        value = 255 if flat[end - 1] else 0
+        for start in range(0, 4 * length, 1 << 16):
+            bits.append(f"111{min(4 * length - start, 1 << 16) - 1:016b}{value:08b}")
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return list(int(text, 2).to_bytes(len(text) // 8, "big"))
 
 
 def _label_studio_image(name: str) -> str:
@@ -290,8 +331,7 @@ def _write_cvat(path: Path, rows: Iterable[ImageResult], classes: ClassNumbers, 
 
 def _cvat_runs(mask: Mapping[str, Any]) -> str:
     """A mask as CVAT has it: run lengths by rows, the first of pixels outside, within the rectangle around it."""
-    pixels = decode_mask(mask, *mask["size"])
-    assert pixels is not None
+    pixels = _pixels(mask)
     rows, columns = (np.flatnonzero(pixels.any(axis=axis)) for axis in (1, 0))
     top, left = (int(found[0]) if len(found) else 0 for found in (rows, columns))
     bottom, right = (int(found[-1]) + 1 if len(found) else 1 for found in (rows, columns))
@@ -303,8 +343,21 @@ def _cvat_runs(mask: Mapping[str, Any]) -> str:
     return f'rle="{", ".join(map(str, runs))}" {place}'
 
 
+def _pixels(mask: Mapping[str, Any]) -> np.ndarray:
+    """Run lengths as a boolean array `(height, width)`."""
+    pixels = decode_mask(mask, *mask["size"])
+    assert pixels is not None
+    return pixels
+
+
 def _write_fiftyone(path: Path, rows: Iterable[ImageResult], classes: ClassNumbers, task: str) -> None:
-    """What `fiftyone.types.FiftyOneImageDetectionDataset` imports: images go by their names without the ending."""
+    """
+    What `fiftyone.types.FiftyOneImageDetectionDataset` imports: images go by their names without the ending. It reads
+    no masks, so these are written for `fiftyone.types.COCODetectionDataset`.
+    """
+    if task == "masks":
+        _write_coco(path, rows, classes, task)
+        return
     used: dict[str, str] = {}
     with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"labels": {')
@@ -371,10 +424,10 @@ RESULT_FORMATS = {
     "parquet": ResultFormat("predictions.parquet", TASKS, _write_parquet),
     "coco": ResultFormat("predictions.json", TASKS, _write_coco),
     "csv": ResultFormat("predictions.csv", ("boxes", "captions"), _write_csv),
-    "yolo": ResultFormat("yolo", ("boxes",), _write_yolo),
-    "labelstudio": ResultFormat("label_studio.json", ("boxes",), _write_label_studio),
+    "yolo": ResultFormat("yolo", ("boxes", "masks"), _write_yolo),
+    "labelstudio": ResultFormat("label_studio.json", ("boxes", "masks"), _write_label_studio),
     "cvat": ResultFormat("annotations.xml", ("boxes", "masks"), _write_cvat),
-    "fiftyone": ResultFormat("labels.json", ("boxes",), _write_fiftyone),
+    "fiftyone": ResultFormat("labels.json", ("boxes", "masks"), _write_fiftyone),
 }
 
 

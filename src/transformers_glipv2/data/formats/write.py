@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import Image
 
@@ -14,7 +15,7 @@ from transformers_glipv2.data.files import replaced_file, write_json, write_text
 from transformers_glipv2.data.formats.coco import ROBOFLOW_FILE
 from transformers_glipv2.data.formats.open import LocalDataset
 from transformers_glipv2.data.formats.source import WHOLE
-from transformers_glipv2.data.masks import encode_mask
+from transformers_glipv2.data.masks import decode_mask, encode_mask, join_polygons, mask_polygon
 
 # What others call the split; Roboflow's readers know "valid" only.
 _ROBOFLOW_NAMES = {"val": "valid", WHOLE: "train"}
@@ -32,8 +33,8 @@ def convert_dataset(data: LocalDataset, output: str | Path, format: str) -> dict
         data (`LocalDataset`): opened with masks where they are to be written.
         output (`str` or `Path`): a folder that is new or empty.
         format (`str`): "coco": `SPLIT/_annotations.coco.json` beside the images, as Roboflow has it; "yolo":
-            `data.yaml` with `images/SPLIT` and `labels/SPLIT`, as Ultralytics has it. YOLO has no boxes around crowds
-            and no masks of several parts: the first are left out, the second become boxes.
+            `data.yaml` with `images/SPLIT` and `labels/SPLIT`, as Ultralytics has it. YOLO has no boxes around crowds,
+            which are left out, and one polygon for each mask, which joins several parts by lines.
 
     Returns:
         `dict[str, int]`: number of images by split.
@@ -107,19 +108,22 @@ WRITERS: dict[str, Callable[[LocalDataset, Path], dict[str, int]]] = {"coco": _w
 
 
 def _yolo_line(entry: Mapping[str, Any], numbers: Mapping[str, int], width: int, height: int) -> str:
-    segmentation = entry.get("segmentation")
-    if isinstance(segmentation, list) and len(segmentation) == 1:
-        values = [value / side for value, side in zip(segmentation[0], _sides(width, height), strict=False)]
+    polygon = _one_polygon(entry.get("segmentation"), width, height)
+    if polygon is not None:
+        values = (polygon / (width, height)).ravel().tolist()
     else:
         x, y, w, h = entry["bbox"]
         values = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
     return f"{numbers[entry['category']]} {' '.join(f'{value:.10g}' for value in values)}\n"
 
 
-def _sides(width: int, height: int) -> Iterator[int]:
-    while True:
-        yield width
-        yield height
+def _one_polygon(segmentation: Any, width: int, height: int) -> np.ndarray | None:
+    """A mask of any kind as corners `(n, 2)` in pixels; `None` where there is none."""
+    if isinstance(segmentation, list):
+        parts = [np.reshape(polygon, (-1, 2)) for polygon in segmentation if len(polygon) >= 6]
+        return join_polygons(parts) if parts else None
+    mask = decode_mask(segmentation, height, width)
+    return None if mask is None else mask_polygon(mask)
 
 
 def _objects(example: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
