@@ -31,7 +31,7 @@ from transformers_glipv2.cli.arguments import (
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.files import write_text
 from transformers_glipv2.prompts import class_ids
-from transformers_glipv2.training import parameter_groups
+from transformers_glipv2.training import make_optimizer, parameter_groups
 
 BOXES = 7  # of an image of COCO, on average
 MASKED = 0.15
@@ -119,7 +119,7 @@ def measure(setting: Setting, args: argparse.Namespace) -> dict[str, float]:
         build(setting.scale)  # imports what building imports
     imports = process_memory()
     model = build(setting.scale).to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4))
+    optimizer = make_optimizer(parameter_groups(model, 1e-4))
     batch = random_batch(setting, model.config.text_config.vocab_size, device)
     seconds = []
     for _ in range(args.repeats + 1):

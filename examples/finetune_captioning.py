@@ -26,8 +26,6 @@ checkpoint's other heads; such a head has to attend to regions of the image itse
 
 import argparse
 
-import torch
-
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
     ScriptParser,
@@ -60,6 +58,7 @@ from transformers_glipv2.training import (
     evaluation_examples,
     head_groups,
     load_other_heads,
+    make_optimizer,
     require_learnable,
 )
 
@@ -105,7 +104,7 @@ def main(arguments: list[str] | None = None) -> dict:
         if contrastive_head is not None:
             model.start_from_contrast(contrastive_head, processor.tokenizer)
     other_heads = prepare_head(model, args.train, args.model)
-    optimizer = torch.optim.AdamW(head_groups(model, args.learning_rate, "caption_head.", 1.0))
+    optimizer = make_optimizer(head_groups(model, args.learning_rate, "caption_head.", 1.0))
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Training; the best weights by CIDEr are kept.

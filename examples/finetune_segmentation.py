@@ -16,8 +16,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
     DataSource,
@@ -50,6 +48,7 @@ from transformers_glipv2.training import (
     make_collator,
     make_evaluator,
     make_mixture,
+    make_optimizer,
     parameter_groups,
     read_data_file,
     require_learnable,
@@ -107,7 +106,7 @@ def main(arguments: list[str] | None = None) -> dict:
     model = GLIPv2ForInstanceSegmentation.from_pretrained(args.model)
     other_heads = prepare_head(model, args.train, args.model)
     rate = args.learning_rate or (HEAD_RATE if args.train == "head" else FULL_RATE)
-    optimizer = torch.optim.AdamW(parameter_groups(model, rate))
+    optimizer = make_optimizer(parameter_groups(model, rate))
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Training; the best weights by mask AP are kept.

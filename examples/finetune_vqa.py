@@ -23,8 +23,6 @@ Goes on after an interruption with `--resume latest`; runs on many processes wit
 
 import argparse
 
-import torch
-
 from transformers_glipv2 import GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
     InputFile,
@@ -61,6 +59,7 @@ from transformers_glipv2.training import (
     frozen_batches,
     head_groups,
     load_other_heads,
+    make_optimizer,
     repeated,
     require_learnable,
     step_loader,
@@ -118,7 +117,7 @@ def main(arguments: list[str] | None = None) -> dict:
         contrastive_head = contrastive_head_of(model.config, load_other_heads(args.model, model))
         model.start_from_words(processor.tokenizer, contrastive_head)
     other_heads = prepare_head(model, args.train, args.model)
-    optimizer = torch.optim.AdamW(head_groups(model, args.learning_rate, "answer_head.", args.head_factor))
+    optimizer = make_optimizer(head_groups(model, args.learning_rate, "answer_head.", args.head_factor))
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Batches: new ones each step, or what the frozen detector makes of some, again and again.

@@ -20,8 +20,6 @@ for every few steps in training_log.jsonl; at the end, metrics.json holds the st
 import argparse
 from dataclasses import asdict, replace
 
-import torch
-
 from transformers_glipv2 import GLIPv2ForPreTraining, GLIPv2Processor
 from transformers_glipv2.cli.arguments import (
     ScriptParser,
@@ -51,6 +49,7 @@ from transformers_glipv2.training import (
     make_collator,
     make_evaluator,
     make_mixture,
+    make_optimizer,
     parameter_groups,
     prepare_tuning,
     read_data_file,
@@ -135,7 +134,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
     prepare_tuning(model, args.train)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(
+    optimizer = make_optimizer(
         parameter_groups(model, args.learning_rate, backbone_learning_rate_factor=args.backbone_rate)
     )
     model, optimizer = accelerator.prepare(model, optimizer)

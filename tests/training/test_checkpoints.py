@@ -20,6 +20,7 @@ from transformers_glipv2.training import (
     WeightAverage,
     export_model,
     find_checkpoint,
+    make_optimizer,
     parameter_groups,
     push_folder,
     train,
@@ -69,7 +70,7 @@ def run(
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(cpu=True)
     model = model or Parabola()
-    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate))
+    optimizer = make_optimizer(parameter_groups(model, learning_rate))
     model, optimizer = accelerator.prepare(model, optimizer)
 
     def loader(start: int):

@@ -1,5 +1,6 @@
 """What the training scripts share: groups, rates, batches, averages, checkpoints, tuning ways, evaluation."""
 
+import copy
 import json
 import multiprocessing
 
@@ -22,6 +23,7 @@ from transformers_glipv2.training import (
     export_model,
     freeze,
     learning_rate_factor,
+    make_optimizer,
     parameter_groups,
     prepare_tuning,
     step_loader,
@@ -85,6 +87,27 @@ def test_groups_leave_out_frozen_parts(model):
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter of the model has `requires_grad`"):
         parameter_groups(model, 1e-3)
+
+
+def test_the_optimizer_is_a_fused_adamw(model):
+    optimizer = make_optimizer(parameter_groups(model, 1e-3))
+    assert optimizer.defaults["fused"]
+    plain = torch.optim.AdamW(parameter_groups(copy.deepcopy(model), 1e-3))
+    for step in range(3):
+        for group, other in zip(optimizer.param_groups, plain.param_groups, strict=True):
+            for one, twin in zip(group["params"], other["params"], strict=True):
+                one.grad = torch.randn(one.shape, generator=torch.Generator().manual_seed(step))
+                twin.grad = one.grad.clone()
+        optimizer.step()
+        plain.step()
+    for group, other in zip(optimizer.param_groups, plain.param_groups, strict=True):
+        for one, twin in zip(group["params"], other["params"], strict=True):
+            torch.testing.assert_close(one, twin, atol=1e-6, rtol=1e-5)
+
+
+def test_the_optimizer_of_a_device_without_a_fused_one_is_plain():
+    parameter = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    assert not make_optimizer([{"params": [parameter]}]).defaults["fused"]
 
 
 def test_schedules():

@@ -35,6 +35,7 @@ from transformers_glipv2.training.optimization import (
     SCHEDULES,
     head_groups,
     learning_rate_factor,
+    make_optimizer,
     parameter_groups,
 )
 from transformers_glipv2.training.tuning import FREEZABLE, FROZEN_WAYS, TRAIN_WAYS, freeze, prepare_tuning
@@ -84,6 +85,7 @@ __all__ = [
     "make_collator",
     "make_evaluator",
     "make_mixture",
+    "make_optimizer",
     "make_sampler",
     "parameter_groups",
     "prepare_tuning",

@@ -38,7 +38,7 @@ from transformers_glipv2.training.heads import load_other_heads
 from transformers_glipv2.training.known_classes import label_known_classes
 from transformers_glipv2.training.learnable import require_learnable
 from transformers_glipv2.training.loop import TrainingPlan, train
-from transformers_glipv2.training.optimization import parameter_groups
+from transformers_glipv2.training.optimization import make_optimizer, parameter_groups
 from transformers_glipv2.training.recipe import Recipe, choose_recipe
 from transformers_glipv2.training.report import write_report
 from transformers_glipv2.training.tuning import prepare_tuning
@@ -179,7 +179,7 @@ def fine_tune(options: FineTuneOptions) -> dict[str, Any]:
     # A pretrained text encoder learns slowly; a new head, offsets and adapters do not.
     text_factor = 1.0 if options.train in ("head", "prompt", "lora") else 0.1
     groups = parameter_groups(model, recipe.learning_rate, text_learning_rate_factor=text_factor)
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups))
+    model, optimizer = accelerator.prepare(model, make_optimizer(groups))
     average = WeightAverage(accelerator.unwrap_model(model), recipe.ema_decay) if recipe.ema_decay else None
 
     metrics: dict[str, Any] = {

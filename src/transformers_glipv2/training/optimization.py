@@ -5,9 +5,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 SCHEDULES = ("cosine", "steps", "constant")
+# Where PyTorch updates all parameters in one kernel. On one CPU thread that takes an eighth of the time.
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}
+
+
+def make_optimizer(groups: list[dict[str, Any]]) -> AdamW:
+    """
+    AdamW, fused where PyTorch has it for all the parameters.
+
+    Args:
+        groups (`list[dict]`): as of `parameter_groups`. Moving the model afterwards keeps the optimizer.
+    """
+    params = [parameter for group in groups for parameter in group["params"]]
+    fused = all(one.device.type in FUSED_DEVICES and one.is_floating_point() for one in params)
+    return AdamW(groups, fused=fused)
 
 
 def parameter_groups(
