@@ -47,14 +47,13 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
         {"image_path": str(args.images / image["file_name"]), "objects": {"category": categories[image["id"]]}}
         for image in images
     ]
-    indices, together = held_out_indices(records, args.fraction, args.seed)
+    indices, how = held_out_indices(records, args.fraction, args.seed)
     if not indices:
         raise ValueError(f"{args.annotations} lists {len(images)} images, of which none can be held out.")
     held_out = {images[index]["id"] for index in indices}
     every = {image["id"] for image in images}
     write_json(args.output / "train.json", only_images(content, every - held_out))
     write_json(args.output / "val.json", only_images(content, held_out))
-    how = "images that look alike kept together" if together else "the last by name, since many images look alike"
     print(f"{args.output}: {len(held_out)} of {len(images)} images held out, {how}")
     return {"images": len(images), "held_out": len(held_out)}
 

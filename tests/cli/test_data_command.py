@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.data.formats.six_images import BOXES, SPLITS, WRITERS
+from transformers_glipv2.cli.data_sheet import chosen_indices
 from transformers_glipv2.cli.main import run_command
 from transformers_glipv2.data.formats.open import open_dataset
 from transformers_glipv2.data.masks import decode_mask, encode_mask
@@ -137,3 +138,19 @@ def test_problems_are_named_in_text_that_can_be_written(tmp_path):
     with pytest.raises(ValueError, match=r"image \\ud800") as raised:
         BoxReport("refuse").add("unknown_image", "image \ud800")
     str(raised.value).encode()
+
+
+def test_images_of_a_sheet_are_chosen_without_reading_all_records():
+    read = []
+
+    class Records(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    names = [["cat"] if index % 2 else ["dog"] for index in range(1000)]
+    records = Records({"objects": {"category": own}} for own in names)
+    chosen = chosen_indices(records, 16, 0, ["cat", "dog"])
+    assert len(chosen) == 16 and len(read) < 100
+    assert chosen == chosen_indices(records, 16, 0)
+    assert {names[index][0] for index in chosen[:2]} == {"cat", "dog"}

@@ -5,7 +5,8 @@ Each ```console block holds command lines (`$ glipv2 ...`) with their output. Th
 its ```python blocks, in a folder that holds the checkpoint and the photographs of this repository.
 
     python -m tests.cli.transcript                 # runs them and writes the page anew
-    python -m tests.cli.transcript --glipv2 FILE   # the same by another installation's command, such as a wheel's
+    python -m tests.cli.transcript --wheel         # the same by a wheel, in an environment of its own
+    python -m tests.cli.transcript --glipv2 FILE   # the same by the command of another installation
 """
 
 import argparse
@@ -16,6 +17,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -83,10 +86,39 @@ def runner_of(command: Path) -> Run:
     """What runs a command as a process of another installation."""
 
     def run(args: list[str]) -> str:
-        done = subprocess.run([command, *args], capture_output=True, text=True)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run([command, *args], capture_output=True, text=True, env=environment)
         return done.stderr if done.returncode else done.stdout
 
     return run
+
+
+def install_wheel(folder: Path) -> Path:
+    """
+    Builds a wheel of this repository and installs it, and nothing else, into a new virtual environment, which takes
+    what the package needs from the environment that runs this.
+
+    Returns:
+        `Path`: the command.
+    """
+    source, environment = folder / "source", folder / "environment"
+    # A copy, as building leaves files behind.
+    shutil.copytree(REPOSITORY / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "wheel", source, "--no-deps", "--wheel-dir", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (wheel,) = folder.glob("*.whl")
+    python = environment / "bin" / "python"
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
+    # A path alone: the editable installation in it is made known by a `.pth` of its own, which is not read from here.
+    (packages,) = (environment / "lib").glob("python*/site-packages")
+    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    where = "import transformers_glipv2; print(transformers_glipv2.__file__)"
+    imported = subprocess.run([python, "-P", "-c", where], cwd=folder, capture_output=True, text=True, check=True)
+    assert Path(imported.stdout.strip()).is_relative_to(packages), imported.stdout
+    return python.with_name("glipv2")
 
 
 @contextlib.contextmanager
@@ -141,12 +173,16 @@ def rewrite(text: str, commands: Iterable[Command]) -> str:
 def main() -> None:
     """Writes the page anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glipv2", type=Path, help="the command of another installation; default: this one's")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--glipv2", type=Path, help="the command of another installation; default: this one's")
+    other.add_argument("--wheel", action="store_true", help="build a wheel and run the command that it installs")
     args = parser.parse_args()
-    run = run_here if args.glipv2 is None else runner_of(args.glipv2.resolve())
     text = PAGE.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as folder, sandbox(Path(folder) / "work"):
-        anew = rewrite(text, run_page(text, run))
+    with tempfile.TemporaryDirectory() as folder:
+        command = install_wheel(Path(folder)) if args.wheel else args.glipv2
+        run = run_here if command is None else runner_of(command.absolute())
+        with sandbox(Path(folder) / "work"):
+            anew = rewrite(text, run_page(text, run))
     PAGE.write_text(anew, encoding="utf-8")
 
 

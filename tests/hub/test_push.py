@@ -398,6 +398,7 @@ def test_links_out_of_the_folder_are_refused(checks, tmp_path):
         "a / b / c, 1/2/3, text/plain",
         "pad_token=tokenizer.pad_token, api_key = os.environ['API_KEY1234567890'], max_tokens = 256",
         "export HF_TOKEN=$TOKEN\nHF_TOKEN=<yours>",
+        "a shelf_" + "aB3" * 11 + ", a desk-" + "a" * 24 + " and xAKIA" + "ABCD1234" * 2,
         "commit 6b95319d6af8d3fa7cea1753dea884e1e8c38012, src/transformers_glipv2/layers/paste_masks",
     ],
 )

@@ -55,7 +55,7 @@ def draw_sheet(dataset: ImageDataset, path: Path, count: int = 16, seed: int = 0
     """
     groups = {name: index for index, name in enumerate(dataset.class_names or [])}
     drawn = []
-    for index in chosen_indices(dataset.records, count, seed):
+    for index in chosen_indices(dataset.records, count, seed, dataset.class_names or ()):
         example = dataset.read(index)
         if example is not None:
             drawn.append(_cell(example, groups))
@@ -72,16 +72,21 @@ def draw_sheet(dataset: ImageDataset, path: Path, count: int = 16, seed: int = 0
     return len(drawn)
 
 
-def chosen_indices(records: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[int]:
+def chosen_indices(
+    records: Sequence[Mapping[str, Any]], count: int, seed: int, class_names: Sequence[str] = ()
+) -> list[int]:
     """
     Records with objects, at random: those that show a class which is not shown yet come first. Records without
-    objects follow.
+    objects follow. No more records are read than that takes, where all classes are known and shown.
     """
     order = list(range(len(records)))
     random.Random(seed).shuffle(order)
     shown: Counter[str] = Counter()
     first, others, empty = [], [], []
     for index in order:
+        all_shown = bool(class_names) and shown.keys() >= set(class_names)
+        if len(first) >= count or (all_shown and len(first) + len(others) >= count):
+            break
         names = set(records[index]["objects"]["category"])
         if not names:
             empty.append(index)

@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,9 @@ def flat_code(file: Path) -> str:
     return "\n".join(lines)
 
 
+@cache
 def _relative_imports(file: Path) -> list[tuple[ast.ImportFrom, Path]]:
-    """The relative imports of a file, each with the file that it reads."""
+    """The relative imports of a file of this package, each with the file that it reads; parsed once in a process."""
     imports = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:

@@ -1,5 +1,6 @@
 """A part of the training images, held out to choose weights by: near-duplicates stay on one side."""
 
+import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -18,10 +19,12 @@ from transformers_glipv2.images.image_io import ImageFile, open_image
 # levels on average. Neighbouring frames of a video and copies in other sizes and qualities are below it.
 THUMBNAIL = 16
 ALIKE = 6.0
+# So many images are compared at most, which opens each and takes a minute or two; more are divided at random.
+MAX_COMPARED = 50_000
 _HASHES = 8  # rows of the hash; rows that agree make two images candidates
 
 
-def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed: int = 0) -> tuple[list[int], bool]:
+def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed: int = 0) -> tuple[list[int], str]:
     """
     Which images to hold out.
 
@@ -30,7 +33,8 @@ def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed
     the images themselves, so it is the same for the same images in another format.
 
     Where too many images look alike for that (a fixed camera), or classes have too few images, the last ones by name
-    are held out, which keeps all but two neighbouring frames of a video apart.
+    are held out, which keeps all but two neighbouring frames of a video apart. More than `MAX_COMPARED` images are not
+    compared.
 
     Args:
         records (`Sequence[Mapping]`): of an `ImageDataset`.
@@ -38,22 +42,30 @@ def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed
         seed (`int`, *optional*, defaults to 0).
 
     Returns:
-        `tuple[list[int], bool]`: ascending indices, of two images or more at least one and not all; and whether
-        images that look alike were kept together.
+        `tuple[list[int], str]`: ascending indices, of two images or more at least one and not all; and how they were
+        chosen, for a message.
 
     Raises:
         ValueError: when the fraction is out of range.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` is {fraction}; it must be above 0 and below 1.")
-    names = [_name(record, index) for index, record in enumerate(records)]
+    # Reading a record takes time, so all is read in one pass.
+    sources, classes = [], []
+    for index in range(len(records)):
+        record = records[index]
+        sources.append(record["image_path"])
+        classes.append(tuple(set((record.get("objects") or {}).get("category", ()))))
+    names = [_name(source, index) for index, source in enumerate(sources)]
+    how = "images that look alike kept together"
+    if len(sources) > MAX_COMPARED:
+        how = f"at random, as more than {MAX_COMPARED} images are not compared"
     groups = sorted(
-        (sorted(group, key=names.__getitem__) for group in look_alike_groups(records)),
+        (sorted(group, key=names.__getitem__) for group in look_alike_groups(sources)),
         key=lambda group: names[group[0]],
     )
     random.Random(seed).shuffle(groups)
     target = max(1, round(fraction * len(records)))
-    classes = [set((record.get("objects") or {}).get("category", ())) for record in records]
     left = Counter(name for own in classes for name in own)
     held: list[int] = []
     for group in groups:
@@ -63,14 +75,19 @@ def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed
             held += group
             left -= own
     if 2 * len(held) >= target:
-        return sorted(held), True
+        return sorted(held), how
     by_name = sorted(range(len(records)), key=names.__getitem__)
-    return sorted(by_name[-target:] if len(records) > 1 else []), False
+    return sorted(by_name[-target:] if len(records) > 1 else []), "the last by name, many images look alike"
 
 
-def look_alike_groups(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The records' indices in groups of images that look alike; most groups hold one."""
-    parent = list(range(len(records)))
+def look_alike_groups(sources: Sequence[Any]) -> list[list[int]]:
+    """
+    The indices of images in groups of those that look alike; most groups hold one.
+
+    Args:
+        sources (`Sequence`): as `image_path` of records. More than `MAX_COMPARED` are compared by their names only.
+    """
+    parent = list(range(len(sources)))
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -78,24 +95,24 @@ def look_alike_groups(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
             index = parent[index]
         return index
 
-    for one, other in (*_alike_pairs(_thumbnails(records)), *_same_source(records)):
+    pairs = _alike_pairs(_thumbnails(sources)) if len(sources) <= MAX_COMPARED else ()
+    for one, other in (*pairs, *_same_source(sources)):
         parent[root(one)] = root(other)
     groups: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(records)):
+    for index in range(len(sources)):
         groups[root(index)].append(index)
     return list(groups.values())
 
 
-def _name(record: Mapping[str, Any], index: int) -> str:
-    path = record["image_path"]
-    return Path(path).name if isinstance(path, (str, Path)) else f"{index:09d}"
+def _name(source: Any, index: int) -> str:
+    return os.path.basename(source) if isinstance(source, (str, Path)) else f"{index:09d}"
 
 
-def _same_source(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
+def _same_source(sources: Sequence[Any]) -> Iterator[tuple[int, int]]:
     """Pairs of images that Roboflow made of one image by augmentation."""
     first: dict[str, int] = {}
-    for index, record in enumerate(records):
-        match = re.fullmatch(r"(.+)\.rf\.\w+\.\w+", _name(record, index))
+    for index, source in enumerate(sources):
+        match = re.fullmatch(r"(.+)\.rf\.\w+\.\w+", _name(source, index))
         if match and first.setdefault(match[1], index) != index:
             yield first[match[1]], index
 
@@ -123,11 +140,10 @@ def _alike_pairs(thumbnails: np.ndarray) -> Iterator[tuple[int, int]]:
                 kind.append(int(index))
 
 
-def _thumbnails(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def _thumbnails(sources: Sequence[Any]) -> np.ndarray:
     """Grey thumbnails `(images, side, side)`, NaN where an image cannot be read."""
     with ThreadPoolExecutor() as pool:
-        sources = (records[index]["image_path"] for index in range(len(records)))
-        bar = tqdm(pool.map(_thumbnail, sources), "comparing images", len(records), delay=5, leave=False)
+        bar = tqdm(pool.map(_thumbnail, sources), "comparing images", len(sources), delay=5, leave=False)
         found = list(bar)
     return np.stack(found) if found else np.empty((0, THUMBNAIL, THUMBNAIL), dtype=np.float32)
 

@@ -44,16 +44,17 @@ CLASS_OF_HEAD = {
     "contrastive_head": GLIPv2ForPreTraining,
 }
 
-# Forms that are secrets wherever they are, also in the bytes of images and weights.
+# Forms that are secrets wherever they are, also in the bytes of images and weights. Each begins with its letters, and
+# says behind them that none is before: to search for letters takes a hundredth of the time of a search for `\b`.
 SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
-    "an OpenAI or Anthropic key": r"\bsk-[A-Za-z0-9_-]{24,}",
-    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a Google key": r"\bAIza[A-Za-z0-9_-]{30,}",
-    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
+    "a Hugging Face token": r"hf_(?<!\whf_)[A-Za-z0-9]{20,}",
+    "a GitHub token": r"g(?<!\wg)(?:h[pousr]_[A-Za-z0-9]{30,}|ithub_pat_[A-Za-z0-9_]{30,})",
+    "an OpenAI or Anthropic key": r"sk-(?<!\wsk-)[A-Za-z0-9_-]{24,}",
+    "an AWS key": r"A(?<!\wA)(?:KIA|SIA)[A-Z0-9]{16}\b",
+    "a Google key": r"AIza(?<!\wAIza)[A-Za-z0-9_-]{30,}",
+    "a Slack token": r"xox(?<!\wxox)[abprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"\bhttps?://[^\s/:@\x00-\x1f\x7f-\xff]+:[^\s/@\x00-\x1f\x7f-\xff]+@",
+    "a password in an address": r"http(?<!\whttp)s?://[^\s/:@\x00-\x1f\x7f-\xff]+:[^\s/@\x00-\x1f\x7f-\xff]+@",
 }
 # Values that are given to names of secrets, in text only: quoted, or as in an environment file.
 _SECRET_NAME = (
@@ -62,7 +63,7 @@ _SECRET_NAME = (
 NAMED_SECRETS = (
     rf"(?i){_SECRET_NAME}['\"]?\s*[:=]\s*['\"](?=[^'\"]*\d)[A-Za-z0-9_\-+/=.]{{16,}}['\"]",
     rf"(?i){_SECRET_NAME}\s*=\s*(?=[^\s'\"]*\d)[A-Za-z0-9_\-+/=.]{{16,}}(?![\w(\[.])",
-    r"^\s*(?:export\s+)?[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PWD|CREDENTIALS?|KEY)=['\"]?"
+    r"(?m)^\s*(?:export\s+)?[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PWD|CREDENTIALS?|KEY)=['\"]?"
     r"[^\s'\"$<{(\[]{4,}",
 )
 # Keys of clouds are long random text: letters of both cases and digits, more evenly spread than in words and paths.
@@ -197,13 +198,16 @@ def find_in_text(name: str, file: Path) -> list[str]:
     except UnicodeDecodeError:
         return [f"{name} is no UTF-8 text; write it again as UTF-8."]
     problems = find_foreign_code(name, file, text)
+    # The whole text at once is much quicker than its lines, which tell where something is.
+    has_secrets = bool(secrets_of(text))
     for number, line in enumerate(text.splitlines(), 1):
         where = f"{name}, line {number},"
-        problems += [f"{where} holds {kind}; take it out and revoke it." for kind in secrets_of(line)]
+        found = secrets_of(line) if has_secrets else []
+        problems += [f"{where} holds {kind}; take it out and revoke it." for kind in found]
         # Vocabularies hold words with slashes, and no paths.
         if file.name != "tokenizer.json":
-            found = ABSOLUTE_PATH.findall(line)
-            problems += [f"{where} has the absolute path {path}; make it relative or take it out." for path in found]
+            paths = ABSOLUTE_PATH.findall(line)
+            problems += [f"{where} has the absolute path {path}; make it relative or take it out." for path in paths]
     return problems
 
 

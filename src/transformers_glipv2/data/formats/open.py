@@ -1,12 +1,16 @@
 """Data sets in whatever format they are: recognised, divided into splits, counted."""
 
+import contextlib
 import hashlib
 import os
+import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from transformers_glipv2.data.dataset import ImageDataset
 from transformers_glipv2.data.formats.coco import find_coco
@@ -126,7 +130,7 @@ class LocalDataset:
         self._seed = seed
         self._val_fraction = val_fraction
         self._divided: str | None = None
-        self._held_out: tuple[list[int], bool] | None = None
+        self._held_out: tuple[list[int], str] | None = None
         self._read: dict[tuple[str, bool], ImageDataset] = {}
         has_val = any(split_name(name) in ("val", "minival") for name in self._sources)
         divided = next((name for name in self._sources if name in ("train", WHOLE)), None)
@@ -188,21 +192,20 @@ class LocalDataset:
     @property
     def report(self) -> DataReport:
         splits = {name: self.splits[name] for name in self.split_names}
+        read = {name: _read_through(own) for name, own in splits.items()}
         notes = []
         if self._divided is not None:
-            held_out, together = self._held_out_indices()
+            held_out, how = self._held_out_indices()
             count = len(held_out)
-            how = "images that look alike kept together" if together else "the last by name, many images look alike"
             notes.append(
                 f"val is {_count(count, 'image', 'images')} held out of {len(splits['train']) + count} "
                 f"(--val_fraction {self._val_fraction:g}, seed {self._seed}, {how})"
             )
-        notes += [*_shared_images(splits), *_other_classes(splits)]
-        return DataReport(
-            self.path, self.form, self.classes, {name: _split_report(own) for name, own in splits.items()}, notes
-        )
+        notes += [*_shared_images({name: paths for name, (_, paths) in read.items()}), *_other_classes(splits)]
+        reports = {name: report for name, (report, _) in read.items()}
+        return DataReport(self.path, self.form, self.classes, reports, notes)
 
-    def _held_out_indices(self) -> tuple[list[int], bool]:
+    def _held_out_indices(self) -> tuple[list[int], str]:
         if self._held_out is None:
             assert self._divided is not None
             whole = self._read_source(self._divided, False)
@@ -346,27 +349,33 @@ def _find(name: str, images: Path | None, format: str | None) -> FoundData:
 # Reports -------------------------------------------------------------------------------------------------------------
 
 
-def _split_report(dataset: ImageDataset) -> SplitReport:
+def _read_through(dataset: ImageDataset) -> tuple[SplitReport, list[str]]:
+    """The counts of a split, and the paths of its image files, by one pass over its records."""
     boxes: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
+    paths: list[str] = []
     empty = 0
-    for record in dataset.records:
+    for record in tqdm(dataset.records, "counting boxes", unit=" images", delay=5, leave=False):
+        if isinstance(record["image_path"], str):
+            paths.append(record["image_path"])
         objects = record.get("objects") or {"bbox": [], "category": []}
         empty += not objects["bbox"]
         boxes.update(objects["category"])
         areas = [box[2] * box[3] for box in objects["bbox"]]
         sizes.update("small" if area < 32**2 else "medium" if area < 96**2 else "large" for area in areas)
     missing, first = dataset.missing_images
-    return SplitReport(len(dataset), empty, missing, first, boxes, sizes, dataset.report.summary())
+    return SplitReport(len(dataset), empty, missing, first, boxes, sizes, dataset.report.summary()), paths
 
 
-def _shared_images(splits: Mapping[str, ImageDataset]) -> list[str]:
-    """A line for each two splits that have images in common, by file or by content."""
+def _shared_images(splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each two splits that have images in common, by file or by content, of the paths of their images."""
     by_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for name, dataset in splits.items():
-        for record in dataset.records:
-            if isinstance(record["image_path"], str) and os.path.isfile(record["image_path"]):
-                by_size[os.path.getsize(record["image_path"])].append((name, record["image_path"]))
+    for name, paths in splits.items() if len(splits) > 1 else ():
+        for path in paths:
+            with contextlib.suppress(OSError):
+                found = os.stat(path)
+                if stat.S_ISREG(found.st_mode):
+                    by_size[found.st_size].append((name, path))
     shared: dict[tuple[str, str], list[str]] = defaultdict(list)
     for same in by_size.values():
         if len({name for name, _ in same}) == 1:
