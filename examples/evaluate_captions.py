@@ -34,6 +34,7 @@ from transformers_glipv2.data.captions import load_coco_captions, load_karpathy_
 from transformers_glipv2.evaluation.captions import DEFAULT_METRICS, METRICS, evaluate_captions
 from transformers_glipv2.evaluation.shards import evaluation_accelerator
 from transformers_glipv2.images.image_io import open_image
+from transformers_glipv2.inference.detector import Detector
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 
 
@@ -61,7 +62,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         dataset = load_coco_captions(args.annotations, args.images, per_image=True)
     records = [dataset.records[index] for index in range(min(len(dataset), args.max_samples or len(dataset)))]
     image_ids = [record["image_id"] for record in records]
-    model, processor = load_checkpoint(GLIPv2ForConditionalGeneration, args.model, accelerator.device)
+    loaded = load_checkpoint(GLIPv2ForConditionalGeneration, args.model, accelerator.device)
+    detector = Detector(*loaded, batch_size=args.batch_size, progress=False)
 
     def load(index: int):
         return image_ids[index], open_image(records[index]["image_path"])
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     def caption(items):
         own_ids, images = zip(*items, strict=True)
         with accelerator.autocast():
-            captions = generate_captions(model, processor, images, args.num_beams, args.max_new_tokens, args.prefix)
+            captions = generate_captions(detector, images, args.num_beams, args.max_new_tokens, args.prefix)
         return [[{"image_id": key, "caption": caption}] for key, caption in zip(own_ids, captions, strict=True)]
 
     settings = {name: getattr(args, name) for name in ("split", "prefix", "num_beams", "max_new_tokens")}

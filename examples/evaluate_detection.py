@@ -68,7 +68,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_threshold(parser, default=0.0)
     add("--pre_nms_threshold", type=fraction, default=0.05, help="label score of a candidate box (default: 0.05)")
     add_nms_threshold(parser)
-    add_prediction(parser, auto=True)
+    add_prediction(parser)
     add_backend(parser)
     add_compile(parser)
     add_outside_paths(parser)

@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> dict:
     def evaluator(num_beams: int = 1) -> CaptionEvaluator:
         return CaptionEvaluator(accelerator, processor, examples, args.prefix, num_beams, with_images=with_images)
 
-    make_loader = step_loaders(args, accelerator, mixture, collator)
+    make_loader = step_loaders(args, accelerator, processor, mixture, collator)
     options = {"warmup_steps": args.num_steps // 10, "other_heads": other_heads, "metric": "CIDEr"}
     evaluate = evaluator() if examples else None
     state = fit(args, accelerator, processor, model, optimizer, make_loader, evaluate=evaluate, **options)

@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
     # Training; the best weights by mask AP are kept.
     evaluate = make_evaluator(data, accelerator, processor, masks=True)
-    make_loader = step_loaders(args, accelerator, mixture, collator)
+    make_loader = step_loaders(args, accelerator, processor, mixture, collator)
     warmup_steps = min(50, args.num_steps // 10)
     state = fit(args, accelerator, processor, model, optimizer, make_loader, warmup_steps, evaluate, other_heads)
     metrics = {"train": args.train, "best_step": state.best_step, "seconds": state.seconds}

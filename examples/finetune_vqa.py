@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> dict:
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Batches: new ones each step, or what the frozen detector makes of some, again and again.
-    make_loader = step_loaders(args, accelerator, mixture, collator)
+    make_loader = step_loaders(args, accelerator, processor, mixture, collator)
     if args.cached_questions:
         own = (accelerator.process_index, accelerator.num_processes)
         batches = StepBatches(args.batch_size, args.cached_questions // args.batch_size, 0, 1, *own)

@@ -58,7 +58,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--agnostic_nms", action="store_true", help="suppress overlapping boxes of different labels too")
     add("--max_detections", type=positive_int, default=100, help="boxes of an image (default: 100)")
     add_generation(parser)
-    add_prediction(parser, auto=True)
+    add_prediction(parser)
     add_backend(parser)
     add_compile(parser)
     add("--engine", choices=("local", "ray"), default="local", help="ray: actors of a Ray cluster (default: local)")

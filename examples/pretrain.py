@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         processor,
         model,
         optimizer,
-        step_loaders(args, accelerator, mixture, collator),
+        step_loaders(args, accelerator, processor, mixture, collator),
         args.warmup_steps,
         evaluate=make_evaluator(data, accelerator, processor),
         average=average,

@@ -57,7 +57,7 @@ def test_a_folder_gives_the_same_file_as_the_script(capsys):
 
 def test_files_and_folders_together_and_captions(capsys):
     short = ["--num_beams", "1", "--max_new_tokens", "3"]
-    given = ["--task", "captions", *short, "--format", "coco", "--output", "captions"]
+    given = ["--task", "captions", *short, "--batch_size", "auto", "--format", "coco", "--output", "captions"]
     assert run_command([*PREDICT, "red.png", "coco/val", *given]) == 0
     assert "4 images in captions/predictions.json; 0 could not be read" in capsys.readouterr().out
     content = json.loads(Path("captions/predictions.json").read_text())
@@ -135,7 +135,6 @@ SLIPS = [
     ([*PREDICT, "red.png", "--labels", "cat", "--task", "captions"], "captions take none"),
     ([*PREDICT, "red.png", "--labels", "cat", "--task", "boxen"], "'boxen' is not one of"),
     ([*PREDICT, "red.png", "--task", "captions", "--backend", "onnx"], "captions are made by PyTorch only"),
-    ([*PREDICT, "red.png", "--task", "captions", "--batch_size", "auto"], "auto goes with boxes and masks"),
     ([*PREDICT, "none.png", "--labels", "cat"], "there is no file or folder 'none.png'"),
     ([*PREDICT, "empty", "--labels", "cat"], "holds no image files"),
     ([*PREDICT, "red.png", "--labels_file", "none.txt"], "--labels_file: there is no file 'none.txt'"),

@@ -60,13 +60,14 @@ def evaluate(task: str, accelerator: Accelerator, model: nn.Module, folder: Path
     processor = tiny_processor()
     if task == "captions":
         examples = [{"kind": "caption", "image": image, "text": "a cat"} for image in images()]
-        evaluator = CaptionEvaluator(accelerator, processor, examples, max_new_tokens=8, progress=False)
+        evaluator = CaptionEvaluator(accelerator, processor, examples, max_new_tokens=8, batch_size=2, progress=False)
         evaluator(model)
         return evaluator.captions
     if task == "answers":
         examples = [{"image": image, "question": "a cat", "answers": ["yes"]} for image in images()]
-        return AnswerEvaluator(accelerator, processor, examples, progress=False)(model)
-    evaluator = DetectionEvaluator(accelerator, processor, folder, "val", masks=task == "masks", progress=False)
+        return AnswerEvaluator(accelerator, processor, examples, batch_size=2, progress=False)(model)
+    options = {"masks": task == "masks", "batch_size": 2, "progress": False}
+    evaluator = DetectionEvaluator(accelerator, processor, folder, "val", **options)
     scores = evaluator(model)
     return {"scores": scores, "predictions": evaluator.predictions}
 

@@ -188,15 +188,12 @@ def add_generation(parser: argparse.ArgumentParser, max_new_tokens: int = 30) ->
     )
 
 
-def add_prediction(parser: argparse.ArgumentParser, batch_size: bool = True, auto: bool = False) -> None:
-    """
-    What all scripts that predict many images take: how many, how fast, and how often predictions are written; with
-    `auto` also `--batch_size auto`.
-    """
+def add_prediction(parser: argparse.ArgumentParser, batch_size: bool = True) -> None:
+    """What all scripts that predict many images take: how many, how fast, and how often predictions are written."""
     add_max_samples(parser, "only the first so many images (of each data set)")
     if batch_size:
-        kind, more = (batch_size_type, "; auto: as many as fit") if auto else (positive_int, "")
-        parser.add_argument("--batch_size", type=kind, default=1, help=f"images at once{more} (default: 1)")
+        help = "images at once; auto: as many as fit (default: 1)"
+        parser.add_argument("--batch_size", type=batch_size_type, default=1, help=help)
     add_num_workers(parser)
     parser.add_argument(
         "--images_per_file",
@@ -313,6 +310,11 @@ def add_training(
     )
     add_num_workers(parser)
     add_mixed_precision(parser)
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the network (torch.compile): minutes at the start for each size of images, then faster on a GPU",
+    )
     add_seed(parser, "of data order, augmentation and dropout")
     add(
         "--resume",

@@ -2,16 +2,17 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from PIL import Image
 
 from transformers_glipv2.data.files import write_json, write_json_list
 from transformers_glipv2.evaluation.shards import PredictionShards, predict_in_shards, weights_id
 from transformers_glipv2.inference.batching import WINDOW
+from transformers_glipv2.inference.detector import Detector
 
 Failures = Mapping[Any, str]
 
@@ -36,13 +37,13 @@ def predict_images(
         accelerator (`Accelerator`), keys, load, predict, description: as of `evaluation.shards`.
         settings (`Mapping`): what predictions depend on beside the weights, the precision and the size of batches.
         output (`Path`, *optional*), model (`str`, *optional*): instead of those of `args`.
-        at_once (`int`, *optional*): images of one call of `predict`; by default the size of a batch.
+        at_once (`int`, *optional*): images of one call of `predict`; by default a few batches.
 
     Returns:
         `PredictionShards`: whole, on every process.
     """
     shards = prediction_shards(args, accelerator, keys, settings, output, model)
-    images = at_once or int(getattr(args, "batch_size", 1))
+    images = at_once or images_for_batches(getattr(args, "batch_size", 1), args.images_per_file)
     predict_in_shards(shards, load, predict, accelerator, images, args.num_workers, description)
     return shards
 
@@ -126,30 +127,21 @@ def score_predictions(
     return metrics
 
 
-@torch.no_grad()
 def generate_captions(
-    model: Any, processor: Any, images: Sequence[Image.Image], num_beams: int, max_new_tokens: int, prefix: str = ""
+    detector: Detector, images: Sequence[Image.Image], num_beams: int, max_new_tokens: int, prefix: str = ""
 ) -> list[str]:
     """
-    Captions of a batch of images.
+    Captions of images, in the detector's batches.
 
     Args:
-        model (`GLIPv2ForConditionalGeneration`), processor (`GLIPv2Processor`).
+        detector (`Detector`): of a `GLIPv2ForConditionalGeneration`.
         images (`Sequence[PIL.Image.Image]`): RGB.
         num_beams (`int`), max_new_tokens (`int`): of beam search.
         prefix (`str`, *optional*): how captions begin, which is part of them.
     """
-    inputs = processor.image_processor(list(images), return_tensors="pt").to(model.device)
-    text = processor(text=[prefix] * len(images), return_tensors="pt").to(model.device) if prefix else {}
-    tokens = model.generate(
-        pixel_values=inputs["pixel_values"],
-        pixel_mask=inputs["pixel_mask"],
-        num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        **text,
-    )
-    return [line.strip() for line in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    generation = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
+    respond = partial(detector.write_captions, generate_kwargs=generation)
+    return list(detector.results(list(images), lambda index: prefix, detector.options, respond))
 
 
 def write_scene_scores(args: argparse.Namespace, results: Mapping[str, Any], names: Sequence[str]) -> None:

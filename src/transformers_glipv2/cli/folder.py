@@ -77,8 +77,6 @@ def label_images(args: argparse.Namespace) -> Path:
             raise ValueError(f"--labels_file: {str(args.labels_file)!r} holds no label; write one a line.")
     if not args.labels and args.task != "captions":
         args.labels = tuned_labels(args.model)
-    if args.task == "captions" and args.batch_size == "auto":
-        raise ValueError("--batch_size auto goes with boxes and masks; give captions a number")
     accelerator = evaluation_accelerator(args.mixed_precision)
     with accelerator.main_process_first():
         source = open_source(args)
@@ -86,7 +84,7 @@ def label_images(args: argparse.Namespace) -> Path:
     keep = ("task", "labels", *DETECTION_OPTIONS, "num_beams", "max_new_tokens")
     settings = {name: getattr(args, name) for name in keep} | {"source": str(args.images or args.dataset)}
     shards = prediction_shards(args, accelerator, names, settings)
-    at_once = args.batch_size if args.task == "captions" else images_for_batches(args.batch_size, args.images_per_file)
+    at_once = images_for_batches(args.batch_size, args.images_per_file)
     if args.engine == "ray":
         threads = max(args.num_workers, 1)
         make = partial(make_worker, args)
@@ -181,10 +179,11 @@ def detector(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
 
 def captioner(args: argparse.Namespace, accelerator: Accelerator) -> Predict:
     """Images to the column "caption"."""
-    model, processor = load_checkpoint(GLIPv2ForConditionalGeneration, args.model, accelerator.device)
+    loaded = load_checkpoint(GLIPv2ForConditionalGeneration, args.model, accelerator.device)
+    detector = Detector(*loaded, batch_size=args.batch_size, progress=False)
 
     def caption(images: list[Image.Image]) -> list[dict[str, Any]]:
-        captions = generate_captions(model, processor, images, args.num_beams, args.max_new_tokens)
+        captions = generate_captions(detector, images, args.num_beams, args.max_new_tokens)
         return [{"caption": caption} for caption in captions]
 
     return caption

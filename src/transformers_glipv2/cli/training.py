@@ -18,10 +18,12 @@ from transformers_glipv2.data.mixture import MixtureDataset
 from transformers_glipv2.image_processing_glipv2 import set_shortest_edge
 from transformers_glipv2.training import (
     DataFile,
+    FixedShapes,
     StepBatches,
     TrainingPlan,
     TrainingState,
     WeightAverage,
+    compile_network,
     export_model,
     load_other_heads,
     load_sources,
@@ -59,9 +61,14 @@ def set_image_size(processor: GLIPv2Processor, image_size: Sequence[int] | None)
 
 
 def step_loaders(
-    args: argparse.Namespace, accelerator: Accelerator, dataset: Dataset, collator: Callable[..., Any]
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    processor: GLIPv2Processor,
+    dataset: Dataset,
+    collator: Callable[..., Any],
 ) -> MakeLoader:
-    """From the step to start at to the batches of this process."""
+    """From the step to start at to the batches of this process; of a few shapes where the network is compiled."""
+    collate = FixedShapes(collator, processor) if args.compile else collator
 
     def make_loader(start_step: int) -> DataLoader:
         batches = StepBatches(
@@ -72,7 +79,7 @@ def step_loaders(
             accelerator.process_index,
             accelerator.num_processes,
         )
-        return step_loader(dataset, batches, collator, args.num_workers)
+        return step_loader(dataset, batches, collate, args.num_workers)
 
     return make_loader
 
@@ -155,6 +162,8 @@ def fit(
         plan: further fields of `TrainingPlan`.
     """
     options = {"keep_checkpoints": 1, **plan}
+    if args.compile:
+        compile_network(accelerator.unwrap_model(model))
     return train(
         accelerator,
         model,

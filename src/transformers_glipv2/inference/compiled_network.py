@@ -43,11 +43,7 @@ class CompiledNetwork:
     """
 
     def __init__(self, model: PreTrainedModel, edges: Sequence[int] = (), options: Mapping[str, Any] | None = None):
-        if model.config.mask_padded_pixels:
-            raise ValueError(
-                "`compile` needs fixed shapes, and a model with `mask_padded_pixels=True` cuts every image to its "
-                "own; load it with `mask_padded_pixels=False`, or leave `compile` out."
-            )
+        check_fixed_shapes(model.config)
         if options is None:
             options = {"mode": "reduce-overhead"} if model.device.type == "cuda" else {}
         self.model = model
@@ -112,6 +108,15 @@ class CompiledNetwork:
 
 
 # Shapes --------------------------------------------------------------------------------------------------------------
+
+
+def check_fixed_shapes(config: Any) -> None:
+    """Raises ValueError for a model that cuts padding away, whose shapes depend on each image."""
+    if config.mask_padded_pixels:
+        raise ValueError(
+            "`compile` needs fixed shapes, and a model with `mask_padded_pixels=True` cuts every image to its "
+            "own; load it with `mask_padded_pixels=False`, or leave `compile` out."
+        )
 
 
 def bucket_side(side: int, edges: Sequence[int] = ()) -> int:

@@ -530,6 +530,13 @@ class Detector:
         Returns:
             For each image {"caption", "phrases"}.
         """
+        captions = self.write_captions(features, batch, generate_kwargs)
+        return self.ground_captions(features, captions, [image.target_size for image in batch], limits)
+
+    def write_captions(
+        self, features: ModelOutput, batch: list[PreparedImage], generate_kwargs: Mapping[str, Any]
+    ) -> list[str]:
+        """As [`Detector.caption_batch`], the captions alone."""
         tokenizer = self.processor.tokenizer
         with TOKENIZER_LOCK:
             # Not the processor, which refuses empty texts.
@@ -538,10 +545,9 @@ class Detector:
             ).to(self.model.device)
         tokens = self.model.generate(image_features=features, **beginnings, **generate_kwargs)
         if len(tokens) != len(batch):
-            raise ValueError("Captions are grounded one an image; leave `num_return_sequences` at 1.")
+            raise ValueError("There is one caption an image; leave `num_return_sequences` at 1.")
         with TOKENIZER_LOCK:
-            captions = decode_captions(tokens, tokenizer)
-        return self.ground_captions(features, captions, [image.target_size for image in batch], limits)
+            return decode_captions(tokens, tokenizer)
 
     def ground_captions(
         self,

@@ -17,6 +17,7 @@ from transformers_glipv2.training.collators import (
     JointCollator,
     ablate_images,
 )
+from transformers_glipv2.training.compiling import FixedShapes, compile_network
 from transformers_glipv2.training.data_file import (
     DataFile,
     SamplerBySource,
@@ -58,6 +59,7 @@ __all__ = [
     "CaptionEvaluator",
     "DataFile",
     "DetectionEvaluator",
+    "FixedShapes",
     "JointCollator",
     "SamplerBySource",
     "StepBatches",
@@ -70,6 +72,7 @@ __all__ = [
     "best_constant_answers",
     "best_constant_caption",
     "caption_scores",
+    "compile_network",
     "contrastive_head_of",
     "evaluation_examples",
     "export_model",

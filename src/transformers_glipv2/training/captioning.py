@@ -2,18 +2,24 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
 from transformers_glipv2.evaluation.captions import evaluate_captions, ptb_tokenize
-from transformers_glipv2.inference.language import decode_captions
-from transformers_glipv2.training.collators import Examples, ablate_images
-from transformers_glipv2.training.evaluation import gather_in_order, own_examples, whole_weights
+from transformers_glipv2.inference.options import check_batch_size
+from transformers_glipv2.training.collators import Examples
+from transformers_glipv2.training.evaluation import (
+    AblatedImages,
+    gather_in_order,
+    make_detector,
+    own_examples,
+    whole_weights,
+)
 
 
 class CaptionEvaluator:
@@ -29,6 +35,7 @@ class CaptionEvaluator:
         max_new_tokens (`int`, *optional*, defaults to 40).
         with_images (`bool`, *optional*, defaults to `True`): `False` ablates them.
         progress (`bool`, *optional*, defaults to `True`): show bars.
+        batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`): see `make_detector`.
 
     Returns (when called with a prepared model in eval mode):
         `dict[str, float]`: CIDEr and Bleu_1 to Bleu_4, times 100; the same on every process. Texts are split as the
@@ -46,7 +53,9 @@ class CaptionEvaluator:
         max_new_tokens: int = 40,
         with_images: bool = True,
         progress: bool = True,
+        batch_size: int | str = "auto",
     ):
+        check_batch_size(batch_size)
         self.accelerator = accelerator
         self.processor = processor
         self.examples = examples
@@ -54,28 +63,26 @@ class CaptionEvaluator:
         self.generation = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
         self.with_images = with_images
         self.progress = progress and accelerator.is_main_process
+        self.batch_size = batch_size
         self.captions: list[str] = []
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, float]:
-        model = self.accelerator.unwrap_model(model)
-        with whole_weights(model):
-            return self._evaluate(model)
+        detector = make_detector(self.accelerator, self.processor, model, self.batch_size)
+        if not self.with_images:
+            detector.network = AblatedImages(detector.model)
+        # No process waits for the others' captions: each has all weights.
+        write = partial(detector.write_captions, generate_kwargs={**self.generation, "synced_gpus": False})
+        indices: list[int] = []
 
-    def _evaluate(self, model: Any) -> dict[str, float]:
-        tokenizer, device = self.processor.tokenizer, self.accelerator.device
-        prefix = tokenizer([self.prefix], return_tensors="pt", return_token_type_ids=False).to(device)
-        found = []
-        for index, example in own_examples(self.accelerator, self.examples, self.progress):
-            inputs = dict(self.processor.image_processor([example["image"]], return_tensors="pt"))
-            inputs = inputs if self.with_images else ablate_images(inputs)
-            with self.accelerator.autocast():
-                # No process waits for the others' captions: each has all weights.
-                tokens = model.generate(
-                    **send_to_device(inputs, device), **prefix, **self.generation, synced_gpus=False
-                )
-            found.append((index, decode_captions(tokens, tokenizer)[0]))
-        self.captions = gather_in_order(found)
+        def images() -> Iterator[Any]:
+            for index, example in own_examples(self.accelerator, self.examples, self.progress):
+                indices.append(index)
+                yield example["image"]
+
+        with whole_weights(detector.model), self.accelerator.autocast():
+            captions = list(detector.results(images(), lambda index: self.prefix, detector.options, write))
+        self.captions = gather_in_order(zip(indices, captions, strict=True))
         return caption_scores(self.examples, self.captions)
 
 

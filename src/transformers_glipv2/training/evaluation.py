@@ -1,5 +1,6 @@
 """Evaluation while a model trains: how examples are dealt to processes, and average precision of boxes and masks."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers_glipv2.evaluation.coco import evaluate_coco, numbered, truth_e
 from transformers_glipv2.evaluation.confusion import best_threshold
 from transformers_glipv2.evaluation.detector import coco_entries
 from transformers_glipv2.inference.detector import Detector, encode_labels
+from transformers_glipv2.inference.options import check_batch_size
 from transformers_glipv2.prompts import clean_labels
 from transformers_glipv2.training.data_file import DataFile, load_sources, resolved_path
 
@@ -58,6 +60,47 @@ def gather_in_order(results: Iterable[tuple[int, Item]]) -> list[Item]:
     # Each process hands over one object: `gather_object` joins lists.
     everyone = {index: result for part in gather_object([dict(results)]) for index, result in part.items()}
     return [everyone[index] for index in sorted(everyone)]
+
+
+def make_detector(
+    accelerator: Accelerator,
+    processor: Any,
+    model: nn.Module,
+    batch_size: int | str = "auto",
+    methods: Sequence[str] = (),
+    **options: Any,
+) -> Detector:
+    """
+    A `Detector` of a prepared model.
+
+    Args:
+        accelerator (`Accelerator`), processor (`GLIPv2Processor`), model (`nn.Module`): prepared.
+        batch_size (`int` or `"auto"`, *optional*): images of one size that go through the network together. A model
+            that FSDP2 shards takes one at a time, as all processes must call it equally often.
+        methods (`Sequence[str]`, *optional*): of the model, that are called beside `forward`.
+        options: of the `Detector`.
+    """
+    methods = ("get_image_features", "get_text_features", *methods)
+    own: Any = with_forward_methods(accelerator, model, *methods)
+    if isinstance(own, FSDPModule):
+        batch_size = 1
+    return Detector(own, processor, batch_size=batch_size, progress=False, **options)
+
+
+class AblatedImages:
+    """
+    The network of a `Detector` that sees no image: every pixel is the mean colour.
+
+    Args:
+        model (`nn.Module`): with images.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def get_image_features(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:
+        """As the model's, of images without content."""
+        return self.model.get_image_features(torch.zeros_like(pixel_values), pixel_mask)
 
 
 def with_forward_methods(accelerator: Accelerator, model: nn.Module, *methods: str) -> nn.Module:
@@ -119,6 +162,7 @@ class DetectionEvaluator:
         masks (`bool`, *optional*, defaults to `False`): score masks too. Objects without a mask are then left out of
             both scores, so that the two compare.
         progress (`bool`, *optional*, defaults to `True`): show bars.
+        batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`): see `make_detector`.
 
     Returns (when called with a prepared model in eval mode):
         `dict[str, float]`: AP, AP50, AP75, APs, APm, APl and AR@100 in percent; -1 where there is nothing to average.
@@ -146,7 +190,9 @@ class DetectionEvaluator:
         image_folder: str | Path | None = None,
         val_fraction: float = 0.0,
         labels: Sequence[str] | None = None,
+        batch_size: int | str = "auto",
     ):
+        check_batch_size(batch_size)
         if isinstance(data, ImageDataset):
             name, dataset = data.report.name, data
         else:
@@ -176,28 +222,39 @@ class DetectionEvaluator:
         self.processor = processor
         self.size = size
         self.masks = masks
+        self.batch_size = batch_size
         self.progress = progress and accelerator.is_main_process
         self.content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
         self.predictions: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        methods = ("get_image_features", "get_text_features", *(("predict_masks",) if self.masks else ()))
-        wrapped: Any = with_forward_methods(self.accelerator, model, *methods)
-        detector = Detector(wrapped, self.processor, threshold=0.0, size=self.size, progress=False)
+        methods = ["predict_masks"] if self.masks else []
+        detector = make_detector(
+            self.accelerator, self.processor, model, self.batch_size, methods, threshold=0.0, size=self.size
+        )
         category_ids: dict[str, Any] = dict(zip(self.dataset.class_names or [], self.category_ids, strict=True))
+        # What is known of images that wait for their results.
+        waiting: deque[tuple[int, Any, Any]] = deque()
+
+        def images_of_process() -> Iterator[Image.Image]:
+            for index, example in own_examples(self.accelerator, _Read(self.dataset), self.progress):
+                if example is None:
+                    # Processes of a sharded model must call it equally often, also where an image cannot be read.
+                    waiting.append((index, None, None))
+                    yield Image.new("RGB", (32, 32))
+                else:
+                    waiting.append((index, example["image_id"], truth_entries(example, category_ids)))
+                    yield example["image"]
+
         results = []
-        for index, example in own_examples(self.accelerator, _Read(self.dataset), self.progress):
-            # Processes of a sharded model must call it equally often, also where an image cannot be read.
-            image = Image.new("RGB", (32, 32)) if example is None else example["image"]
-            with self.accelerator.autocast():
-                size = (image.height, image.width)
-                (result,) = detector.run_prompts([image], self.prompts, [size], masks=self.masks)
-            if example is not None:
-                truth = truth_entries(example, category_ids)
-                entries = coco_entries(example["image_id"], result, self.asked_ids)
-                entries = [entry for entry in entries if entry["category_id"] is not None]
-                results.append((index, (*truth, entries)))
+        with self.accelerator.autocast():
+            for result in detector.run_prompts(images_of_process(), self.prompts, masks=self.masks):
+                index, image_id, truth = waiting.popleft()
+                if truth is not None:
+                    entries = coco_entries(image_id, result, self.asked_ids)
+                    entries = [entry for entry in entries if entry["category_id"] is not None]
+                    results.append((index, (*truth, entries)))
         images, annotations, self.predictions = [], [], []
         for image, truths, found in gather_in_order(results):
             images.append(image)

@@ -32,6 +32,7 @@ from transformers_glipv2.prompts import clean_labels, label_prompt
 from transformers_glipv2.training.averaging import WeightAverage
 from transformers_glipv2.training.batches import StepBatches, step_loader
 from transformers_glipv2.training.checkpoints import TrainingState, copy_generation_config, export_model, push_folder
+from transformers_glipv2.training.compiling import FixedShapes, compile_network
 from transformers_glipv2.training.data_file import SamplerBySource, load_sources, read_data_file
 from transformers_glipv2.training.evaluation import DetectionEvaluator, make_evaluator
 from transformers_glipv2.training.heads import load_other_heads
@@ -81,8 +82,9 @@ class FineTuneOptions:
         patience (`int`, *optional*, defaults to 0): evaluations without a gain in AP that end the run; 0 for never.
         resume (`str`, *optional*): a checkpoint folder, or "latest".
         seed (`int`, *optional*, defaults to 0), num_workers (`int`, *optional*, defaults to 0), mixed_precision
-            (`str`, *optional*), device (`str`, *optional*, defaults to `"auto"`: what accelerate chooses, or "cpu"),
-            push_to_hub (`str`, *optional*), allow_outside_paths, allow_custom_loaders (`bool`).
+            (`str`, *optional*), compile (`bool`, *optional*, defaults to `False`: see `training.compiling`), device
+            (`str`, *optional*, defaults to `"auto"`: what accelerate chooses, or "cpu"), push_to_hub (`str`,
+            *optional*), allow_outside_paths, allow_custom_loaders (`bool`).
     """
 
     model: str
@@ -114,6 +116,7 @@ class FineTuneOptions:
     seed: int = 0
     num_workers: int = 0
     mixed_precision: str | None = None
+    compile: bool = False
     device: str = "auto"
     push_to_hub: str | None = None
     allow_outside_paths: bool = False
@@ -244,6 +247,9 @@ def _train(
         seed=options.seed,
     )
 
+    if options.compile:
+        compile_network(accelerator.unwrap_model(model))
+
     def make_loader(start_step: int) -> DataLoader:
         batches = StepBatches(
             options.batch_size,
@@ -252,7 +258,8 @@ def _train(
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
         )
-        return step_loader(mixture, batches, collator, options.num_workers)
+        collate = FixedShapes(collator, processor) if options.compile else collator
+        return step_loader(mixture, batches, collate, options.num_workers)
 
     def export(model: nn.Module, folder: Path) -> None:
         export_model(accelerator, processor, model, folder, other_heads)

@@ -35,6 +35,7 @@ from transformers_glipv2.training.checkpoints import (
     refuse_started_run,
     save_checkpoint,
 )
+from transformers_glipv2.training.compiling import uncompiled
 from transformers_glipv2.training.optimization import SCHEDULES, learning_rate_factor, set_learning_rates
 from transformers_glipv2.training.settings import compare_settings, describe_settings
 
@@ -408,7 +409,7 @@ def _evaluate_and_keep(
 ) -> None:
     """Evaluates, keeps the weights where they are the best so far, and counts evaluations without a gain."""
     state.evaluation_due = False
-    with _averaged(accelerator, model, average):
+    with _averaged(accelerator, model, average), uncompiled(model):
         model.eval()
         with torch.no_grad():
             metrics = evaluate(model)

@@ -14,6 +14,7 @@ logger = logging.get_logger(__name__)
 # What may change when a run is resumed: it goes on with the new value. Anything else makes another run.
 MAY_CHANGE = frozenset(
     {
+        "compile",
         "eval_steps",
         "gradient_accumulation_steps",
         "gradient_checkpointing",

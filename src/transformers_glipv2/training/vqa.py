@@ -3,6 +3,7 @@
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from transformers_glipv2.data.answer_text import normalize_answer
 from transformers_glipv2.data.answers import build_answer_vocabulary
 from transformers_glipv2.data.seeding import derive_seed
 from transformers_glipv2.evaluation.vqa import answer_accuracy
+from transformers_glipv2.inference.options import check_batch_size
+from transformers_glipv2.inference.text_results import fitting_part
 from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput
 from transformers_glipv2.training.batches import read_batches
-from transformers_glipv2.training.collators import Examples, ablate_images
-from transformers_glipv2.training.evaluation import gather_in_order, own_examples
+from transformers_glipv2.training.collators import Examples
+from transformers_glipv2.training.evaluation import AblatedImages, gather_in_order, make_detector, own_examples
 
 # What an answer head takes of the detector's output.
 ANSWER_INPUTS = (
@@ -150,6 +153,7 @@ class AnswerEvaluator:
         examples (`Sequence[Mapping]`): of kind "vqa".
         with_images (`bool`, *optional*, defaults to `True`): `False` ablates them.
         progress (`bool`, *optional*, defaults to `True`): show bars.
+        batch_size (`int` or `"auto"`, *optional*, defaults to `"auto"`): see `make_detector`.
 
     Returns (when called with a prepared model in eval mode):
         `dict[str, float]`: as `answer_scores`, the same on every process.
@@ -162,23 +166,30 @@ class AnswerEvaluator:
         examples: Examples,
         with_images: bool = True,
         progress: bool = True,
+        batch_size: int | str = "auto",
     ):
+        check_batch_size(batch_size)
         self.accelerator = accelerator
         self.processor = processor
         self.examples = examples
         self.with_images = with_images
         self.progress = progress and accelerator.is_main_process
+        self.batch_size = batch_size
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        answers = self.accelerator.unwrap_model(model).config.id2label
-        found = []
-        for index, example in own_examples(self.accelerator, self.examples, self.progress):
-            inputs = self.processor(
-                images=[example["image"]], text=[example["question"]], return_tensors="pt", truncation=True
-            )
-            inputs = dict(inputs) if self.with_images else ablate_images(dict(inputs))
-            with self.accelerator.autocast():
-                logits = model(**send_to_device(inputs, self.accelerator.device)).answer_logits
-            found.append((index, answers[int(logits[0].argmax())]))
-        return answer_scores(list(zip(self.examples, gather_in_order(found), strict=True)))
+        detector = make_detector(self.accelerator, self.processor, model, self.batch_size)
+        if not self.with_images:
+            detector.network = AblatedImages(detector.model)
+        answer = partial(detector.answer_batch, top_k=1, limits=None)
+        asked: list[tuple[int, str]] = []
+
+        def images() -> Iterator[Any]:
+            for index, example in own_examples(self.accelerator, self.examples, self.progress):
+                asked.append((index, fitting_part(example["question"], self.processor)))
+                yield example["image"]
+
+        with self.accelerator.autocast():
+            found = list(detector.results(images(), lambda position: asked[position][1], detector.options, answer))
+        best = [(index, one["answers"][0]["answer"]) for (index, _), one in zip(asked, found, strict=True)]
+        return answer_scores(list(zip(self.examples, gather_in_order(best), strict=True)))

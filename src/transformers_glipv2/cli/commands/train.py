@@ -8,6 +8,7 @@ import typer
 from transformers_glipv2.cli import checks
 from transformers_glipv2.cli.options import (
     DEFAULT_MODEL,
+    Compile,
     Data,
     Device,
     MaxSamples,
@@ -134,6 +135,7 @@ def train(
     mixed_precision: Annotated[
         str | None, typer.Option("--mixed_precision", help="no, fp16 or bf16. Default: what accelerate says, else no.")
     ] = None,
+    compile: Compile = False,
     push_to_hub: Annotated[
         str | None, option(checks.repo_id, "--push_to_hub", metavar="USER/NAME", help="Upload the result.")
     ] = None,
