@@ -50,8 +50,11 @@ def candidates(negatives: Path | None) -> dict[str, dict[str, Any]]:
     """Options that differ from the defaults."""
     own: dict[str, dict[str, Any]] = {
         DEFAULT: {},
-        "scramble 0.2": {"scramble": 0.2},
+        "rate 1e-4, no scramble": {"learning_rate": 1e-4, "scramble": 0.0},
+        "no scramble": {"scramble": 0.0},
+        "scramble 0.5": {"scramble": 0.5},
         "rate 3e-4": {"learning_rate": 3e-4},
+        "larger images": {"image_size": [352]},
     }
     return own if negatives is None else own | {"negatives 0.2": {"negatives": negatives}}
 

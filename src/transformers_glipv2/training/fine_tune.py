@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +169,7 @@ def fine_tune(options: FineTuneOptions) -> dict[str, Any]:
     processor = GLIPv2Processor.from_pretrained(options.model)
     model = GLIPv2ForObjectDetection.from_pretrained(options.model)
     data = read_data(options, known_labels(model, options))
-    recipe = _recipe(options, data, processor)
+    recipe = _recipe(options, data, processor, model.config.backbone_config.model_type)
     set_shortest_edge(processor, max(recipe.image_size))
     if options.add_classes:
         data.train = label_known_classes(model, processor, data.train, data.labels, data.new_labels)
@@ -466,13 +465,13 @@ def described(recipe: Recipe) -> dict[str, Any]:
     return {**dataclasses.asdict(recipe), "image_size": list(recipe.image_size)}
 
 
-def _recipe(options: FineTuneOptions, data: Data, processor: Any) -> Recipe:
+def _recipe(options: FineTuneOptions, data: Data, processor: Any, backbone: str) -> Recipe:
     recipe = choose_recipe(
         options.train,
         len(data.train),
         len(data.val) if data.val is not None else 0,
-        median_object_size(data.train),
         processor.image_processor.size["shortest_edge"],
+        backbone,
         options.batch_size,
         options.epochs,
         options.num_steps,
@@ -483,17 +482,6 @@ def _recipe(options: FineTuneOptions, data: Data, processor: Any) -> Recipe:
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
     logger.info(f"training as {json.dumps(described(recipe))}")
     return recipe
-
-
-def median_object_size(dataset: ImageDataset) -> float:
-    """Median over objects of the root of their area, over the shortest edge of their image; no image is opened."""
-    sizes = [
-        (width * height) ** 0.5 / min(record["width"], record["height"])
-        for record in dataset.records
-        if record.get("width") and record.get("height")
-        for _, _, width, height in record["objects"]["bbox"]
-    ]
-    return statistics.median(sizes) if sizes else 1.0
 
 
 def _evaluator(

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 # Images that a run looks at: a small data set so many times, a larger one so often, and these bounds.
 PASSES_OF_FEW, PASSES, SAMPLES, MAX_SAMPLES = 60, 12, 1800, 60_000
 # Those that change few weights learn faster.
-LEARNING_RATE, RATES = 1e-4, {"head": 1e-3, "prompt": 5e-2, "lora": 5e-4}
-# Object sides in pixels below which training images are enlarged, and the largest enlargement.
-SMALL_OBJECT, LARGEST_SCALE = 32, 1.6
+RATES = {"head": 1e-3, "prompt": 5e-2, "lora": 5e-4}
+# Where all weights are trained: for each image, as a few are soon overfitted, and the bounds. 1e-4 is GLIP's rate for
+# Swin; the convolutional backbones of timm bear more.
+RATE_OF_AN_IMAGE, LOWEST_RATE, HIGHEST_RATE, HIGHEST_RATES = 1e-5, 3e-5, 1e-4, {"timm_backbone": 1e-3}
+# Of training images whose objects are scrambled, as negatives.
+SCRAMBLE = 0.25
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ def choose_recipe(
     way: str,
     num_images: int,
     num_val_images: int,
-    object_size: float,
     own_size: int,
+    backbone: str,
     batch_size: int,
     epochs: float | None = None,
     num_steps: int | None = None,
@@ -50,8 +53,8 @@ def choose_recipe(
     Args:
         way (`str`): what is trained, see `training.tuning`.
         num_images (`int`), num_val_images (`int`): of the data set.
-        object_size (`float`): median over objects of the root of their area, over the shortest edge of their image.
         own_size (`int`): shortest edge in pixels of the processor of the start.
+        backbone (`str`): the model type of the backbone's config.
         batch_size (`int`): images of a step.
         epochs (`float`, *optional*), num_steps (`int`, *optional*): the length of the run, where it is given.
 
@@ -64,18 +67,17 @@ def choose_recipe(
         num_steps = max(1, math.ceil(samples / batch_size))
     return Recipe(
         num_steps=num_steps,
-        learning_rate=RATES.get(way, LEARNING_RATE),
-        image_size=(best_size(object_size, own_size),),
+        learning_rate=RATES[way] if way in RATES else rate_of_all(num_images, backbone),
+        image_size=(own_size,),
         ema_decay=0.0,
         eval_steps=steps_between_evaluations(num_steps, batch_size, num_val_images),
-        scramble=0.0,
+        scramble=SCRAMBLE,
     )
 
 
-def best_size(object_size: float, own_size: int) -> int:
-    """The shortest edge in pixels, a multiple of 32, at which the median object has a side of `SMALL_OBJECT`."""
-    wanted = SMALL_OBJECT / max(object_size, 1e-6)
-    return round(min(max(wanted, own_size), LARGEST_SCALE * own_size) / 32) * 32 if wanted > own_size else own_size
+def rate_of_all(num_images: int, backbone: str) -> float:
+    """The learning rate where all weights, or most of them, are trained."""
+    return min(max(RATE_OF_AN_IMAGE * num_images, LOWEST_RATE), HIGHEST_RATES.get(backbone, HIGHEST_RATE))
 
 
 def steps_between_evaluations(num_steps: int, batch_size: int, num_val_images: int) -> int:

@@ -83,12 +83,18 @@ def train(
             image_sizes,
             "--image_size",
             metavar="PIXELS",
-            help="Shortest edge, or several by comma. Default: by the objects.",
+            help="Shortest edge, or several by comma. Default: the model's.",
         ),
     ] = None,
     ema_decay: Annotated[
         float | None,
         number(checks.fraction_below_one, "--ema_decay", help="Of averaged weights; 0: none. Default: 0."),
+    ] = None,
+    scramble: Annotated[
+        float | None,
+        number(
+            checks.fraction, "--scramble", help="Of images whose objects are scrambled, as negatives. Default: 0.25."
+        ),
     ] = None,
     patience: Annotated[
         int,
