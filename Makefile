@@ -57,7 +57,8 @@ test-lowest: $(LOWEST)/.installed
 $(LOWEST)/.installed: pyproject.toml constraints/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
-	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints/lowest.txt --editable ".[train,eval]" pytest scikit-image hypothesis
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints/lowest.txt --editable ".[train,eval,supervision]" \
+		pytest scikit-image hypothesis
 	touch $@
 
 clean:

@@ -150,8 +150,12 @@ def run_page(text: str, run: Run) -> list[Command]:
 
 
 def shown(printed: str) -> str:
-    """Output as a page shows it: with folders of no machine, and without the middle of long lists of files."""
-    text = re.sub(r"(?m)[ \t]+$", "", printed).strip("\n")
+    """
+    Output as a page shows it: with folders of no machine, without warnings of torch's own log, and without the middle
+    of long lists of files.
+    """
+    text = re.sub(r"(?m)^W\d{4} .*\n", "", printed)
+    text = re.sub(r"(?m)[ \t]+$", "", text).strip("\n")
     text = re.sub(r"(?m)((?:^ .* MB .*\n){3})(?:^ .* MB .*\n)+(^ .* MB )", r"\1...\n\2", text)
     text = re.sub(r"(?m)^- HF_HUB_OFFLINE is set.*", "", text).strip("\n")
     text = re.sub(r"(?m)^(Python .*), /.*/bin/", r"\1, ~/.venv/bin/", text)

@@ -12,6 +12,7 @@ import io
 import pickle
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,22 @@ def stored_orientation(source: ImageFile) -> tuple[int, tuple[int, int]]:
         raise ValueError(str(error)) from error
 
 
+def iterate_annotations(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Sequence[str], Any]]:
+    """
+    What counting needs of each record, in order: its `image_path`, and the `category` and `bbox` of its objects.
+
+    Records that can give these without the rest (`iterate_annotations` of `ArrowRecords`) do so, in a tenth of the
+    time.
+    """
+    if hasattr(records, "iterate_annotations"):
+        yield from records.iterate_annotations()
+        return
+    for index in range(len(records)):
+        record = records[index]
+        objects = record.get("objects") or {}
+        yield record["image_path"], objects.get("category", ()), objects.get("bbox", ())
+
+
 class _Selection(Sequence):
     """Some of the records, without a copy of them."""
 
@@ -323,6 +340,21 @@ class _Selection(Sequence):
         if isinstance(index, slice):
             return [self.records[position] for position in self.indices[index]]
         return self.records[self.indices[index]]
+
+    def iterate_annotations(self) -> Iterator[tuple[Any, Sequence[str], Any]]:
+        """See the function of this name: of the selected records, from a pass over all where they are in order."""
+        if all(one < other for one, other in pairwise(self.indices)):
+            wanted = iter(self.indices)
+            index = next(wanted, None)
+            for position, found in enumerate(iterate_annotations(self.records)):
+                if index is None:
+                    return
+                if position == index:
+                    yield found
+                    index = next(wanted, None)
+            return
+        for index in self.indices:
+            yield from iterate_annotations([self.records[index]])
 
 
 class _Repeat:

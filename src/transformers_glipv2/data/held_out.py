@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from transformers_glipv2.data.dataset import iterate_annotations
 from transformers_glipv2.images.image_io import ImageFile, open_image
 
 # Thumbnails of so many pixels a side; those of two images that look alike differ by less than so many of 255 grey
@@ -50,12 +51,11 @@ def held_out_indices(records: Sequence[Mapping[str, Any]], fraction: float, seed
     """
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` is {fraction}; it must be above 0 and below 1.")
-    # Reading a record takes time, so all is read in one pass.
+    # Reading records takes time, so all is taken in one pass.
     sources, classes = [], []
-    for index in range(len(records)):
-        record = records[index]
-        sources.append(record["image_path"])
-        classes.append(tuple(set((record.get("objects") or {}).get("category", ()))))
+    for source, categories, _ in iterate_annotations(records):
+        sources.append(source)
+        classes.append(tuple(set(categories)))
     names = [_name(source, index) for index, source in enumerate(sources)]
     how = "images that look alike kept together"
     if len(sources) > MAX_COMPARED:

@@ -208,7 +208,7 @@ def fine_tune(options: FineTuneOptions) -> dict[str, Any]:
     # The kept weights, read back from the output folder.
     best = GLIPv2ForObjectDetection.from_pretrained(options.output)
     best = accelerator.prepare_model(best, evaluation_mode=True).eval()
-    metrics["steps"], metrics["seconds"] = state.step, state.seconds
+    metrics["steps"], metrics["seconds"] = state.step, round(state.seconds, 2)
     if score is not None:
         metrics["best_step"] = state.best_step
         metrics[options.eval_split] = score(best)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.formats.test_coco import GOOD, write_folder
+from transformers_glipv2.data.dataset import PackedRecords, iterate_annotations
 from transformers_glipv2.data.formats import coco_cache
 from transformers_glipv2.data.formats.arrow_records import ArrowRecords
 from transformers_glipv2.data.formats.coco import load_coco
@@ -173,6 +174,20 @@ def test_cache_is_used_and_can_be_sent_to_workers(annotation_cache, tmp_path):
     with pytest.raises(IndexError, match="record 2 of 2"):
         dataset.records[2]
     assert len(dataset.select([1, 1])) == 2
+    for indices in ([0, 1], [1], [1, 0], [1, 1], []):
+        some = dataset.select(indices)
+        expected = [record_parts(dataset.records[index]) for index in indices]
+        assert [(path, list(names), np.asarray(boxes).tolist()) for path, names, boxes in parts_of(some)] == expected
+    packed = PackedRecords(dataset.records)
+    assert list(iterate_annotations(packed)) == [record_parts(record) for record in packed]
+
+
+def parts_of(dataset):
+    return iterate_annotations(dataset.records)
+
+
+def record_parts(record):
+    return record["image_path"], record["objects"]["category"], record["objects"]["bbox"]
 
 
 def test_compressed_files(annotation_cache, tmp_path):

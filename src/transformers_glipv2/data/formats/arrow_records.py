@@ -2,7 +2,7 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -180,7 +180,7 @@ class ArrowRecords(Sequence):
             "iscrowd": columns["iscrowd"][first:last].tolist(),
         }
         if self.with_masks:
-            objects["segmentation"] = [json.loads(mask.as_py()) for mask in columns["segmentation"][first:last]]
+            objects["segmentation"] = [json.loads(mask) for mask in columns["segmentation"][first:last].to_pylist()]
         record = {
             "image_id": json.loads(columns["image_id"][row].as_py()),
             "width": columns["width"][row].item(),
@@ -195,6 +195,18 @@ class ArrowRecords(Sequence):
         """The path of an image, without the rest of its record."""
         columns, row = self._at(index)
         return _decoded(columns["image_path"][row])
+
+    def iterate_annotations(self) -> Iterator[tuple[str, list[str], np.ndarray]]:
+        """See the function of this name in `data.dataset`; boxes are arrays of shape `(n, 4)`."""
+        for start, batch in zip(self._starts, self._batches, strict=False):
+            columns, _ = self._at(start)
+            paths = batch.column("image_path").to_pylist()
+            offsets = columns["offsets"].tolist()
+            names = [self.names[number] for number in columns["category"][offsets[0] : offsets[-1]].tolist()]
+            for row, path in enumerate(paths):
+                first, last = offsets[row : row + 2]
+                own = names[first - offsets[0] : last - offsets[0]]
+                yield path.decode("utf-8", "surrogatepass"), own, columns["bbox"][first:last]
 
     def is_found(self) -> np.ndarray:
         """For each record, whether its image existed when the file was written."""

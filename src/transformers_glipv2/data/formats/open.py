@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from transformers_glipv2.data.dataset import ImageDataset
+from transformers_glipv2.data.dataset import ImageDataset, iterate_annotations
 from transformers_glipv2.data.formats.coco import find_coco
 from transformers_glipv2.data.formats.hub_data import find_on_hub, find_saved, is_hub_id
 from transformers_glipv2.data.formats.imagefolder import find_imagefolder
@@ -355,14 +356,15 @@ def _read_through(dataset: ImageDataset) -> tuple[SplitReport, list[str]]:
     sizes: Counter[str] = Counter()
     paths: list[str] = []
     empty = 0
-    for record in tqdm(dataset.records, "counting boxes", unit=" images", delay=5, leave=False):
-        if isinstance(record["image_path"], str):
-            paths.append(record["image_path"])
-        objects = record.get("objects") or {"bbox": [], "category": []}
-        empty += not objects["bbox"]
-        boxes.update(objects["category"])
-        areas = [box[2] * box[3] for box in objects["bbox"]]
-        sizes.update("small" if area < 32**2 else "medium" if area < 96**2 else "large" for area in areas)
+    rows = iterate_annotations(dataset.records)
+    for source, categories, bbox in tqdm(rows, "counting boxes", len(dataset), unit=" images", delay=5, leave=False):
+        if isinstance(source, str):
+            paths.append(source)
+        empty += not len(categories)
+        boxes.update(categories)
+        areas = np.reshape(bbox, (-1, 4))[:, 2:].prod(1)
+        small, large = int((areas < 32**2).sum()), int((areas >= 96**2).sum())
+        sizes.update(small=small, medium=len(areas) - small - large, large=large)
     missing, first = dataset.missing_images
     return SplitReport(len(dataset), empty, missing, first, boxes, sizes, dataset.report.summary()), paths
 
