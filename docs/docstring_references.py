@@ -1,6 +1,6 @@
 """
-Docstrings as the site shows them: references such as [`name`] are plain code, since not every name has a page, and two
-subscripts in a row ("result["recall@1"]["all"]") are no link of Markdown.
+Docstrings as the site shows them: references such as [`name`] are plain code, since not every name has a page, two
+subscripts in a row ("result["recall@1"]["all"]") are no link of Markdown, and an "Example:" is code.
 """
 
 import re
@@ -15,4 +15,5 @@ class DocstringReferences(Extension):
         docstring: Docstring | None = obj.docstring
         if docstring is not None:
             text = re.sub(r"\[(`~?[\w.]+`)\](?![\[(])", r"\1", docstring.value)
+            text = re.sub(r"(?m)^( *)Example:$", r"\1Examples:", text)
             docstring.value = text.replace("][", "]\\[")

@@ -46,7 +46,8 @@ HEADS = {
 }
 HEAD_OF_TASK = {"segment": "mask_head", "ask": "answer_head", "caption": "caption_head"}
 TABLE = ["what", "score", "x1", "y1", "x2", "y2"]
-# To begin with, where a model was not fine-tuned for classes of its own.
+# To begin with; labels, where a model was not fine-tuned for classes of its own.
+THRESHOLD = 0.4
 LABELS = "cat, cup, spoon, person"
 MAX_BOXES = 30
 # As many as a minute on a small machine allows.
@@ -272,14 +273,16 @@ def labels_box(demo: Demo, **options: Any) -> gr.Textbox:
 
 
 def threshold_slider() -> gr.components.Component:
-    slider = gr.Slider(minimum=0.0, maximum=1.0, value=0.3, step=0.01, label="Score of a box at least")
+    slider = gr.Slider(minimum=0.0, maximum=1.0, value=THRESHOLD, step=0.01, label="Score of a box at least")
     return guarded(slider, "The score of a box is a number from 0 to 1.")
 
 
 def found_outputs(label: str, **options: Any) -> list[gr.components.Component]:
     """Where the drawing, the table and the sentence of [`show`] go; the sentence is above, where it is seen."""
     sentence = gr.Markdown()
-    return [gr.Image(format="png", label=label, **options), gr.Dataframe(headers=TABLE), sentence]
+    # A label on the image would cover names in its corner.
+    options |= {"label": label, "show_label": False, "buttons": ["download", "fullscreen"]}
+    return [gr.Image(format="png", **options), gr.Dataframe(headers=TABLE), sentence]
 
 
 def build(models: Models) -> gr.Blocks:
@@ -287,7 +290,7 @@ def build(models: Models) -> gr.Blocks:
     # One call at a time: the machine is small, and tokenizers do not like two threads.
     queue = {"concurrency_id": "model", "concurrency_limit": 1}
     demo = models.get(models.names[0])
-    parts: dict[str, tuple[gr.Markdown, gr.Group]] = {}
+    parts: dict[str, tuple[gr.Markdown, gr.Column]] = {}
     with gr.Blocks(title="GLIPv2") as page:
         gr.Markdown("# GLIPv2\nFinds what a text names in an image.")
         with gr.Row():
@@ -313,12 +316,12 @@ def build(models: Models) -> gr.Blocks:
 
             @contextmanager
             def needs(task: str) -> Iterator[None]:
-                """A group that is there where the model has the task's head, and a sentence where it has not."""
+                """A column that is there where the model has the task's head, and a sentence where it has not."""
                 sentence = missing_head(demo, HEAD_OF_TASK[task])
                 told = gr.Markdown(sentence)
-                with gr.Group(visible=not sentence) as group:
+                with gr.Column(visible=not sentence) as column:
                     yield
-                parts[HEAD_OF_TASK[task]] = (told, group)
+                parts[HEAD_OF_TASK[task]] = (told, column)
 
             with gr.Column(scale=3), gr.Tabs():
                 with gr.Tab("Detect"):
@@ -345,7 +348,7 @@ def build(models: Models) -> gr.Blocks:
             updates: list[Any] = [about(name)]
             for head in parts:
                 sentence = missing_head(chosen, head)
-                updates += [sentence, gr.Group(visible=not sentence)]
+                updates += [sentence, gr.Column(visible=not sentence)]
             # Labels that someone wrote stay, unless the model has classes of its own.
             return updates + [chosen.own_labels or gr.skip()] * 2
 

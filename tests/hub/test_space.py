@@ -285,7 +285,7 @@ def free_port() -> int:
 @pytest.mark.skipif(
     find_browser() is None, reason="no chromium and chromedriver here (apt-get install chromium-driver)"
 )
-def test_page_in_a_browser(plain, tmp_path):
+def test_page_in_a_browser(app, plain, tmp_path):
     """An image is uploaded and boxes appear; GLIPV2_SCREENSHOT keeps what is seen."""
     natural_image(360, 520).save(tmp_path / "image.png")
     port = free_port()
@@ -332,7 +332,7 @@ def test_page_in_a_browser(plain, tmp_path):
         server.terminate()
         server.wait(30)
         log.close()
-    expected, table, _ = plain.detect(natural_image(360, 520), ", ".join(LABELS), 0.3)
+    expected, table, _ = plain.detect(natural_image(360, 520), ", ".join(LABELS), app.THRESHOLD)
     assert drawing.size == expected.size
     # Lines may fall a pixel apart where the other process rounds a coordinate the other way.
     assert (np.asarray(drawing) != np.asarray(expected)).mean() < 0.02
