@@ -18,7 +18,7 @@ PACKAGE = "transformers-glipv2"
 MAIN_PACKAGES = (PACKAGE, "torch", "torchvision", "transformers", "timm", "huggingface-hub", "safetensors", "pillow")
 # Extra -> what it is for; those for work on the package itself (`docs`, `dev`) are left out.
 EXTRAS = {
-    "train": "`glipv2 train`",
+    "train": "`glipv2 train` and `glipv2 predict`",
     "eval": "`glipv2 evaluate`",
     "export": "`glipv2 export` and `--backend onnx`",
     "phrases": "noun phrases by spaCy",
