@@ -82,7 +82,9 @@ def chosen_indices(
     order = list(range(len(records)))
     random.Random(seed).shuffle(order)
     shown: Counter[str] = Counter()
-    first, others, empty = [], [], []
+    first: list[int] = []
+    others: list[int] = []
+    empty: list[int] = []
     for index in order:
         all_shown = bool(class_names) and shown.keys() >= set(class_names)
         if len(first) >= count or (all_shown and len(first) + len(others) >= count):

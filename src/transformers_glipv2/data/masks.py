@@ -167,7 +167,8 @@ def _outlines(mask: np.ndarray) -> list[np.ndarray]:
                 del sides[corner]
             walked.append((corner, direction))
             corner += steps[direction]
-        outlines.append(_through_middles(*np.array(walked).T, corners))
+        passed, directions = np.array(walked).T
+        outlines.append(_through_middles(passed, directions, corners))
     return outlines
 
 
