@@ -273,7 +273,7 @@ def labels_box(demo: Demo, **options: Any) -> gr.Textbox:
 
 
 def threshold_slider() -> gr.components.Component:
-    slider = gr.Slider(minimum=0.0, maximum=1.0, value=THRESHOLD, step=0.01, label="Score of a box at least")
+    slider = gr.Slider(minimum=0.0, maximum=1.0, value=THRESHOLD, step=0.01, label="Lowest score of a box")
     return guarded(slider, "The score of a box is a number from 0 to 1.")
 
 
