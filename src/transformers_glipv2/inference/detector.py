@@ -129,7 +129,7 @@ class Detector:
         self.processor = processor
         self.options = DetectorOptions().updated(options)
         # What gives image features and boxes.
-        self.network = OnnxNetwork(model) if backend == "onnx" else model
+        self.network: Any = OnnxNetwork(model) if backend == "onnx" else model
         if compile:
             compile_options = compile if isinstance(compile, Mapping) else None
             self.network = CompiledNetwork(model, processor.image_processor.usual_edges(), compile_options)
