@@ -47,7 +47,8 @@ COUNTS = """
 WRONG_NUMBERS = {
     **dict.fromkeys(COUNTS.split(), POSITIVE),
     **dict.fromkeys(
-        ["empty_images", "negatives", "num_workers", "patience", "port", "seed", "seeds", "warmup_steps"], NON_NEGATIVE
+        ["empty_images", "negatives", "num_workers", "patience", "port", "seed", "seeds", "warmup_steps", "workers"],
+        NON_NEGATIVE,
     ),
     **dict.fromkeys(["threshold", "pre_nms_threshold", "mask_threshold", "nms_threshold", "scramble"], FRACTION),
     **dict.fromkeys(["rehearsal_fraction", "negative_fraction", "ema_decay", "fraction", "val_fraction"], BELOW_ONE),
