@@ -93,12 +93,7 @@ def images_a_second(dataset: ImageDataset, args: argparse.Namespace, image_size:
 def main(arguments: list[str] | None = None) -> dict[tuple[int, int], float]:
     args = check_paths(parse_args(arguments))
     found: dict[tuple[int, int], float] = {}
-    lines: list[Any] = [
-        machine_name(args),
-        "",
-        row("image size", "workers", "images a second"),
-        row("---", "---", "---:"),
-    ]
+    lines = [machine_name(args), "", row("image size", "workers", "images a second"), row("---", "---", "---:")]
     with tempfile.TemporaryDirectory() as folder:
         dataset = photographs(Path(folder))
         for image_size in args.image_size:
