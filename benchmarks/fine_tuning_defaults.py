@@ -28,6 +28,7 @@ from transformers_glipv2 import Detector
 from transformers_glipv2.cli.arguments import (
     InputFolder,
     ScriptParser,
+    add_image_size,
     add_model,
     add_output_folder,
     add_seed,
@@ -69,6 +70,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--negatives", type=InputFolder, help="folder of other such images, to train on")
     add("--candidates", nargs="+", help="names of those to compare with the default (default: all)")
     add("--num_steps", type=positive_int, default=100, help="optimizer steps of a cell (default: 100)")
+    add_image_size(parser, "of every cell but those of larger images")
     add("--threshold", type=fraction, default=0.3, help="of a false box (default: 0.3)")
     add("--tolerance", type=positive_float, default=1.0, help="points of AP that are no difference (default: 1)")
     add_output_folder(parser, "folder for cells and tables")
@@ -90,7 +92,7 @@ def measure(args: argparse.Namespace, data: Path, changes: Mapping[str, Any], fo
             eval_steps=args.num_steps,
             seed=args.seed,
             device="cpu",
-            **changes,
+            **{"image_size": args.image_size, **changes},
         )
     )
     detector = Detector.from_pretrained(folder, threshold=args.threshold, progress=False)
