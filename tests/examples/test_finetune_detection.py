@@ -49,7 +49,8 @@ def without_output(metrics: dict) -> dict:
 
 @pytest.mark.parametrize("way", ["full", "frozen-backbone", "head"])
 def test_ways_that_leave_a_whole_model(folder, way):
-    metrics = finetune.main(arguments(folder, way, "--train", way))
+    # Two steps of scrambled objects would leave the boxes as they are.
+    metrics = finetune.main(arguments(folder, way, "--train", way, "--scramble", "0"))
     assert json.loads((folder / way / "metrics.json").read_text()) == without_output(metrics)
     assert metrics["best_step"] == 1
     assert "AP50" in metrics["val"]

@@ -340,14 +340,15 @@ class Oracle:
         assert options["threshold"] == 0.0
         return self
 
-    def run_prompts(self, images, prompts, target_sizes, masks):
-        assert (images[0].size, target_sizes) == ((96, 64), [(64, 96)])
-        found = self.truth[self.images]
-        self.images += 1
-        boxes = torch.tensor([box for _, box in found], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2] - 1
-        labels = torch.tensor([label for label, _ in found], dtype=torch.long)
-        return [{"scores": torch.full((len(found),), 0.9), "labels": labels, "boxes": boxes}]
+    def run_prompts(self, images, prompts, masks):
+        for image in images:
+            assert image.size == (96, 64)
+            found = self.truth[self.images]
+            self.images += 1
+            boxes = torch.tensor([box for _, box in found], dtype=torch.float32).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2] - 1
+            labels = torch.tensor([label for label, _ in found], dtype=torch.long)
+            yield {"scores": torch.full((len(found),), 0.9), "labels": labels, "boxes": boxes}
 
 
 def test_perfect_detections_score_a_hundred(tmp_path, monkeypatch):
