@@ -364,6 +364,18 @@ def test_channels_beyond_float16_do_not_overflow(case):
         assert (output[name].float() - expected[name].float()).abs().mean() < 0.05 * spread + 0.01
 
 
+@pytest.mark.parametrize("case", ALL)
+def test_a_step_under_bfloat16_autocast(case):
+    model, inputs = build(case).train(), training_inputs(case)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**inputs)
+    assert finite(output)
+    if "loss" in output:
+        output["loss"].backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
 @torch.no_grad()
 def test_masks_and_contrast_of_large_channels_in_float16():
     model = build("segmentation")

@@ -531,7 +531,7 @@ class GLIPv2DyConv(nn.Module):
             outputs = sample_convolutions(flatten_levels(feature_maps), offsets, modulation, weights, grid)
         else:
             outputs = self._convolve_each(feature_maps, offsets, modulation, grid)
-        levels = self._mix(outputs, grid, feature_maps[0].dtype)
+        levels = self._mix(outputs, grid)
         return tuple(
             level.to(feature_map.dtype).unflatten(1, shape).permute(0, 3, 1, 2)
             for level, shape, feature_map in zip(levels, grid.level_shapes, feature_maps, strict=True)
@@ -574,17 +574,18 @@ class GLIPv2DyConv(nn.Module):
         of_all = flatten_levels(tuple(outputs))
         return of_all.to(torch.promote_types(of_all.dtype, torch.float32))
 
-    def _mix(self, outputs: torch.Tensor, grid: SamplingGrid, dtype: torch.dtype) -> list[torch.Tensor]:
+    def _mix(self, outputs: torch.Tensor, grid: SamplingGrid) -> list[torch.Tensor]:
         """
         Args:
             outputs: of all convolutions, `(batch, outputs, d_model)`, float32 at least.
             grid: the convolutions.
-            dtype: of the weights.
 
         Returns:
             Each level, `(batch, locations, d_model)`.
         """
         convolutions = list(enumerate(grid.branch_outputs))
+        # Autocast may hand over maps of another type than the weights'.
+        dtype = self.branch_attention.weight.dtype
         with torch.autocast(outputs.device.type, enabled=False):
             means, scale, shift = self._normalise(outputs, grid)
             branches = list(outputs.split([output.size for _, output in convolutions], dim=1))
