@@ -24,7 +24,7 @@ from transformers_glipv2.layers.input_checks import (
 from transformers_glipv2.layers.mask_head import count_masked_objects, masked_objects
 from transformers_glipv2.layers.prompt_tuning import GLIPv2PromptTunedTextEncoder
 from transformers_glipv2.losses import OnHost, classes_of_tokens, join_labels, masked_tokens
-from transformers_glipv2.modeling_glipv2_joint import indices_of
+from transformers_glipv2.modeling_glipv2_joint import examples_of_head
 from transformers_glipv2.training import TrainingPlan, WeightAverage, parameter_groups
 from transformers_glipv2.training.loop import training_step
 
@@ -77,7 +77,7 @@ def test_training_step(case, monkeypatch):
     for name in ("labels", "mlm_labels", "answer_labels", "caption_labels"):
         if isinstance(inputs.get(name), list) or (name in inputs and name != "labels"):
             inputs[name] = OnHost(inputs[name])
-    of_labels = [join_labels, classes_of_tokens, masked_tokens, masked_objects, indices_of]
+    of_labels = [join_labels, classes_of_tokens, masked_tokens, masked_objects, examples_of_head]
     of_texts = [masking_utils.create_bidirectional_mask, masking_utils._ignore_bidirectional_mask_sdpa]
     with NoWaits([to_device, *of_labels, *of_texts], cpu_data=True):
         output = model(**inputs)

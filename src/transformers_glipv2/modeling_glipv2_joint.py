@@ -9,7 +9,7 @@ from transformers.utils import can_return_tuple
 
 from .boxes import to_device
 from .configuration_glipv2 import GLIPv2Config
-from .distributed import mean_over_processes
+from .distributed import mean_over_processes, num_processes
 from .losses import ContrastGradients, OnHost, answer_loss, caption_loss, next_tokens, unwrapped
 from .modeling_glipv2 import (
     GLIPv2ImageFeatures,
@@ -124,7 +124,7 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
             is_question = ~answers.isnan().any(1)
             # All processes take part in the mean, also those without a question.
             num_questions = mean_over_processes(to_device(is_question.sum().float(), device))
-            asked = indices_of(is_question)
+            asked = examples_of_head(is_question)
             if len(asked):
                 logits = self.answer_head(selected_examples(output, asked))
                 targets = to_device(answers[asked], device)
@@ -133,7 +133,7 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
             captions = unwrapped(caption_labels)
             is_caption = (captions != -100).any(1)
             num_tokens = mean_over_processes(to_device((captions[:, 1:] != -100).sum().float(), device))
-            captioned = indices_of(is_caption)
+            captioned = examples_of_head(is_caption)
             if len(captioned):
                 captions = to_device(captions[captioned], device)
                 visual_states = make_visual_states(self, selected_examples(image_features, captioned))
@@ -146,9 +146,16 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
         return with_losses(output, losses)
 
 
-def indices_of(kept: torch.Tensor) -> torch.Tensor:
-    """The indices of examples that are kept, boolean `(batch,)`: known without waiting where labels are on the CPU."""
-    return kept.nonzero()[:, 0]
+def examples_of_head(kept: torch.Tensor) -> torch.Tensor:
+    """
+    The indices of the examples that a head is given, of boolean `(batch,)`: known without waiting where labels are on
+    the CPU.
+
+    One of several processes without such an example gives its first, which no loss counts. All have to run the same
+    layers: gradients are exchanged layer by layer as backward passes reach them, and those of L_inter between them.
+    """
+    indices = kept.nonzero()[:, 0]
+    return indices if len(indices) or num_processes() == 1 else indices.new_zeros(1)
 
 
 def selected_examples(
