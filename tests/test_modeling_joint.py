@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_config, tiny_inputs
-from transformers_glipv2 import GLIPv2ForPreTraining
+from transformers_glipv2 import GLIPv2ForPreTraining, modeling_glipv2_joint
 from transformers_glipv2.modeling_glipv2_captioning import GLIPv2ForConditionalGeneration
 from transformers_glipv2.modeling_glipv2_joint import GLIPv2ForJointTraining
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config
@@ -68,6 +68,19 @@ def test_losses_are_those_of_the_classes_alone(model, tmp_path):
     assert output.loss_dict.keys() == expected.keys()
     for name, loss in expected.items():
         torch.testing.assert_close(output.loss_dict[name], loss, atol=1e-4, rtol=1e-4)
+
+
+def test_each_of_several_processes_runs_every_head(model, monkeypatch):
+    """Processes exchange gradients in the order of the layers, so all have to have the same layers."""
+    monkeypatch.setattr(modeling_glipv2_joint, "num_processes", lambda: 2)
+    model.zero_grad()
+    losses = model(**{name: value[:1] for name, value in batch_of_four().items()}).loss_dict
+    assert losses["loss_answer"] == losses["loss_caption"] == 0
+    sum(losses.values()).backward()
+    for head in (model.answer_head, model.caption_head):
+        own = [parameter for name, parameter in head.named_parameters() if not name.startswith("decoder")]
+        assert all(parameter.grad is not None and not parameter.grad.any() for parameter in own)
+    model.zero_grad()
 
 
 def test_rows_of_one_kind_leave_the_other_losses_out(model):
