@@ -58,6 +58,7 @@ from transformers_glipv2.training import (
     evaluation_examples,
     frozen_batches,
     head_groups,
+    keep_known_answers,
     load_other_heads,
     make_optimizer,
     repeated,
@@ -109,13 +110,14 @@ def main(arguments: list[str] | None = None) -> dict:
     require_learnable(mixture.sources, ["answers"], answers)
     collator = AnswerCollator(collate, answers, with_images=with_images)
 
-    # Model and optimizer. A head for other answers than the checkpoint's is a new one, which starts from their tokens.
+    # Model and optimizer. Answers that the checkpoint does not know start from their tokens.
     model, loaded = GLIPv2ForVisualQuestionAnswering.from_pretrained(
         args.model, **answer_config(answers), ignore_mismatched_sizes=True, output_loading_info=True
     )
     if "answer_head.classifier.weight" in loaded["missing_keys"] or answers_are_new(args.model, answers):
         contrastive_head = contrastive_head_of(model.config, load_other_heads(args.model, model))
         model.start_from_words(processor.tokenizer, contrastive_head)
+        keep_known_answers(args.model, model)
     other_heads = prepare_head(model, args.train, args.model)
     optimizer = make_optimizer(head_groups(model, args.learning_rate, "answer_head.", args.head_factor))
     model, optimizer = accelerator.prepare(model, optimizer)

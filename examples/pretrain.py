@@ -46,6 +46,7 @@ from transformers_glipv2.training import (
     WeightAverage,
     answers_are_new,
     answers_of_sources,
+    keep_known_answers,
     make_collator,
     make_evaluator,
     make_mixture,
@@ -128,6 +129,7 @@ def main(arguments: list[str] | None = None) -> TrainingState:
         )
         if "answer_head.classifier.weight" in loaded["missing_keys"] or answers_are_new(args.model, answers):
             model.start_from_words(processor.tokenizer, model.contrastive_head)
+            keep_known_answers(args.model, model)
         model.set_special_tokens(processor.tokenizer)
     else:
         model = GLIPv2ForPreTraining.from_pretrained(args.model, **weights)

@@ -13,6 +13,7 @@ from transformers_glipv2.layers.region_attention import location_features
 from transformers_glipv2.losses import answer_loss
 from transformers_glipv2.modeling_glipv2 import GLIPv2ObjectDetectionOutput
 from transformers_glipv2.modeling_glipv2_vqa import GLIPv2ForVisualQuestionAnswering, answer_config, relative_offset
+from transformers_glipv2.training.heads import keep_known_answers
 from transformers_glipv2.training.vqa import frozen_batches, repeated
 
 ANSWERS = ["yes", "no", "red", "2"]
@@ -180,6 +181,32 @@ def test_a_new_classifier_expects_one_answer_and_may_start_from_its_words(tmp_pa
     torch.testing.assert_close(names.norm(dim=1), torch.ones(6))
     assert (names[1:5] @ names[0]).argmax() == 0
     assert torch.equal(model.answer_head.region_attention.image_projection.weight, contrastive.image_projection.weight)
+
+
+@torch.no_grad()
+def test_answers_that_the_checkpoint_knows_are_kept(tmp_path):
+    model = make_model()
+    known = ["cat", "dog", "red", "two"]
+    model.config.id2label = dict(enumerate(known))
+    model.save_pretrained(tmp_path / "four")
+    words = ["sheep", "two", "cat", "horse"]
+    options = {**answer_config(words), "ignore_mismatched_sizes": True}
+    other = GLIPv2ForVisualQuestionAnswering.from_pretrained(tmp_path / "four", **options).eval()
+    other.start_from_words(tiny_tokenizer())
+    new = other.answer_head.classifier.weight[[0, 3]].clone()
+    assert keep_known_answers(tmp_path / "four", other) == ["two", "cat"]
+    inputs = tiny_inputs()
+    scores, expected = other(**inputs).answer_logits, model(**inputs).answer_logits
+    torch.testing.assert_close(scores[:, [1, 2]], expected[:, [3, 0]])
+    assert torch.equal(other.answer_head.classifier.weight[[0, 3]], new)
+
+    options = {**answer_config(["horse", "sheep"]), "ignore_mismatched_sizes": True}
+    other = GLIPv2ForVisualQuestionAnswering.from_pretrained(tmp_path / "four", **options)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    assert keep_known_answers(tmp_path / "four", other) == []
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    GLIPv2ForPreTraining(tiny_config()).save_pretrained(tmp_path / "no-head")
+    assert keep_known_answers(tmp_path / "no-head", other) == []
 
 
 def test_loss_by_hand():

@@ -29,7 +29,12 @@ from transformers_glipv2.training.data_file import (
     read_data_file,
 )
 from transformers_glipv2.training.evaluation import DetectionEvaluator, evaluation_examples, make_evaluator
-from transformers_glipv2.training.heads import answers_are_new, contrastive_head_of, load_other_heads
+from transformers_glipv2.training.heads import (
+    answers_are_new,
+    contrastive_head_of,
+    keep_known_answers,
+    load_other_heads,
+)
 from transformers_glipv2.training.learnable import require_learnable
 from transformers_glipv2.training.loop import TrainingPlan, train
 from transformers_glipv2.training.optimization import (
@@ -81,6 +86,7 @@ __all__ = [
     "frozen_batches",
     "head_groups",
     "is_data_file",
+    "keep_known_answers",
     "learning_rate_factor",
     "load_checkpoint",
     "load_other_heads",
