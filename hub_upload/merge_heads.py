@@ -4,7 +4,8 @@ Merges heads that were trained separately, over the same frozen weights, into on
     python hub_upload/merge_heads.py --model outputs/captions --heads_of outputs/masks --output outputs/nano
 
 The folder gets the configuration, the processor and all weights of `--model`, and the further heads of `--heads_of`.
-Weights that are in both must be equal.
+Weights that are in both must be equal. With `--as_start` they may differ: heads that were trained over other weights
+are then a start for training them on.
 """
 
 import argparse
@@ -26,6 +27,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=ModelSource, required=True, help="folder whose configuration is kept")
     parser.add_argument("--heads_of", type=ModelSource, required=True, help="folder whose further heads are added")
     add_output_folder(parser, "folder to write; it must not exist")
+    parser.add_argument("--as_start", action="store_true", help="take heads that were trained over other weights")
     return parser.parse_args(arguments)
 
 
@@ -36,10 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"{args.output} exists; choose a new folder.")
     weights, others = (load_file(folder / WEIGHTS) for folder in (model, heads_of))
     differing = [name for name in weights.keys() & others.keys() if not torch.equal(weights[name], others[name])]
-    if differing:
+    if differing and not args.as_start:
         raise ValueError(
             f"{len(differing)} weights differ, such as {sorted(differing)[0]}; merge only heads that were "
-            "trained with the detector frozen."
+            "trained with the detector frozen, or pass --as_start to train them on."
         )
     added = {name: tensor for name, tensor in others.items() if name not in weights}
     if not added:

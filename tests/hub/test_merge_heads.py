@@ -51,6 +51,10 @@ def test_refuses_other_weights_and_what_would_be_overwritten(folders):
     with pytest.raises(ValueError, match=r"1 weights differ, such as detection_head\.bias"):
         merge_heads.main(arguments(folders))
     assert not (folders / "both").exists()
+    merge_heads.main([*arguments(folders, "start"), "--as_start"])
+    words, start = (load_file(folders / name / "model.safetensors") for name in ("words", "start"))
+    assert torch.equal(start["detection_head.bias"], words["detection_head.bias"])
+    assert any(name.startswith("mask_head.") for name in start)
     with pytest.raises(ValueError, match="exists; choose a new folder"):
         merge_heads.main(arguments(folders, "words"))
     with pytest.raises(ValueError, match="holds no head that"):
