@@ -43,6 +43,7 @@ MAX_LENGTH = 192
 evaluate_detection = load_script("examples/evaluate_detection.py")
 evaluate_flickr30k = load_script("examples/evaluate_flickr30k.py")
 evaluate_phrasecut = load_script("examples/evaluate_phrasecut.py")
+evaluate_image_questions = load_script("examples/evaluate_image_questions.py")
 evaluate_vqa = load_script("examples/evaluate_vqa.py")
 evaluate_captions = load_script("examples/evaluate_captions.py")
 predict_folder = load_script("examples/predict_folder.py")
@@ -399,6 +400,25 @@ def heads(folder) -> Path:
             model.set_special_tokens(tiny_tokenizer(MAX_LENGTH))
         model.save_pretrained(folder / name)
     return folder
+
+
+def test_image_questions(heads, capsys):
+    (heads / "asked").mkdir()
+    Image.new("RGB", (96, 64), "red").save(heads / "asked" / "1.png")
+    asked = ("is it red ?", "yes"), ("is it blue ?", "no"), ("is it round ?", "no"), ("what is this ?", "red")
+    questions = [{"image_id": 1, "question": question, "answers": [answer]} for question, answer in asked]
+    content = {"images": [{"id": 1, "file_name": "1.png"}], "questions": questions}
+    (heads / "asked" / "questions.json").write_text(json.dumps(content))
+    given = ["--model", heads / "answers", "--questions", heads / "asked" / "questions.json"]
+    given += ["--output", heads / "asked.json"]
+    scores = evaluate_image_questions.main([str(value) for value in given])
+    assert scores == read(heads / "asked.json") and scores["questions"] == 4
+    constant = scores["best constant answer"]
+    assert constant["accuracy"] == 75 and constant["accuracy_is it"] == pytest.approx(200 / 3)
+    for name in ("model", "blank images"):
+        parts = (3 * scores[name]["accuracy_is it"] + scores[name]["accuracy_what is"]) / 4
+        assert scores[name]["accuracy"] == pytest.approx(parts)
+    assert "75.0 % of 4 questions" in capsys.readouterr().out
 
 
 def test_vqa(heads):
