@@ -27,14 +27,26 @@ def gather(tensor: Tensor) -> Tensor:
     Args:
         tensor: of the same shape on every process.
     """
-    if num_processes() == 1:
-        return tensor
-    # Imported here, as not every build of PyTorch has collectives.
-    from torch.distributed import _functional_collectives as collectives
+    return tensor if num_processes() == 1 else _Gather.apply(tensor)
 
-    if hasattr(collectives, "all_gather_single_autograd"):
-        return collectives.all_gather_single_autograd(tensor.contiguous(), 0, dist.group.WORLD)  # type: ignore[arg-type]
-    # Its predecessor, which newer releases deprecate.
-    from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(tensor))
+class _Gather(torch.autograd.Function):
+    """
+    `gather` between several processes.
+
+    PyTorch's own, `torch.distributed._functional_collectives`, leaves several collectives running at a time; with gloo
+    and PyTorch 2.14 that corrupted memory after some hundred steps.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        ctx.length = len(tensor)
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(num_processes())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank() * ctx.length :][: ctx.length]
