@@ -15,7 +15,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python examples/detect.py --sample astronaut --labels woman helmet --threshold 0.5
+	$(BIN)/python examples/detect.py --sample astronaut --labels person face --threshold 0.57
 
 # The tests of a file share models, so a file stays on one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -12,14 +12,14 @@ from transformers_glipv2.cli.options import (
 )
 
 app = command_app()
-LABELS = ("woman", "helmet", "flag")
+LABELS = ("person", "face")
 
 
 @app.command()
 def demo(
     labels: LabelsOrNone = None,
     model: Model = DEFAULT_MODEL,
-    threshold: Threshold = 0.5,
+    threshold: Threshold = 0.57,
     device: Device = "auto",
     output: Output = None,
     as_json: AsJson = False,
