@@ -41,7 +41,8 @@ POSITIVE_FLOAT = ("0", "-1", "nan", "inf", "1e999", "x")
 COUNTS = """
     actors batch_size batches boxes cached_questions concurrency eval_steps gradient_accumulation_steps image_size
     images images_per_file labels_per_prompt large large_masks longest_edge masks max_boxes max_detections
-    max_labels max_megabytes max_megapixels max_new_tokens max_queue max_samples max_tokens num_beams num_steps
+    max_labels max_megabytes max_megapixels max_new_tokens max_queue max_samples max_tokens num_batches num_beams
+    num_labels num_steps
     processes repeats requests shots threads tokens top_k vocabulary height width
 """
 WRONG_NUMBERS = {
