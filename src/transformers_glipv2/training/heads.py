@@ -89,7 +89,8 @@ def keep_known_answers(source: str | Path, model: PreTrainedModel) -> list[str]:
     own = {name: value for name, value in model.state_dict().items() if name.startswith("answer_head.")}
     if saved.keys() != own.keys():
         return []
-    kept = [(index, known[answer]) for index, answer in model.config.id2label.items() if answer in known]
+    wanted: Any = model.config.id2label or {}
+    kept = [(index, known[answer]) for index, answer in wanted.items() if answer in known]
     if not kept:
         return []
     new, old = torch.tensor(kept).unbind(1)
@@ -98,7 +99,7 @@ def keep_known_answers(source: str | Path, model: PreTrainedModel) -> list[str]:
             value[new] = saved[name][old].to(value)
         else:
             value.copy_(saved[name])
-    return [model.config.id2label[index] for index, _ in kept]
+    return [wanted[index] for index, _ in kept]
 
 
 def _load_tensors(source: str | Path, is_wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
