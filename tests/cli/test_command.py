@@ -173,7 +173,7 @@ def test_images_are_described(capsys):
 
 def test_the_demo_needs_no_image(folder, capsys):
     assert run_command(["demo", "--model", "model", "--threshold", "0"]) == 0
-    assert "woman" in capsys.readouterr().out
+    assert "person" in capsys.readouterr().out
     assert Image.open(folder / "outputs/detect/astronaut.png").size == (512, 512)
 
 
