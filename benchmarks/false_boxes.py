@@ -3,7 +3,7 @@ Counts false boxes: photographs are asked for classes that none of them shows, s
 
     python benchmarks/false_boxes.py --model hub_upload/glipv2-nano --annotations coco-mini/val.json --images coco-mini
 
-The classes of an image are drawn from those of the file that it does not show, by the seed and its place alone, and
+The classes of an image are drawn from those of the file that it does not show, by the seed and its index alone, and
 asked for together in one prompt.
 """
 

@@ -12,6 +12,7 @@ output hardly varied over an image. The rest is left to pre-training.
 
 import argparse
 import copy
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @torch.no_grad()
-def fitted(images, old: nn.Module, new: nn.Module, convolutions: nn.ModuleList) -> list[tuple]:
+def fitted(
+    images: Iterable[torch.Tensor], old: nn.Module, new: nn.Module, convolutions: nn.ModuleList
+) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
     """
     Least squares of what each lateral convolution is to give, on the maps of the new backbone.
 
@@ -95,7 +98,8 @@ def fitted(images, old: nn.Module, new: nn.Module, convolutions: nn.ModuleList) 
         convolutions: 1x1, of the old backbone's maps, the finest first.
 
     Returns:
-        Of each level the weight `(out_channels, channels)`, the bias and the part of the variance that they explain.
+        Of each level the weight `(out_channels, channels)`, the bias `(out_channels,)`, and the part of the variance
+        that they explain.
     """
     products = [[0.0, 0.0, 0.0] for _ in convolutions]
     for pixels in images:

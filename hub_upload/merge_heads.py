@@ -4,8 +4,8 @@ Merges heads that were trained separately, over the same frozen weights, into on
     python hub_upload/merge_heads.py --model outputs/captions --heads_of outputs/masks --output outputs/nano
 
 The folder gets the configuration, the processor and all weights of `--model`, and the further heads of `--heads_of`.
-Weights that are in both must be equal. With `--as_start` they may differ: heads that were trained over other weights
-are then a start for training them on.
+Of a head that is in both, that of `--model` is kept; other weights that are in both must be equal. With `--as_start`
+they may differ: heads that were trained over other weights are then a start for training them on.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from transformers_glipv2.cli.arguments import ModelSource, ScriptParser, add_out
 from transformers_glipv2.cli.errors import run
 
 WEIGHTS = "model.safetensors"
+# Heads that are trained over a frozen detector.
+HEADS = ("answer_head.", "caption_head.", "mask_head.")
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.output.exists():
         raise ValueError(f"{args.output} exists; choose a new folder.")
     weights, others = (load_file(folder / WEIGHTS) for folder in (model, heads_of))
-    differing = [name for name in weights.keys() & others.keys() if not torch.equal(weights[name], others[name])]
+    shared = [name for name in weights.keys() & others.keys() if not name.startswith(HEADS)]
+    differing = [name for name in shared if not torch.equal(weights[name], others[name])]
     if differing and not args.as_start:
         raise ValueError(
             f"{len(differing)} weights differ, such as {sorted(differing)[0]}; merge only heads that were "

@@ -44,6 +44,17 @@ def test_all_heads_load_from_the_merged_folder(folders, capsys):
     assert (folders / "both" / "processor_config.json").is_file()
 
 
+def test_of_a_head_in_both_that_of_the_model_is_kept(folders):
+    for name, value in (("words", 1.0), ("masks", 2.0)):
+        weights = load_file(folders / name / "model.safetensors")
+        weights["answer_head.classifier.bias"] = torch.full((3,), value)
+        save_file(weights, folders / name / "model.safetensors", metadata={"format": "pt"})
+    merge_heads.main(arguments(folders))
+    both = load_file(folders / "both" / "model.safetensors")
+    assert both["answer_head.classifier.bias"].tolist() == [1.0] * 3
+    assert any(name.startswith("mask_head.") for name in both)
+
+
 def test_refuses_other_weights_and_what_would_be_overwritten(folders):
     masks = load_file(folders / "masks" / "model.safetensors")
     masks["detection_head.bias"] += 1
