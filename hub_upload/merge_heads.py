@@ -9,17 +9,15 @@ they may differ: heads that were trained over other weights are then a start for
 """
 
 import argparse
-import os
-import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from transformers_glipv2.cli.arguments import ModelSource, ScriptParser, add_output_folder, check_paths
 from transformers_glipv2.cli.errors import run
+from transformers_glipv2.conversion.edited_folder import WEIGHTS, save_with_weights
 
-WEIGHTS = "model.safetensors"
 # Heads that are trained over a frozen detector.
 HEADS = ("answer_head.", "caption_head.", "mask_head.")
 
@@ -50,14 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not added:
         raise ValueError(f"{args.heads_of} holds no head that {args.model} lacks.")
 
-    partial = args.output.with_name(f".{args.output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file in model.iterdir():
-        if file.is_file() and file.suffix in (".json", ".txt"):
-            shutil.copyfile(file, partial / file.name)
-    save_file({**weights, **added}, partial / WEIGHTS, metadata={"format": "pt"})
-    os.replace(partial, args.output)
+    save_with_weights(model, {**weights, **added}, args.output)
     heads = sorted({name.split(".")[0] for name in added})
     print(f"{args.output}: {len(weights)} weights of {args.model}, and {', '.join(heads)} of {args.heads_of}")
 
