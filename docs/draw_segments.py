@@ -8,6 +8,9 @@ Scenes are the first ones of the composite test, none selected: in turn one that
 ones, with a mask for each object found, and one that is asked for a phrase, with one mask. Photographs (those of
 scikit-image that are CC0, `--photographs`) or images of a COCO-format folder (`--coco`) come first. Under each tile
 stands what the model was asked for.
+
+`--failures` draws what it does worst instead: the three of the first hundred labelled scenes whose boxes have the
+lowest F1 at the threshold, the earlier where it is equal.
 """
 
 import argparse
@@ -18,10 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from transformers_glipv2 import GLIPv2ForInstanceSegmentation, segment_labels
+from transformers_glipv2 import GLIPv2ForInstanceSegmentation, detect_labels, segment_labels
 from transformers_glipv2.cli.arguments import (
     InputFolder,
     InputPath,
@@ -37,7 +41,9 @@ from transformers_glipv2.cli.checkpoints import load_checkpoint
 from transformers_glipv2.cli.errors import run
 from transformers_glipv2.data.formats.coco import load_coco
 from transformers_glipv2.data.scenes.scenes import ReferringScenes, test_scenes
+from transformers_glipv2.evaluation.confusion import confusion_matrix
 from transformers_glipv2.evaluation.referring import segment_phrases
+from transformers_glipv2.evaluation.scenes import evaluate_examples
 from transformers_glipv2.inference.drawing import DrawnObject, draw
 from transformers_glipv2.noun_phrases import chunk_noun_phrases
 
@@ -47,6 +53,7 @@ COLUMNS, ROWS = 3, 4
 TILE, LINE = (384, 288), 22
 MAX_BYTES = 250_000
 NEGATIVES = 20
+FAILURES, FAILURES_OF = 3, 100
 PHOTOGRAPHS = {
     "chelsea": ["cat"],
     "coffee": ["cup", "spoon"],
@@ -65,12 +72,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--coco", type=InputPath, help="COCO-format folder; begin with images of it, asked for the objects in them")
     add("--split", default="val", help="of that folder (default: val)")
     add_max_samples(parser, "images of that folder", default=COLUMNS * ROWS)
+    help = f"draw {FAILURES} failures, of the first {FAILURES_OF} labelled scenes"
+    add("--failures", action="store_true", help=help)
     add_seed(parser, "of the scenes")
     add_threshold(parser)
     add_drawing(parser, OUTPUT)
     args = parser.parse_args(arguments)
     if not (args.assets or args.coco):
         parser.error("twelve images need --assets or --coco")
+    if args.failures and not args.assets:
+        parser.error("failures are drawn of scenes, which need --assets")
     return args
 
 
@@ -94,11 +105,31 @@ def images(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         labelled = test_scenes(args.assets, "seen", count, NEGATIVES, args.seed)
         referring = ReferringScenes(args.assets, count, args.seed)
         for index in range(count):
-            scene = labelled[index]
-            named = ", ".join(dict.fromkeys(scene["objects"]["category"]))
-            asked = f"{named} and {len(scene['negative_labels'])} absent labels"
-            yield {"image": scene["image"], "labels": scene["labels"], "asked": asked}
+            yield asked_for_labels(labelled[index])
             yield {"image": referring[index]["image"], "phrase": referring[index]["text"]}
+
+
+def asked_for_labels(scene: dict[str, Any]) -> dict[str, Any]:
+    named = ", ".join(dict.fromkeys(scene["objects"]["category"]))
+    asked = f"{named} and {len(scene['negative_labels'])} absent labels"
+    return {"image": scene["image"], "labels": scene["labels"], "asked": asked}
+
+
+def failures(args: argparse.Namespace, model: Any, processor: Any) -> list[dict[str, Any]]:
+    """The labelled scenes with the lowest F1."""
+    scenes = test_scenes(args.assets, "seen", FAILURES_OF, NEGATIVES, args.seed)
+
+    def detect(scene: Any) -> Any:
+        return detect_labels(model, processor, scene["image"], scene["labels"], threshold=args.threshold)[0]
+
+    scores = []
+    for index in tqdm(range(FAILURES_OF), unit="scene"):
+        content, found = evaluate_examples([scenes[index]], detect)
+        matrix = confusion_matrix(content, found, args.threshold)
+        # Of boxes and objects, how many are on one of the same label.
+        scores.append(2 * np.diag(matrix)[:-1].sum() / (len(found) + len(content["annotations"])))
+    worst = sorted(range(FAILURES_OF), key=lambda index: scores[index])[:FAILURES]
+    return [asked_for_labels(scenes[index]) for index in worst]
 
 
 def draw_tile(model: Any, processor: Any, example: dict[str, Any], threshold: float) -> Image.Image:
@@ -146,9 +177,10 @@ def as_jpeg(image: Image.Image) -> bytes:
 def main(arguments: list[str] | None = None) -> None:
     args = check_paths(parse_args(arguments))
     model, processor = load_checkpoint(GLIPv2ForInstanceSegmentation, args.model)
-    sheet = Image.new("RGB", (COLUMNS * TILE[0], ROWS * (TILE[1] + LINE)), "white")
-    chosen = itertools.islice(images(args), COLUMNS * ROWS)
-    for index, image in enumerate(tqdm(chosen, total=COLUMNS * ROWS, unit="image")):
+    count = FAILURES if args.failures else COLUMNS * ROWS
+    chosen = failures(args, model, processor) if args.failures else itertools.islice(images(args), count)
+    sheet = Image.new("RGB", (COLUMNS * TILE[0], count // COLUMNS * (TILE[1] + LINE)), "white")
+    for index, image in enumerate(tqdm(chosen, total=count, unit="image")):
         row, column = divmod(index, COLUMNS)
         tile = draw_tile(model, processor, image, args.threshold)
         sheet.paste(tile, (column * TILE[0], row * (TILE[1] + LINE)))

@@ -197,6 +197,33 @@ def test_a_sheet_of_masks_is_drawn(trained, folder, tmp_path):
     assert all(tile.std() > 10 for row in tiles for tile in row)
     with pytest.raises(SystemExit):
         draw_segments.parse_args(["--model", str(trained)])
+    with pytest.raises(SystemExit):
+        draw_segments.parse_args(["--model", str(trained), "--coco", str(folder / "coco"), "--failures"])
+
+
+def test_failures_are_the_scenes_with_the_lowest_f1(trained, tmp_path, monkeypatch):
+    """Of five scenes of which the model of the test finds all but the third and the fourth."""
+    make_assets(tmp_path / "assets", object_crops=3)
+    draw_segments = load_script("docs/draw_segments.py")
+    monkeypatch.setattr(draw_segments, "FAILURES", 2)
+    monkeypatch.setattr(draw_segments, "FAILURES_OF", 5)
+    args = draw_segments.parse_args(["--model", str(trained), "--assets", str(tmp_path / "assets"), "--failures"])
+    scenes = draw_segments.test_scenes(args.assets, "seen", 5, draw_segments.NEGATIVES, args.seed)
+    truth = {scene["image"].tobytes(): scene for scene in (scenes[index] for index in range(5))}
+    missed = {scenes[index]["image"].tobytes() for index in (2, 3)}
+
+    def find(model, processor, image, labels, threshold):
+        scene = truth[image.tobytes()]
+        boxes = torch.tensor(scene["objects"]["bbox"]).float().reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2] - 1
+        count = 0 if image.tobytes() in missed else len(boxes)
+        names = scene["objects"]["category"][:count]
+        indices = torch.tensor([labels.index(name) for name in names], dtype=torch.long)
+        return [{"scores": torch.full((count,), 0.9), "labels": indices, "boxes": boxes[:count]}]
+
+    monkeypatch.setattr(draw_segments, "detect_labels", find)
+    worst = draw_segments.failures(args, None, None)
+    assert [one["image"].tobytes() for one in worst] == [scenes[index]["image"].tobytes() for index in (2, 3)]
 
 
 def test_masks_are_timed_beside_boxes(trained):
