@@ -11,7 +11,9 @@ SIGTERM the step is finished and saved. On several processes the batch stays the
     accelerate launch --config_file examples/configs/ddp.yaml examples/pretrain.py ...
 
 `--vqa_captioning` also learns the answers of examples of kind `vqa` and the captions of examples of kind `caption`,
-with heads of their own over the same weights.
+with heads of their own over the same weights. Their gradients can be several times those of the boxes, which learn
+slowly then, since the whole is clipped: compare `grad_norm` of the log with that of a run without, and give them less
+weight (`--loss_weights answer=0.1 caption=0.1`).
 
 The output folder gets the best weights by AP (the averaged ones) with the processor, the settings, and a line of JSON
 for every few steps in training_log.jsonl; at the end, metrics.json holds the state of the run.
@@ -57,7 +59,8 @@ from transformers_glipv2.training import (
     require_learnable,
 )
 
-LOSSES = ("box", "centerness", "intra", "inter", "mlm")
+HEAD_LOSSES = ("answer", "caption")
+LOSSES = ("box", "centerness", "intra", "inter", "mlm", *HEAD_LOSSES)
 
 
 def loss_weight(text: str) -> tuple[str, float]:
@@ -90,7 +93,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         type=loss_weight,
         default=[],
         metavar="LOSS=WEIGHT",
-        help=f"of {', '.join(LOSSES)}; 0 leaves one out, and with mlm=0 no token is masked (default: the model's)",
+        help=f"of {', '.join(LOSSES)} (the last two with --vqa_captioning); 0 leaves one out, and with mlm=0 no token "
+        "is masked (default: the model's)",
     )
     help = "learn answers and captions too; the output has heads for them (default: detection and grounding alone)"
     add("--vqa_captioning", action="store_true", help=help)
@@ -98,7 +102,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     trackers = ("tensorboard", "trackio")
     add("--trackers", nargs="*", choices=trackers, default=[], help="also log to these (default: none)")
     add_training(parser, 16, "images of a step, over all processes", 500, FROZEN_WAYS, 20000)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    for field, weight in args.loss_weights:
+        name = field.removesuffix("_loss_weight")
+        if name in HEAD_LOSSES and not args.vqa_captioning:
+            parser.error(f"--loss_weights: {name}={weight:g} weighs a loss that only --vqa_captioning has; add it.")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> TrainingState:

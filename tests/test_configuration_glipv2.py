@@ -46,6 +46,8 @@ VALUES = {
     "intra_loss_weight": [0.5, 2],
     "inter_loss_weight": [0.5, 0],
     "mlm_loss_weight": [0.5, 0],
+    "answer_loss_weight": [0.5, 0],
+    "caption_loss_weight": [0.5, 0],
     "contrastive_dim": [32],
     "max_contrastive_regions": [50],
     "contrastive_temperature": [0.1],

@@ -354,6 +354,18 @@ def test_what_is_referred_to_exists(page):
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", [*PAGES, CARD], ids=page_id)
+def test_options_are_those_of_the_code(page):
+    """Also those in sentences, which no parser reads."""
+    option = r"(?<![\w-])--[a-z][\w-]*"
+    # Of programs that are not ours.
+    known = {"--logdir", *launch_command_parser()._option_string_actions}
+    for folder in ("src", "examples", "benchmarks", "hub_upload", "docs", "tests"):
+        for file in (REPOSITORY / folder).rglob("*.py"):
+            known.update(re.findall(option, file.read_text()))
+    assert sorted(set(re.findall(option, page.read_text())) - known) == []
+
+
 def test_quoted_errors_are_those_of_the_code():
     """In the first column of a table, `...` stands for what an error fills in."""
     strings = set()

@@ -70,6 +70,18 @@ def test_losses_are_those_of_the_classes_alone(model, tmp_path):
         torch.testing.assert_close(output.loss_dict[name], loss, atol=1e-4, rtol=1e-4)
 
 
+def test_losses_of_the_heads_have_weights(model, monkeypatch):
+    batch = batch_of_four()
+    with torch.no_grad():
+        plain = model(**batch).loss_dict
+        monkeypatch.setattr(model.config, "answer_loss_weight", 0.5)
+        monkeypatch.setattr(model.config, "caption_loss_weight", 0)
+        output = model(**batch)
+    expected = {**plain, "loss_answer": 0.5 * plain["loss_answer"], "loss_caption": 0 * plain["loss_caption"]}
+    torch.testing.assert_close(output.loss_dict, expected)
+    torch.testing.assert_close(output.loss, sum(expected.values()))
+
+
 def test_each_of_several_processes_runs_every_head(model, monkeypatch):
     """Processes exchange gradients in the order of the layers, so all have to have the same layers."""
     monkeypatch.setattr(modeling_glipv2_joint, "num_processes", lambda: 2)

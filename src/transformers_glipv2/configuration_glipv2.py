@@ -144,6 +144,8 @@ class GLIPv2Config(PreTrainedConfig):
             Sigmoid focal loss.
         box_loss_weight, centerness_loss_weight, intra_loss_weight, inter_loss_weight, mlm_loss_weight (`float`):
             Weights of the summed losses.
+        answer_loss_weight, caption_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weights of the further losses of joint training.
         contrastive_dim (`int`, *optional*, defaults to 64), max_contrastive_regions (`int`, *optional*,
             defaults to 100), contrastive_temperature (`float`, *optional*, defaults to 0.07):
             Width of the inter-image contrastive space, regions of an image, and initial value of the learned
@@ -230,6 +232,8 @@ class GLIPv2Config(PreTrainedConfig):
     intra_loss_weight: float | int = 1.0
     inter_loss_weight: float | int = 1.0
     mlm_loss_weight: float | int = 1.0
+    answer_loss_weight: float | int = 1.0
+    caption_loss_weight: float | int = 1.0
     contrastive_dim: int = 64
     max_contrastive_regions: int = 100
     contrastive_temperature: float = 0.07

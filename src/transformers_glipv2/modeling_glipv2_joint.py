@@ -128,7 +128,7 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
             if len(asked):
                 logits = self.answer_head(selected_examples(output, asked))
                 targets = to_device(answers[asked], device)
-                losses["loss_answer"] = answer_loss(logits, targets, num_questions)
+                losses["loss_answer"] = self.config.answer_loss_weight * answer_loss(logits, targets, num_questions)
         if caption_labels is not None:
             captions = unwrapped(caption_labels)
             is_caption = (captions != -100).any(1)
@@ -140,9 +140,8 @@ class GLIPv2ForJointTraining(GLIPv2ForPreTraining):
                 # What is padding is masked, whatever its id.
                 mask = None if attention_mask is None else attention_mask[to_device(captioned, device)]
                 states, _ = read_captions(self, captions.clamp(min=0), None, mask, visual_states)
-                losses["loss_caption"] = caption_loss(
-                    self.caption_head(states[-1], visual_states), next_tokens(captions), num_tokens
-                )
+                loss = caption_loss(self.caption_head(states[-1], visual_states), next_tokens(captions), num_tokens)
+                losses["loss_caption"] = self.config.caption_loss_weight * loss
         return with_losses(output, losses)
 
 

@@ -39,3 +39,34 @@ def test_one_image_cannot_be_divided(tmp_path):
     arguments = ["--annotations", str(tmp_path / "all.json"), "--images", str(tmp_path)]
     with pytest.raises(ValueError, match="lists 1 images, of which none can be held out"):
         hold_out.main([*arguments, "--output", str(tmp_path / "out")])
+
+
+@pytest.fixture
+def named(tmp_path):
+    """The options of a file of three images, of which `names.json` is to hold out some."""
+    images = [{"id": 7 + index, "file_name": f"{index}.png"} for index in range(3)]
+    (tmp_path / "all.json").write_text(json.dumps({"images": images, "annotations": []}))
+    given = ["--annotations", tmp_path / "all.json", "--images", tmp_path, "--output", tmp_path / "out"]
+    return [*map(str, given), "--file_names", str(tmp_path / "names.json")]
+
+
+def test_images_are_held_out_by_name(named, tmp_path):
+    (tmp_path / "names.json").write_text(json.dumps(["2.png", "0.png"]))
+    assert hold_out.main(named) == {"images": 3, "held_out": 2}
+    train, val = (json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("train", "val"))
+    assert [image["id"] for image in val["images"]] == [7, 9] and [image["id"] for image in train["images"]] == [8]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["0.png", "x.png"], "1 of the 2 images of .* are not listed, such as x.png"),
+        ({}, "is no JSON list"),
+        ([], "is no"),
+    ],
+)
+def test_names_that_are_not_there_are_refused(named, tmp_path, names, said):
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    with pytest.raises(ValueError, match=said):
+        hold_out.main(named)
+    assert not (tmp_path / "out").exists()

@@ -242,6 +242,12 @@ def test_refuses_an_unknown_loss(folder, capsys):
     assert "'itm=1' names none of the losses box, centerness, intra, inter, mlm" in capsys.readouterr().err
 
 
+def test_weights_of_heads_need_the_heads(folder, capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main(arguments(folder, "headless", "--loss_weights", "inter=1", "answer=0.1"))
+    assert "answer=0.1 weighs a loss that only --vqa_captioning has" in capsys.readouterr().err
+
+
 def test_refuses_a_batch_that_cannot_be_dealt(folder):
     with pytest.raises(ValueError, match="must be a multiple of 1 processes x 3"):
         pretrain.main(arguments(folder, "odd", "--gradient_accumulation_steps", "3"))
