@@ -11,9 +11,9 @@ SIGTERM the step is finished and saved. On several processes the batch stays the
     accelerate launch --config_file examples/configs/ddp.yaml examples/pretrain.py ...
 
 `--vqa_captioning` also learns the answers of examples of kind `vqa` and the captions of examples of kind `caption`,
-with heads of their own over the same weights. Their gradients can be several times those of the boxes, which learn
-slowly then, since the whole is clipped: compare `grad_norm` of the log with that of a run without, and give them less
-weight (`--loss_weights answer=0.1 caption=0.1`).
+with heads of their own over the same weights. Their gradients can be several times those of the boxes, and the whole
+is clipped: compare `grad_norm` of the log with that of a run without, and give them less weight if it is much larger
+(`--loss_weights answer=0.1 caption=0.1`).
 
 The output folder gets the best weights by AP (the averaged ones) with the processor, the settings, and a line of JSON
 for every few steps in training_log.jsonl; at the end, metrics.json holds the state of the run.

@@ -62,7 +62,7 @@ def test_images_are_held_out_by_name(named, tmp_path):
     [
         (["0.png", "x.png"], "1 of the 2 images of .* are not listed, such as x.png"),
         ({}, "is no JSON list"),
-        ([], "is no"),
+        ([], "is no JSON list"),
     ],
 )
 def test_names_that_are_not_there_are_refused(named, tmp_path, names, said):
